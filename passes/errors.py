@@ -1,0 +1,22 @@
+"""The errors a user can cause; the command line prints each as one line and exits with 2."""
+
+
+class RegcacheError(Exception):
+    """Base of every error that names a cause and a fix. Never raised for bugs."""
+
+
+class InputError(RegcacheError):
+    """A file, folder, option or graph that cannot be used, named together with the reason."""
+
+
+class MissingExtraError(RegcacheError):
+    """An optional dependency is not installed.
+
+    >>> str(MissingExtraError("exporting hf: sources", extra="export", module="torch"))
+    'exporting hf: sources needs torch: pip install "regcache[export]"'
+    """
+
+    def __init__(self, what: str, *, extra: str, module: str) -> None:
+        super().__init__(f'{what} needs {module}: pip install "regcache[{extra}]"')
+        self.extra = extra
+        self.module = module

@@ -1,5 +1,7 @@
 """The errors a user can cause; the command line prints each as one line and exits with 2."""
 
+from collections.abc import Callable
+
 
 class RegcacheError(Exception):
     """Base of every error that names a cause and a fix. Never raised for bugs."""
@@ -18,5 +20,14 @@ class MissingExtraError(RegcacheError):
 
     def __init__(self, what: str, *, extra: str, module: str) -> None:
         super().__init__(f'{what} needs {module}: pip install "regcache[{extra}]"')
+        self.what = what
         self.extra = extra
         self.module = module
+
+    def __reduce__(self) -> tuple[Callable[..., "MissingExtraError"], tuple[str, str, str]]:
+        """Pickle for crossing from a child process."""
+        return _missing_extra, (self.what, self.extra, self.module)
+
+
+def _missing_extra(what: str, extra: str, module: str) -> MissingExtraError:
+    return MissingExtraError(what, extra=extra, module=module)

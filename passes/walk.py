@@ -1,0 +1,102 @@
+"""Walking a graph along its data: producers, consumers, and ops that only move numbers about."""
+
+from collections.abc import Iterator
+from typing import TypeGuard
+
+import onnx_graphsurgeon as gs
+
+# Ops that move or round values without mixing them with other data.
+SHAPE_OPS = frozenset(
+    {
+        "Cast",
+        "DequantizeLinear",
+        "Dropout",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "QuantizeLinear",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+# Ops between a linear and a matmul of attention: scaling, rotation, norms of one head.
+HEAD_OPS = SHAPE_OPS | NORMS | {"Add", "Concat", "Div", "Expand", "Mul", "Neg", "Sub", "Where"}
+
+
+def is_constant(tensor: gs.Tensor) -> TypeGuard[gs.Constant]:
+    """Whether the tensor's values are known before the model runs."""
+    return isinstance(tensor, gs.Constant)
+
+
+def producer(tensor: gs.Tensor) -> gs.Node | None:
+    """The node that writes the tensor; None for graph inputs and constants."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def consumers(tensor: gs.Tensor) -> list[gs.Node]:
+    """The nodes that read the tensor's data (Shape reads only its shape)."""
+    return [node for node in tensor.outputs if node.op != "Shape"]
+
+
+def data_inputs(node: gs.Node) -> list[gs.Tensor]:
+    """The inputs that carry data at run time: variables, without shapes, indices and axes."""
+    kept = node.inputs[:1] if node.op in SHAPE_OPS else node.inputs
+    return [tensor for tensor in kept if not tensor.is_empty() and not is_constant(tensor)]
+
+
+def stored_weight(node: gs.Node) -> gs.Constant | None:
+    """The [K, N] constant on a MatMul's right, perhaps behind a DequantizeLinear."""
+    tensor = node.inputs[1] if node.op == "MatMul" else None
+    before = None if tensor is None else producer(tensor)
+    if before is not None and before.op == "DequantizeLinear":
+        tensor = before.inputs[0]
+    return tensor if tensor is not None and is_constant(tensor) and len(tensor.shape) == 2 else None
+
+
+def is_linear(node: gs.Node) -> bool:
+    """A MatMul with a constant [K, N] weight on its right, quantized or not."""
+    return stored_weight(node) is not None
+
+
+def linears_behind(tensor: gs.Tensor) -> list[gs.Node]:
+    """The nearest linears upstream, reached through head-wise ops, in order of discovery."""
+    found: list[gs.Node] = []
+    seen: set[int] = set()
+    waiting = [tensor]
+    while waiting:
+        node = producer(waiting.pop())
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if is_linear(node):
+            found.append(node)
+        elif node.op in HEAD_OPS:
+            waiting.extend(data_inputs(node))
+    return found
+
+
+def skip_back(tensor: gs.Tensor, ops: frozenset[str] = SHAPE_OPS) -> gs.Tensor:
+    """Go upstream through ops of one data input; the first tensor not produced by one."""
+    while True:
+        node = producer(tensor)
+        if node is None or node.op not in ops or len(data_inputs(node)) != 1:
+            return tensor
+        (tensor,) = data_inputs(node)
+
+
+def downstream(tensor: gs.Tensor, ops: frozenset[str]) -> Iterator[gs.Node]:
+    """Nodes reached from a tensor through `ops`, breadth first, each once; stops behind others."""
+    waiting, seen = list(consumers(tensor)), set[int]()
+    while waiting:
+        node = waiting.pop(0)
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if node.op in ops and len(data_inputs(node)) == 1:
+            waiting.extend(item for output in node.outputs for item in consumers(output))

@@ -1,0 +1,66 @@
+"""Write fully connected layers in one form: MatMul with a [K, N] weight, then Add."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from regcache.passes.base import Close, Edit, Log, Parity, Skip
+from regcache.passes.walk import is_constant
+
+
+@dataclass(frozen=True)
+class SplitGemm:
+    """Replace Gemm by MatMul + Add.
+
+    Matched: constant weight, transA = 0, alpha = beta = 1. Refused: any other Gemm.
+    """
+
+    name: ClassVar[str] = "split_gemm"
+    parity: ClassVar[Parity] = Close(rtol=1e-5, atol=1e-6)
+
+    def requires(self, graph: gs.Graph) -> None:
+        """Nothing: Gemm nodes that do not fit are skipped."""
+
+    def rewrite(self, graph: gs.Graph) -> Log:
+        """Turn each Gemm into a MatMul in place, followed by an Add for the bias."""
+        edits, skips = [], []
+        for node in [node for node in graph.nodes if node.op == "Gemm"]:
+            reason = _refusal(node)
+            if reason:
+                skips.append(Skip(node.name, reason))
+                continue
+            weight = node.inputs[1]
+            if node.attrs.get("transB", 0):
+                weight = gs.Constant(
+                    f"{weight.name}/{node.name}/transposed", np.ascontiguousarray(weight.values.T)
+                )
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            source, output = node.inputs[0], node.outputs[0]
+            node.op, node.attrs = "MatMul", {}
+            node.inputs = [source, weight]
+            if bias is not None:
+                product = gs.Variable(f"{output.name}/matmul", dtype=output.dtype)
+                node.outputs = [product]
+                graph.nodes.append(
+                    gs.Node(
+                        "Add", name=f"{node.name}/bias", inputs=[product, bias], outputs=[output]
+                    )
+                )
+            edits.append(Edit(node.name, "MatMul + Add" if bias is not None else "MatMul"))
+        return Log(tuple(edits), tuple(skips))
+
+    def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
+        """Every Gemm that is left has a reason to be."""
+        assert all(_refusal(node) for node in after.nodes if node.op == "Gemm")
+
+
+def _refusal(node: gs.Node) -> str | None:
+    if not is_constant(node.inputs[1]):
+        return "the weight is not constant"
+    if node.attrs.get("transA", 0):
+        return "transA is set"
+    if (node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)) != (1.0, 1.0):
+        return "alpha or beta is not 1"
+    return None

@@ -1,0 +1,199 @@
+"""Canonical graphs: the same numbers as a float64 reference, whatever the exporter's spelling."""
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from running import run_graph
+from tiny_vit import Spec, TinyVit
+
+from regcache.passes.base import run
+from regcache.passes.canonicalize import canonicalize, upgrade_opset
+from regcache.passes.check import check_and_infer
+from regcache.passes.errors import InputError
+from regcache.passes.fold_constants import FoldConstants
+from regcache.passes.fuse_gelu import FuseGelu
+from regcache.passes.fuse_layer_norm import FuseLayerNorm
+from regcache.passes.onnx_file import import_graph
+from regcache.passes.resolve_shapes import ResolveShapes
+from regcache.passes.split_gemm import SplitGemm
+
+SPELLINGS = {
+    "plain": Spec(),
+    "torchscript": Spec(layer_norm="pow", gelu="half_last", dynamic_shapes=True, opset=14),
+    "opset 17": Spec(layer_norm="mul", gelu="half_first", opset=17),
+    "erf reciprocal": Spec(layer_norm="pow", gelu="times_reciprocal", opset=18),
+    "tanh": Spec(activation="gelu_tanh", gelu="half_last", opset=18),
+    "tanh, half first": Spec(activation="gelu_tanh", gelu="half_first", opset=18),
+    "gemm": Spec(gemm=True),
+    "gemm, dynamic": Spec(gemm=True, dynamic_shapes=True, gelu="half_last", opset=17),
+    "fused qkv": Spec(qkv="fused", layer_scale=True),
+    "no prefix, pooled": Spec(prefix=0, pooling_head=True),
+    "registers": Spec(prefix=5),
+    "quick gelu": Spec(activation="quick_gelu"),
+    "swiglu": Spec(activation="swiglu"),
+    "relu": Spec(activation="relu"),
+}
+
+
+def ops(graph: gs.Graph) -> Counter[str]:
+    return Counter(node.op for node in graph.nodes)
+
+
+def ready(spec: Spec) -> gs.Graph:
+    """The graph as imported, with shapes, before any pass."""
+    graph = import_graph(upgrade_opset(TinyVit(spec).model()))
+    check_and_infer(graph)
+    return graph
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_canonical_graph_computes_the_reference(name: str) -> None:
+    vit = TinyVit(SPELLINGS[name])
+    graph = canonicalize(vit.model())
+    onnx.checker.check_model(gs.export_onnx(graph), full_check=True)
+    for batch in (1, 3):
+        images = vit.images(batch)
+        for found, wanted in zip(run_graph(graph, images), vit.reference(images), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_canonical_form_has_no_decomposed_nodes(name: str) -> None:
+    spec = SPELLINGS[name]
+    found = ops(canonicalize(TinyVit(spec).model()))
+    assert found["LayerNormalization"] == 2 * spec.depth + 1
+    assert found["Gelu"] == (spec.depth if spec.activation.startswith("gelu") else 0)
+    assert not found.keys() & {"Gemm", "Erf", "Tanh", "ReduceMean", "Sqrt", "Constant"}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_canonicalizing_twice_changes_nothing(name: str) -> None:
+    once = canonicalize(TinyVit(SPELLINGS[name]).model())
+    model = gs.export_onnx(once)
+    for step in (FoldConstants(), ResolveShapes(), FuseLayerNorm(), FuseGelu(), SplitGemm()):
+        result = run(step, once)
+        assert not result.changed, (step.name, result.log.edits)
+        assert result.graph is once
+    assert gs.export_onnx(once).SerializeToString() == model.SerializeToString()
+
+
+@pytest.mark.parametrize("spelling", ["pow", "mul"])
+def test_fuse_layer_norm_counts(spelling: str) -> None:
+    graph = ready(Spec(layer_norm=spelling, depth=3))  # type: ignore[arg-type]
+    before = ops(graph)
+    result = run(FuseLayerNorm(), graph)
+    after = ops(result.graph)
+    assert len(result.log.edits) == 7
+    assert before["LayerNormalization"] == 0
+    assert after["LayerNormalization"] == 7
+    gone = Counter({"ReduceMean": 14, "Sub": 7, "Sqrt": 7, "Div": 7, "Add": 14})
+    gone["Pow" if spelling == "pow" else "Mul"] += 7
+    gone["Mul"] += 7  # the scale
+    assert before - after == gone
+
+
+def test_layer_norm_over_another_axis_is_left_alone() -> None:
+    graph = ready(Spec(layer_norm="pow"))
+    for node in graph.nodes:
+        if node.op == "ReduceMean":
+            node.inputs[1] = gs.Constant(f"{node.name}_axis", np.array([1], dtype=np.int64))
+    result = run(FuseLayerNorm(), graph)
+    assert not result.changed
+
+
+@pytest.mark.parametrize(
+    ("activation", "spelling"),
+    list(itertools.product(["gelu", "gelu_tanh"], ["half_last", "half_first"])),
+)
+def test_fuse_gelu_counts(activation: str, spelling: str) -> None:
+    spec = Spec(activation=activation, gelu=spelling, depth=3, opset=20)  # type: ignore[arg-type]
+    result = run(FuseGelu(), ready(spec))
+    assert len(result.log.edits) == 3
+    assert ops(result.graph)["Gelu"] == 3
+    kinds = {node.attrs["approximate"] for node in result.graph.nodes if node.op == "Gelu"}
+    assert kinds == {"tanh" if activation == "gelu_tanh" else "none"}
+
+
+@pytest.mark.parametrize("constant", ["const_1.0", "const_0.5", f"const_{2**0.5!r}"])
+def test_what_is_nearly_a_gelu_is_left_alone(constant: str) -> None:
+    graph = ready(Spec(gelu="half_last"))
+    tensor = graph.tensors()[constant]
+    tensor.values = np.array(float(tensor.values) * 1.01, dtype=np.float32)
+    result = run(FuseGelu(), graph)
+    assert not result.changed
+    assert [skip.reason for skip in result.log.skips] == ["Erf is not part of a GELU"] * 2
+
+
+def test_resolve_shapes_removes_the_arithmetic() -> None:
+    graph = ready(Spec(dynamic_shapes=True, opset=20))
+    result = run(ResolveShapes(), graph)
+    assert len(result.log.edits) == ops(graph)["Reshape"]
+    assert ops(result.graph)["Shape"] == 1  # the class token's Expand
+    again = run(ResolveShapes(), result.graph)
+    assert not again.changed
+
+
+def test_split_gemm_counts_and_refusals() -> None:
+    graph = ready(Spec(gemm=True, depth=1))
+    first = next(node for node in graph.nodes if node.op == "Gemm")
+    first.attrs["alpha"] = 0.5
+    result = run(SplitGemm(), graph)
+    assert len(result.log.edits) == 5
+    assert [(s.site, s.reason) for s in result.log.skips] == [
+        (first.name, "alpha or beta is not 1")
+    ]
+    assert ops(result.graph)["Gemm"] == 1
+
+
+def test_an_opset_without_conversion_is_refused() -> None:
+    model = TinyVit(Spec()).model()
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    with pytest.raises(InputError, match="no standard ONNX operators"):
+        upgrade_opset(model)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    model = TinyVit(Spec()).model()
+    wrong = np.zeros((1, 4, 16), dtype=np.float32)
+    for weight in model.graph.initializer:
+        if weight.name == "position":
+            weight.CopyFrom(onnx.numpy_helper.from_array(wrong, "position"))
+    with pytest.raises(InputError, match="shapes do not fit"):
+        canonicalize(model)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    heads=st.integers(1, 3),
+    head_dim=st.integers(2, 9),
+    grid=st.integers(1, 4),
+    prefix=st.integers(0, 3),
+    layer_norm=st.sampled_from(["node", "pow", "mul"]),
+    gemm=st.booleans(),
+    dynamic=st.booleans(),
+    opset=st.sampled_from([17, 18, 20, 21]),
+    seed=st.integers(0, 1000),
+)
+def test_random_encoders_stay_what_they_are(
+    heads: int, head_dim: int, grid: int, prefix: int, layer_norm: Any, gemm: bool, dynamic: bool,
+    opset: int, seed: int,
+) -> None:  # fmt: skip
+    spec = Spec(
+        width=heads * head_dim, heads=heads, depth=1, hidden=7, grid=grid, prefix=prefix,
+        layer_norm=layer_norm, gelu="half_last", gemm=gemm, dynamic_shapes=dynamic, opset=opset,
+        pooling_head=prefix == 0, seed=seed,
+    )  # fmt: skip
+    vit = TinyVit(spec)
+    images = vit.images(2, seed)
+    for found, wanted in zip(
+        run_graph(canonicalize(vit.model()), images), vit.reference(images), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,113 @@
+"""One streaming pass of the float model over the calibration images."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from regcache.compiler.ranges import choose_scale
+from regcache.compiler.statistics import ChannelRange, Floats, RowSample, tokens_per_image
+from regcache.compiler.targets import Target
+from regcache.passes.affine import Affine
+from regcache.passes.base import run
+from regcache.passes.encoder import EncoderView
+from regcache.passes.errors import InputError
+from regcache.passes.observe import Observe
+from regcache.passes.onnx_file import save_graph
+from regcache.runtime.session import OrtSession
+
+
+class Observer(Protocol):
+    """Something that takes in activations [B, T, K] batch by batch."""
+
+    def update(self, tokens: Floats) -> None:
+        """Take in one batch."""
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """What calibration learns of the activation at one site."""
+
+    channels: ChannelRange
+    sample: RowSample
+
+    @property
+    def low(self) -> float:
+        """Smallest value of any channel."""
+        return float(self.channels.low.min())
+
+    @property
+    def high(self) -> float:
+        """Largest value of any channel."""
+        return float(self.channels.high.max())
+
+    def update(self, tokens: Floats) -> None:
+        """Take in activations [B, T, K]."""
+        self.channels.update(tokens)
+        self.sample.update(tokens)
+
+
+def observe(
+    graph: gs.Graph,
+    observers: Mapping[str, Observer],
+    batches: Iterable[NDArray[np.float32]],
+    model_path: Path,
+    *,
+    threads: int | None = None,
+) -> int:
+    """Run the graph over `batches` [B, 3, H, W] and feed each named tensor to its observer.
+
+    The graph with the tensors as outputs is written to `model_path` first, so that ONNX Runtime
+    reads it from there and memory holds one copy. Returns the number of images. Raises
+    InputError, naming the tensor, when an activation is not finite or has no token axis.
+    """
+    save_graph(run(Observe(tuple(observers)), graph).graph, model_path)
+    images = 0
+    with OrtSession(model_path, threads=threads) as session:
+        for batch in batches:
+            for name, activation in zip(session.output_names, session.run(batch), strict=True):
+                if name in observers:
+                    observers[name].update(_finite_tokens(name, activation, len(batch)))
+            images += len(batch)
+    return images
+
+
+def _finite_tokens(name: str, activation: Floats, batch: int) -> Floats:
+    try:
+        tokens = tokens_per_image(activation, batch)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
+    # A sum is finite exactly when no term is NaN or infinite, short of overflow.
+    if not np.isfinite(np.sum(tokens, dtype=np.float64)):
+        raise InputError(f"{name}: the float model computes NaN or infinity there")
+    return tokens
+
+
+def site_statistics(view: EncoderView, images: int, seed: int) -> dict[str, SiteStatistics]:
+    """Empty statistics for every site, by tensor name, sized for a number of images."""
+    return {
+        site.tensor.name: SiteStatistics(ChannelRange(), RowSample.of(images, seed))
+        for site in view.sites
+    }
+
+
+def choose_scales(
+    view: EncoderView, statistics: Mapping[str, SiteStatistics], target: Target
+) -> dict[str, Affine]:
+    """The activation scale of every site, by the name of its tensor."""
+    scales = {}
+    for site in view.sites:
+        seen = statistics[site.tensor.name]
+        scales[site.tensor.name] = choose_scale(
+            seen.sample.rows,
+            [linear.weight for linear in site.linears],
+            seen.low,
+            seen.high,
+            target.activation_dtype,
+            symmetric=target.activation_symmetric,
+        )
+    return scales

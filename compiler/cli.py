@@ -1,0 +1,197 @@
+"""The command line. Exit codes: 0 good, 1 the measured thing falls short, 2 bad input."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from regcache.compiler.inspection import inspect_encoder, inspection_tables
+from regcache.compiler.manifest import CompileOptions, Manifest
+from regcache.compiler.measure import ReferenceChoice, measure_artifact
+from regcache.compiler.pipeline import compile_encoder
+from regcache.compiler.prepare import export_source
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.staging import staged_file, write_text
+from regcache.compiler.targets import TargetName
+from regcache.export.onnx_file import sidecar
+from regcache.passes.errors import InputError, RegcacheError
+from regcache.runtime.parity import DEFAULT_MIN_COSINE
+from regcache.runtime.parity_output import parity_table, write_json, write_junit
+
+app = typer.Typer(
+    name="regcache",
+    help="Turn a pretrained vision encoder into an int8 artifact, and prove its accuracy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="FILE.onnx, hf:ID_OR_DIR, timm:NAME, openclip:ARCH/TAG_OR_FILE, sample:dinov2-small",
+    ),
+]
+ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A compiled folder.")]
+ImagesOption = Annotated[Path, typer.Option("--images", help="A folder of images.")]
+ResolutionOption = Annotated[
+    int | None, typer.Option(min=1, help="Side of the square input in pixels.")
+]
+PreprocessOption = Annotated[
+    Path | None, typer.Option(help="A preprocess.json in place of the source's recipe.")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images per run.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads of ONNX Runtime; all CPUs by default.")
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the numbers to this file ('-': to stdout).")
+]
+OutputOption = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
+
+
+@app.command()
+def export(
+    source: SourceArgument, output: OutputOption, resolution: ResolutionOption = None
+) -> None:
+    """Write a source as ONNX, its preprocessing recipe beside it."""
+    reporter = Reporter()
+    reporter.step(f"exporting {source}")
+    with staged_file(output) as staged:
+        recipe = export_source(source, staged, resolution)
+        if recipe is not None:
+            sidecar(staged).write_text(recipe.to_json(), encoding="utf-8")
+    Console().print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def inspect(
+    source: SourceArgument,
+    images: Annotated[Path | None, typer.Option(help="Images to measure activations on.")] = None,
+    resolution: ResolutionOption = None,
+    preprocess: PreprocessOption = None,
+    batch_size: BatchOption = 4,
+    threads: ThreadsOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Print the blocks found and, with --images, where the outliers stand."""
+    options = CompileOptions(
+        source=source,
+        images=str(images or ""),
+        resolution=resolution,
+        preprocess=None if preprocess is None else str(preprocess),
+    )
+    found = inspect_encoder(options, images, Reporter(), batch_size=batch_size, threads=threads)
+    if json is not None:
+        write_text(json, found.model_dump_json(indent=2) + "\n")
+    if json != Path("-"):
+        for table in inspection_tables(found):
+            Console().print(table)
+
+
+@app.command("compile")
+def compile_command(
+    source: SourceArgument,
+    images: ImagesOption,
+    output: OutputOption,
+    target: Annotated[TargetName, typer.Option(help="What will run it.")] = TargetName.ORT_CPU,
+    resolution: ResolutionOption = None,
+    preprocess: PreprocessOption = None,
+    no_float: Annotated[bool, typer.Option("--no-float", help="Keep no float.onnx.")] = False,
+    batch_size: BatchOption = 4,
+    threads: ThreadsOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the row sample.")] = 0,
+    json: JsonOption = None,
+) -> None:
+    """Compile a source into an int8 artifact, calibrated on --images."""
+    options = CompileOptions(
+        source=source,
+        images=str(images),
+        target=target,
+        resolution=resolution,
+        preprocess=None if preprocess is None else str(preprocess),
+        batch_size=batch_size,
+        threads=threads,
+        seed=seed,
+        keep_float=not no_float,
+    )
+    manifest = compile_encoder(options, output, Reporter())
+    if json is not None:
+        write_text(json, manifest.model_dump_json(indent=2) + "\n")
+    if json != Path("-"):
+        _print_artifact(manifest, output)
+
+
+@app.command()
+def parity(
+    artifact: ArtifactArgument,
+    images: ImagesOption,
+    gallery: Annotated[
+        Path | None, typer.Option(help="Folder of class folders for nearest-neighbour accuracy.")
+    ] = None,
+    query: Annotated[
+        Path | None, typer.Option(help="Folder of class folders to classify by the gallery.")
+    ] = None,
+    min_cosine: Annotated[
+        float, typer.Option(min=-1.0, max=1.0, help="Least mean cosine to pass.")
+    ] = DEFAULT_MIN_COSINE,
+    reference: Annotated[
+        ReferenceChoice, typer.Option(help="What to compare with; auto: PyTorch if it can be.")
+    ] = ReferenceChoice.AUTO,
+    batch_size: BatchOption = 4,
+    threads: ThreadsOption = None,
+    json: JsonOption = None,
+    junit: Annotated[Path | None, typer.Option(help="Write a JUnit report to this file.")] = None,
+) -> None:
+    """Measure how close an artifact is to PyTorch; exit 1 where it falls short."""
+    if (gallery is None) != (query is None):
+        raise InputError("--gallery and --query go together")
+    result = measure_artifact(
+        artifact,
+        images,
+        Reporter(),
+        min_cosine=min_cosine,
+        choice=reference,
+        labelled=None if gallery is None or query is None else (gallery, query),
+        batch_size=batch_size,
+        threads=threads,
+    )
+    if json == Path("-"):
+        write_text(json, result.model_dump_json(indent=2) + "\n")
+    else:
+        Console().print(parity_table(result))
+        if json is not None:
+            write_json(result, json)
+    if junit is not None:
+        write_junit(result, junit)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _print_artifact(manifest: Manifest, output: Path) -> None:
+    megabytes = {name: record.size / 1e6 for name, record in manifest.files.items()}
+    result = manifest.parity.result
+    lines = [
+        f"wrote {output}: model.onnx {megabytes['model.onnx']:.1f} MB"
+        + (f", float {megabytes['float.onnx']:.1f} MB" if "float.onnx" in megabytes else ""),
+        f"on {result.n_images} of the calibration images: cosine {result.cosine_mean:.5f}, "
+        f"worst {result.cosine_min:.5f}; prove it on others with: regcache parity {output}",
+    ]
+    for line in lines:
+        Console().print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def main() -> None:
+    """Entry point: a RegcacheError is one line on stderr and exit code 2."""
+    try:
+        app()
+    except RegcacheError as error:
+        message = " ".join(str(error).split())
+        print(f"regcache: error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError:
+        print("regcache: error: out of memory", file=sys.stderr)
+        sys.exit(2)

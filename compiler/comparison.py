@@ -1,0 +1,77 @@
+"""Run an encoder and its float original over the same images and compare."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.compiler.reporter import Reporter
+from regcache.passes.errors import InputError
+from regcache.passes.preprocess import Preprocess
+from regcache.runtime.images import ImageFolder, labelled_images
+from regcache.runtime.parity import ParityMeter, knn_top1
+
+Encoder = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
+"""float32 images [B, 3, H, W] -> outputs, the pooled embedding [B, D] first."""
+
+
+def compare(
+    reference: Encoder,
+    candidate: Encoder,
+    folder: ImageFolder,
+    reporter: Reporter,
+    *,
+    prefix_tokens: int = 1,
+    label: str = "comparing",
+) -> ParityMeter:
+    """Feed every batch to both encoders; returns the meter that saw their outputs.
+
+    Raises InputError when no image can be read or the outputs differ in shape.
+    """
+    meter = ParityMeter(prefix_tokens)
+    for batch in reporter.images(folder, len(folder.paths), label):
+        names = [path.name for path in batch.paths]
+        meter.update(reference(batch.images), candidate(batch.images), names)
+    return meter
+
+
+def compare_knn(
+    reference: Encoder,
+    candidate: Encoder,
+    gallery: Path,
+    query: Path,
+    recipe: Preprocess,
+    reporter: Reporter,
+    *,
+    batch_size: int,
+) -> tuple[float, float]:
+    """Top-1 accuracy of nearest-neighbour classification with both encoders: (float, quantized).
+
+    `gallery` and `query` are folders of class folders; where they are the same, every image is
+    classified by the others (leave-one-out). Raises InputError when a folder cannot be used or the
+    query holds a class that the gallery does not.
+    """
+    same = gallery.resolve() == query.resolve()
+    sets = [labelled_images(gallery)] + ([] if same else [labelled_images(query)])
+    missing = {label for _, label in sets[-1]} - {label for _, label in sets[0]}
+    if missing:
+        raise InputError(f"{query}: class {min(missing)!r} is not in the gallery {gallery}")
+    embedded = []
+    for items, name in zip(sets, ("gallery", "query"), strict=False):
+        labels = dict(items)
+        folder = ImageFolder([path for path, _ in items], recipe, batch_size, reporter.skipped)
+        rows: tuple[list[NDArray[Any]], list[NDArray[Any]]] = ([], [])
+        classes: list[str] = []
+        for batch in reporter.images(folder, len(items), name):
+            for encoder, kept in zip((reference, candidate), rows, strict=True):
+                pooled = encoder(batch.images)[0]
+                kept.append(pooled.reshape(len(pooled), -1).copy())
+            classes += [labels[path] for path in batch.paths]
+        embedded.append(([np.concatenate(part) for part in rows], classes))
+    (known, known_labels), (asked, asked_labels) = embedded[0], embedded[-1]
+    in_float, quantized = (
+        knn_top1(known[side], known_labels, asked[side], asked_labels, same=same) for side in (0, 1)
+    )
+    return in_float, quantized

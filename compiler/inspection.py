@@ -1,0 +1,288 @@
+"""`regcache inspect`: the blocks of an encoder and, with images, where its outliers stand."""
+
+import tempfile
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
+
+from regcache.compiler.calibration import Observer, observe
+from regcache.compiler.prepare import FloatEncoder, SourceOptions, prepare
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.statistics import ChannelRange, Floats, NormHistogram, TokenNorms
+from regcache.passes.encoder import Block, EncoderView
+from regcache.runtime.images import ImageFolder, list_images
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NormSummary(_Record):
+    """Norms of tokens over all images: median and 99th percentile within 2.2 %, exact maximum."""
+
+    median: float
+    p99: float
+    maximum: float
+
+
+class OutlierRecord(_Record):
+    """A value of large magnitude: in which image, at which token and channel it stands."""
+
+    value: float
+    image: str
+    token: int
+    kind: str
+    channel: int
+
+
+class StreamRecord(_Record):
+    """Norms of the residual stream's tokens at a block's output (l-infinity and l2)."""
+
+    linf: NormSummary
+    l2: NormSummary
+    outliers: list[OutlierRecord]
+
+
+class ActivationRecord(_Record):
+    """The activation at a site: its range, token norms and largest values.
+
+    `low`, `high`: over all tokens and channels; `channel_low`, `channel_high`: the channels that
+    hold them. `outlier_ratio`: the largest token's l-infinity norm over the median token's.
+    """
+
+    site: str
+    linears: list[str]
+    low: float
+    high: float
+    channel_low: int
+    channel_high: int
+    linf: NormSummary
+    outlier_ratio: float
+    outliers: list[OutlierRecord]
+
+
+class BlockRecord(_Record):
+    """A block: what it is made of and, with images, its stream and activations."""
+
+    index: int
+    activation: str
+    linears: dict[str, tuple[int, int]]
+    stream: StreamRecord | None = None
+    activations: list[ActivationRecord] | None = None
+
+
+class Inspection(_Record):
+    """Everything `regcache inspect` finds."""
+
+    source: str
+    blocks: list[BlockRecord]
+    width: int
+    heads: int
+    head_dim: int
+    tokens: int | None
+    prefix_tokens: int | None
+    n_images: int
+
+
+class _SiteObserver:
+    """Channel ranges and token norms of one activation."""
+
+    def __init__(self) -> None:
+        self.channels, self.norms = ChannelRange(), TokenNorms()
+
+    def update(self, tokens: Floats) -> None:
+        self.channels.update(tokens)
+        self.norms.update(tokens)
+
+
+def inspect_encoder(
+    options: SourceOptions,
+    images: Path | None,
+    reporter: Reporter,
+    *,
+    batch_size: int = 4,
+    threads: int | None = None,
+) -> Inspection:
+    """Find the blocks of a source and, with images, run it once and measure its activations.
+
+    Memory is flat in the number of images. Raises InputError on bad input.
+    """
+    paths = [] if images is None else list_images(images)
+    with tempfile.TemporaryDirectory(prefix="regcache-") as scratch:
+        encoder = prepare(options, Path(scratch), reporter)
+        view = encoder.view
+        if not paths:
+            return _report(options.source, view, [_describe(block) for block in view.blocks], 0)
+        streams = {block.output.name: TokenNorms() for block in view.blocks}
+        sites = {site.tensor.name: _SiteObserver() for site in view.sites}
+        names = _observe(
+            encoder, paths, streams, sites, Path(scratch), reporter, batch_size, threads
+        )
+        place = _Place(view, names)
+        blocks = [_describe(block, place, streams, sites) for block in view.blocks]
+        return _report(options.source, view, blocks, len(names))
+
+
+def _observe(
+    encoder: FloatEncoder,
+    paths: list[Path],
+    streams: dict[str, TokenNorms],
+    sites: dict[str, _SiteObserver],
+    scratch: Path,
+    reporter: Reporter,
+    batch_size: int,
+    threads: int | None,
+) -> list[str]:
+    """Run the images through the observers; returns the names of those that could be read."""
+    folder = ImageFolder(paths, encoder.recipe, encoder.batch(batch_size), reporter.skipped)
+    batches = reporter.images(folder, len(paths), "inspecting")
+    model = scratch / "observed.onnx"
+    observers: dict[str, Observer] = {**streams, **sites}
+    observe(encoder.graph, observers, (b.images for b in batches), model, threads=threads)
+    unreadable = {item.path for item in folder.skipped}
+    return [path.name for path in paths if path not in unreadable]
+
+
+class _Place:
+    """Names for the images and token positions of outliers."""
+
+    def __init__(self, view: EncoderView, images: list[str]) -> None:
+        self.prefix, self.images = view.prefix_tokens, images
+
+    def outliers(self, norms: TokenNorms) -> list[OutlierRecord]:
+        return [
+            OutlierRecord(
+                value=item.value,
+                image=self.images[item.image],
+                token=item.token,
+                kind=self._kind(item.token),
+                channel=item.channel,
+            )
+            for item in norms.outliers
+        ]
+
+    def _kind(self, token: int) -> str:
+        if self.prefix is None:
+            return "unknown"
+        if token >= self.prefix:
+            return "patch"
+        return "class" if token == 0 else "register"
+
+
+def _describe(
+    block: Block,
+    place: _Place | None = None,
+    streams: dict[str, TokenNorms] | None = None,
+    sites: dict[str, _SiteObserver] | None = None,
+) -> BlockRecord:
+    linears = {linear.name.rpartition(".")[2]: linear.weight_shape for linear in block.linears}
+    plain = BlockRecord(index=block.index, activation=block.mlp.activation, linears=linears)
+    if place is None or streams is None or sites is None:
+        return plain
+    norms = streams[block.output.name]
+    stream = StreamRecord(
+        linf=_summary(norms.linf), l2=_summary(norms.l2), outliers=place.outliers(norms)
+    )
+    activations = []
+    readers: dict[str, list[str]] = {}
+    for linear in block.linears:
+        readers.setdefault(linear.input.name, []).append(linear.name.rpartition(".")[2])
+    for tensor, names in readers.items():
+        activations.append(_activation("+".join(names), names, sites[tensor], place))
+    return plain.model_copy(update={"stream": stream, "activations": activations})
+
+
+def _activation(
+    site: str, linears: list[str], seen: _SiteObserver, place: _Place
+) -> ActivationRecord:
+    low, high = seen.channels.low, seen.channels.high
+    linf = _summary(seen.norms.linf)
+    return ActivationRecord(
+        site=site,
+        linears=linears,
+        low=float(low.min()),
+        high=float(high.max()),
+        channel_low=int(low.argmin()),
+        channel_high=int(high.argmax()),
+        linf=linf,
+        outlier_ratio=linf.maximum / linf.median if linf.median else 0.0,
+        outliers=place.outliers(seen.norms),
+    )
+
+
+def _summary(norms: NormHistogram) -> NormSummary:
+    return NormSummary(median=norms.percentile(50), p99=norms.percentile(99), maximum=norms.maximum)
+
+
+def _report(source: str, view: EncoderView, blocks: list[BlockRecord], images: int) -> Inspection:
+    return Inspection(
+        source=source,
+        blocks=blocks,
+        width=view.width,
+        heads=view.heads,
+        head_dim=view.head_dim,
+        tokens=view.tokens,
+        prefix_tokens=view.prefix_tokens,
+        n_images=images,
+    )
+
+
+def inspection_tables(found: Inspection) -> list[Table]:
+    """The inspection as tables for a terminal."""
+    prefix = "unknown" if found.prefix_tokens is None else str(found.prefix_tokens)
+    shape = Table(
+        title=f"{found.source}: {len(found.blocks)} blocks, width {found.width}, "
+        f"{found.heads} heads of {found.head_dim}, {found.tokens} tokens ({prefix} before patches)"
+    )
+    for name in ("block", "activation", "linears [K x N]"):
+        shape.add_column(name)
+    for block in found.blocks:
+        linears = ", ".join(f"{name} {k}x{n}" for name, (k, n) in block.linears.items())
+        shape.add_row(str(block.index), block.activation, linears)
+    return [shape, _stream_table(found), _site_table(found)] if found.n_images else [shape]
+
+
+def _stream_table(found: Inspection) -> Table:
+    table = Table(
+        title=f"Residual stream after each block, token norms over {found.n_images} images"
+    )
+    for name in ("block", "l-inf median", "p99", "max", "l2 median", "p99", "max", "largest value"):
+        table.add_column(name, justify="right")
+    for block in found.blocks:
+        if block.stream is None:
+            continue
+        norms = (block.stream.linf, block.stream.l2)
+        cells = [f"{n:.3g}" for norm in norms for n in (norm.median, norm.p99, norm.maximum)]
+        table.add_row(str(block.index), *cells, _largest(block.stream.outliers))
+    return table
+
+
+def _site_table(found: Inspection) -> Table:
+    table = Table(title="Activations that feed the linears")
+    for name in (
+        "site",
+        "low",
+        "high",
+        "token l-inf median",
+        "p99",
+        "max / median",
+        "largest value",
+    ):
+        table.add_column(name, justify="right")
+    for block in found.blocks:
+        for site in block.activations or ():
+            numbers = (site.low, site.high, site.linf.median, site.linf.p99, site.outlier_ratio)
+            table.add_row(
+                f"{block.index}.{site.site}",
+                *(f"{number:.3g}" for number in numbers),
+                _largest(site.outliers),
+            )
+    return table
+
+
+def _largest(outliers: list[OutlierRecord]) -> str:
+    if not outliers:
+        return ""
+    first = outliers[0]
+    return f"{first.value:.3g} at {first.kind} token {first.token}, channel {first.channel}"

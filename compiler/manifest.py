@@ -1,0 +1,186 @@
+"""manifest.json: everything there is to know about an artifact, and proof of its files."""
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from regcache.compiler.staging import MANIFEST
+from regcache.compiler.targets import TargetName
+from regcache.passes.errors import InputError
+from regcache.runtime.parity import ParityResult
+
+_HASHED = 1 << 20
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Record):
+    """A file of the artifact: its size in bytes and SHA-256."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Measure a file."""
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while chunk := stream.read(_HASHED):
+                digest.update(chunk)
+        return cls(size=path.stat().st_size, sha256=digest.hexdigest())
+
+
+class CompileOptions(_Record):
+    """Everything that decides what `regcache compile` makes of a source."""
+
+    source: str
+    images: str
+    target: TargetName = TargetName.ORT_CPU
+    resolution: int | None = None
+    preprocess: str | None = None
+    batch_size: int = 4
+    threads: int | None = None
+    seed: int = 0
+    keep_float: bool = True
+
+
+class SourceRecord(_Record):
+    """Where the encoder came from; `sha256` is of its ONNX form before any pass."""
+
+    name: str
+    sha256: str
+    recipe: Literal["source", "option", "assumed"]
+
+
+class EncoderRecord(_Record):
+    """What the encoder view found."""
+
+    blocks: int
+    width: int
+    heads: int
+    head_dim: int
+    tokens: int | None
+    prefix_tokens: int | None
+    activation: str
+
+
+class SiteRecord(_Record):
+    """The quantization of one activation and of the linears that read it.
+
+    `observed` is the range seen in calibration, `covered` the one that the integers stand for.
+    """
+
+    site: str
+    tensor: str
+    observed: tuple[float, float]
+    covered: tuple[float, float]
+    scale: float
+    zero_point: int
+    dtype: str
+
+
+class QuantizationRecord(_Record):
+    """Number formats, and the ranges that calibration chose."""
+
+    activation_dtype: str
+    activation_symmetric: bool
+    weight_dtype: str
+    why: str
+    sites: list[SiteRecord]
+
+
+class CalibrationRecord(_Record):
+    """The images that calibration saw; `skipped` are the ones that could not be read."""
+
+    images: int
+    skipped: list[str]
+
+
+class ParityRecord(_Record):
+    """Parity with the float ONNX on a few of the calibration images, measured while compiling."""
+
+    images: Literal["calibration"] = "calibration"
+    result: ParityResult
+
+
+class PassRecord(_Record):
+    """What one pass did."""
+
+    name: str
+    edits: int
+    skips: list[str]
+
+
+class Manifest(_Record):
+    """The content of manifest.json."""
+
+    format_version: Literal[1] = 1
+    regcache: str
+    versions: dict[str, str]
+    options: CompileOptions
+    source: SourceRecord
+    encoder: EncoderRecord
+    calibration: CalibrationRecord
+    quantization: QuantizationRecord
+    passes: list[PassRecord]
+    parity: ParityRecord
+    files: dict[str, FileRecord]
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json into the artifact's folder."""
+        text = self.model_dump_json(indent=2) + "\n"
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the libraries that decide what an artifact holds; absent ones are left out."""
+    found = {}
+    for name in ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "pillow", "torch",
+                 "transformers", "timm", "open_clip_torch"):  # fmt: skip
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hash_files(folder: Path) -> dict[str, FileRecord]:
+    """Every file of an artifact but the manifest itself, by its relative path."""
+    return {
+        path.relative_to(folder).as_posix(): FileRecord.of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read an artifact's manifest and check every file against it.
+
+    Raises InputError when the folder is no artifact, was made by another version of the format,
+    or holds a file that is missing, changed or not listed.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{folder}: no regcache artifact ({MANIFEST} cannot be read)") from error
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{path}: not a manifest of this version: {where} {first['msg']}"
+        ) from error
+    found = hash_files(folder)
+    for name in sorted(found.keys() | manifest.files.keys()):
+        if found.get(name) != manifest.files.get(name):
+            state = "missing" if name not in found else "changed"
+            state = state if name in manifest.files else "not in the manifest"
+            raise InputError(f"{folder / name}: {state}; compile the artifact again")
+    return manifest

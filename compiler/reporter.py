@@ -1,0 +1,41 @@
+"""What a command tells its user while it works: bars on a terminal, plain lines elsewhere."""
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from regcache.runtime.images import Batch, Skipped
+
+
+class Reporter:
+    """Progress and warnings on standard error, so that standard output holds results only."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def step(self, text: str) -> None:
+        """Say what is being done now."""
+        self.console.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        """Say what the user has to know, in one line."""
+        self.console.print(Text.assemble(("warning: ", "yellow"), text))
+
+    def skipped(self, skipped: Skipped) -> None:
+        """Say that an image was left out."""
+        self.warn(f"skipped {skipped.path}: {skipped.reason}")
+
+    def images(self, batches: Iterable[Batch], total: int, label: str) -> Iterator[Batch]:
+        """Pass batches through, counting their images."""
+        if not self.console.is_terminal:
+            self.step(f"{label}: {total} images")
+            yield from batches
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            for batch in batches:
+                yield batch
+                bar.advance(task, len(batch.paths))

@@ -1,0 +1,39 @@
+"""What each deployment target can run, as the number formats of its Q/DQ pairs."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from regcache.passes.affine import IntegerType
+
+
+class TargetName(StrEnum):
+    """The targets `regcache compile` knows."""
+
+    ORT_CPU = "ort-cpu"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Number formats: activations per tensor, weights per channel and symmetric."""
+
+    name: TargetName
+    activation_dtype: IntegerType
+    activation_symmetric: bool
+    weight_dtype: IntegerType
+    why: str
+
+
+def resolve_target(name: TargetName, *, u8s8_saturates: bool) -> Target:
+    """The formats for a target; `u8s8_saturates` is measured on the CPU that compiles.
+
+    TensorRT takes signed int8 with zero point 0 only. On a CPU, unsigned activations are one bit
+    finer after GELU-like skew; weights are signed unless the CPU's U8S8 kernels saturate.
+    """
+    if name is not TargetName.ORT_CPU:
+        return Target(name, "int8", True, "int8", "TensorRT: signed int8, zero point 0")
+    if u8s8_saturates:
+        why = "U8U8: this CPU's U8S8 kernels saturate in 16 bits"
+        return Target(name, "uint8", False, "uint8", why)
+    return Target(name, "uint8", False, "int8", "U8S8: this CPU's kernels are exact")

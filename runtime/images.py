@@ -1,0 +1,270 @@
+"""Image files -> the encoder's input batches, exactly as torchvision does on PIL images."""
+
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from regcache.passes.errors import InputError
+from regcache.passes.preprocess import Preprocess
+
+# Twice Image.MAX_IMAGE_PIXELS: where Pillow stops warning and raises DecompressionBombError.
+PIXEL_LIMIT = 178_956_970
+
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg"),
+    *(".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+)
+# Named, so that a file posing as a photo never reaches Pillow's other readers: EPS runs a program.
+_FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"}
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class UnreadableImageError(InputError):
+    """A file that is not an image, or a broken one."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class OversizedImageError(InputError):
+    """An image with more pixels than PIXEL_LIMIT, as stored or once resized."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image file that could not be read, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images`: float32 [B, 3, height, width], in the order of `paths`."""
+
+    images: NDArray[np.float32]
+    paths: list[Path]
+
+
+@dataclass
+class ImageFolder:
+    """Image files as a stream of batches: every `batch_size` readable images, then the rest.
+
+    Each iteration reads the files anew and holds one batch. A file that cannot be read is left out,
+    added to `skipped` (emptied when an iteration starts) and passed to `on_skip`.
+    Iterating raises OversizedImageError at an image over the pixel limit, and InputError at the end
+    when no file could be read.
+    """
+
+    paths: list[Path]
+    recipe: Preprocess
+    batch_size: int = 8
+    on_skip: Callable[[Skipped], None] | None = None
+    skipped: list[Skipped] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"the batch size must be at least 1, not {self.batch_size}")
+        if not self.paths:
+            raise InputError("no images to read")
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.skipped.clear()
+        readable = self._read()
+        while chunk := list(islice(readable, self.batch_size)):
+            yield Batch(np.stack([image for _, image in chunk]), [path for path, _ in chunk])
+        if len(self.skipped) == len(self.paths):
+            first = self.skipped[0]
+            raise InputError(
+                f"none of the {len(self.paths)} images can be read; {first.path}: {first.reason}"
+            )
+
+    def _read(self) -> Iterator[tuple[Path, NDArray[np.float32]]]:
+        for path in self.paths:
+            try:
+                image = read_image(path, self.recipe)
+            except UnreadableImageError as error:
+                skipped = Skipped(path, error.reason)
+                self.skipped.append(skipped)
+                if self.on_skip is not None:
+                    self.on_skip(skipped)
+            else:
+                yield path, image
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Every file below `folder` that is named like an image (IMAGE_SUFFIXES), sorted.
+
+    Links to folders are followed, each folder once; hidden files and folders are left out. Broken
+    links and the like are listed, so that the reader reports them.
+    Raises InputError, naming the folder, when it is missing, not a folder, holds no image, or when
+    it or a folder inside cannot be read.
+    """
+    images: list[Path] = []
+    seen = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
+        unseen = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(parent, name))
+            if not name.startswith(".") and real not in seen:
+                seen.add(real)
+                unseen.append(name)
+        folders[:] = unseen
+        images += (Path(parent, name) for name in names if _named_like_an_image(name))
+    if not images:
+        raise InputError(f"image folder {folder}: no image in it ({' '.join(IMAGE_SUFFIXES)})")
+    return sorted(images)
+
+
+def labelled_images(folder: Path) -> list[tuple[Path, str]]:
+    """The images of a folder of class folders, each with the name of its class folder.
+
+    Files beside the class folders are ignored.
+    Raises InputError when there are fewer than two class folders, or one holds no image or cannot
+    be read.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except OSError as error:
+        _refuse_folder(error)
+    classes = [name for name in names if not name.startswith(".")]
+    if len(classes) < 2:
+        raise InputError(f"image folder {folder}: needs a folder for each of two or more classes")
+    return [(path, name) for name in classes for path in list_images(folder / name)]
+
+
+def read_image(path: Path, recipe: Preprocess) -> NDArray[np.float32]:
+    """Read an image file as the encoder's input, float32 [3, height, width].
+
+    Of an animation the first frame is read. The EXIF orientation is not applied and colour profiles
+    are ignored, because the pipelines the encoders were trained with do neither.
+    Raises UnreadableImageError for a file that is missing, broken or no image, and
+    OversizedImageError, before decoding, for one over the pixel limit.
+    """
+    # Pillow's warnings (sizes, palettes, metadata) would land between the user's progress lines.
+    with warnings.catch_warnings(action="ignore"):
+        return preprocess_image(_decode(path, recipe), recipe)
+
+
+def preprocess_image(image: Image.Image, recipe: Preprocess) -> NDArray[np.float32]:
+    """An image of any Pillow mode -> float32 [3, height, width].
+
+    The image is converted as `convert("RGB")` does (transparency is dropped; integers and floats
+    over 255 are clipped), resized, cropped at the center (a side smaller than the crop is padded
+    with black), scaled and normalized.
+    """
+    image = _to_rgb(image)
+    image = image.resize(resized_size(image.size, recipe), _RESAMPLING[recipe.interpolation])
+    left = _crop_start(image.width, recipe.width)
+    top = _crop_start(image.height, recipe.height)
+    image = image.crop((left, top, left + recipe.width, top + recipe.height))
+    mean, std = np.array(recipe.mean, np.float32), np.array(recipe.std, np.float32)
+    pixels = np.asarray(image, dtype=np.float32) * np.float32(recipe.rescale)
+    normalized: NDArray[np.float32] = (pixels - mean) / std
+    return np.ascontiguousarray(normalized.transpose(2, 0, 1))
+
+
+def resized_size(size: tuple[int, int], recipe: Preprocess) -> tuple[int, int]:
+    """(width, height) in pixels after the recipe's resize of an image of `size`."""
+    width, height = size
+    if recipe.resize == "none":
+        return size
+    if recipe.resize == "squash":
+        return recipe.resize_to[1], recipe.resize_to[0]
+    short = recipe.resize_to[0]
+    if width <= height:
+        return short, int(short * height / width)
+    return int(short * width / height), short
+
+
+def _crop_start(size: int, crop: int) -> int:
+    """Where torchvision's center crop starts; negative when it pads."""
+    if crop > size:
+        return -((crop - size) // 2)
+    return round((size - crop) / 2)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _decode(path: Path, recipe: Preprocess) -> Image.Image:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise UnreadableImageError(path, "not a regular file")
+        if status.st_size == 0:
+            raise UnreadableImageError(path, "empty file")
+        with _open(path) as image:
+            _check_pixels(path, image.size, recipe)
+            image.load()
+            return _to_rgb(image)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's readers let any type escape on broken bytes
+        raise UnreadableImageError(path, _reason(error)) from error
+
+
+def _open(path: Path) -> Image.Image:
+    formats = _FORMATS.intersection(Image.registered_extensions().values())
+    with _no_pillow_limit():
+        return Image.open(path, formats=sorted(formats))
+
+
+@contextmanager
+def _no_pillow_limit() -> Iterator[None]:
+    """Lift Pillow's own size check, which raises before the size can be reported."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _check_pixels(path: Path, size: tuple[int, int], recipe: Preprocess) -> None:
+    width, height = size
+    if width * height == 0:
+        raise UnreadableImageError(path, "it has no pixels")
+    over = f"is over the limit of {PIXEL_LIMIT:,}"
+    if width * height > PIXEL_LIMIT:
+        raise OversizedImageError(f"{path}: {width} x {height} pixels {over}")
+    wide, high = resized_size(size, recipe)
+    if wide * high > PIXEL_LIMIT:  # a strip of a few pixels by thousands
+        raise OversizedImageError(
+            f"{path}: {width} x {height}, resized to {wide} x {high} pixels, {over}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or its header is broken"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _named_like_an_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _refuse_folder(error: OSError) -> NoReturn:
+    raise InputError(f"image folder {error.filename}: {error.strerror}") from error

@@ -1,0 +1,236 @@
+"""How close a compiled encoder stays to its float original: the numbers every claim rests on."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+
+from regcache.passes.errors import InputError
+from regcache.runtime.similarity import (
+    ROWS_AT_A_TIME,
+    finite_rows,
+    nearest_agreement,
+    row_cosines,
+    unit_rows,
+)
+
+DEFAULT_MIN_COSINE = 0.995
+# Equal outputs have an infinite ratio, which JSON cannot hold; float32 itself stays below 200 dB.
+SQNR_CAP_DB = 200.0
+
+Reference = Literal["pytorch", "float-onnx"]
+_KNN_FIELDS = ("knn_top1_float", "knn_top1_quantized")
+
+
+class ParityResult(BaseModel):
+    """One comparison of embeddings [N, D]; every number is finite, so its JSON is always valid.
+
+    `cosine_mean`, `cosine_min`: over images; `worst_image` is where the minimum lies.
+    `sqnr_db`: 10 log10(sum reference^2 / sum error^2) over all images, within +-SQNR_CAP_DB; the
+    cap stands for equal outputs, its negative for outputs that are not finite.
+    `nn_agreement`: share of images whose nearest other image is the same as in float; 1 for one or
+    two images.
+    `patch_cosine_mean`: over images and patch tokens; None without a second output [B, T, C].
+    `n_nonfinite`: images with NaN or infinity in an output; they count as cosine -1.
+    `passed`: cosine_mean >= min_cosine and n_nonfinite == 0.
+    `knn_top1_*`: share of images classified right; left out of the JSON when not measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    cosine_mean: float
+    cosine_min: float
+    sqnr_db: float
+    nn_agreement: float
+    patch_cosine_mean: float | None
+    n_images: int
+    passed: bool
+    min_cosine: float
+    reference: Reference
+    worst_image: str
+    n_nonfinite: int
+    knn_top1_float: float | None = None
+    knn_top1_quantized: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _drop_unmeasured_knn(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        return {k: v for k, v in fields.items() if v is not None or k not in _KNN_FIELDS}
+
+    def failure(self) -> str | None:
+        """Why the comparison falls short, in one line; None when it passed."""
+        if self.passed:
+            return None
+        if self.n_nonfinite:
+            return f"{self.n_nonfinite} of {self.n_images} images give NaN or infinity"
+        return f"cosine_mean {self.cosine_mean:.9g} is below {self.min_cosine:.9g}"
+
+
+class ParityMeter:
+    """Compares two encoders batch by batch, keeping only the pooled embeddings.
+
+    The first output is the pooled embedding (more than two dimensions are flattened per image), the
+    second, where both encoders give one with three dimensions, the tokens [B, T, C].
+    `prefix_tokens`: how many leading tokens (class, registers) are no patches.
+    """
+
+    def __init__(self, prefix_tokens: int = 1) -> None:
+        self.prefix_tokens = prefix_tokens
+        self._reference: list[NDArray[Any]] = []
+        self._candidate: list[NDArray[Any]] = []
+        self._names: list[str] = []
+        self._n_nonfinite = 0
+        self._patch_sum = 0.0
+        self._patch_count = 0
+
+    def update(
+        self,
+        reference_outputs: Sequence[NDArray[Any]],
+        candidate_outputs: Sequence[NDArray[Any]],
+        names: Sequence[str],
+    ) -> None:
+        """Add a batch of B images, one name each.
+
+        Raises InputError when the two encoders' outputs differ in shape.
+        """
+        pooled = _same_shape("embedding", reference_outputs[0], candidate_outputs[0])
+        if len(pooled[0]) != len(names):
+            raise ValueError(f"{len(names)} names for {len(pooled[0])} images")
+        finite = finite_rows(pooled[0]) & finite_rows(pooled[1])
+        if _has_tokens(reference_outputs) and _has_tokens(candidate_outputs):
+            finite &= self._add_tokens(reference_outputs[1], candidate_outputs[1])
+        self._reference.append(pooled[0].reshape(len(names), -1).copy())
+        self._candidate.append(pooled[1].reshape(len(names), -1).copy())
+        self._names += names
+        self._n_nonfinite += int((~finite).sum())
+
+    def result(
+        self,
+        min_cosine: float = DEFAULT_MIN_COSINE,
+        reference: Reference = "pytorch",
+        *,
+        knn_top1_float: float | None = None,
+        knn_top1_quantized: float | None = None,
+    ) -> ParityResult:
+        """The comparison of everything added so far.
+
+        Raises InputError when there is nothing, or `min_cosine` is no cosine.
+        """
+        if not -1 <= min_cosine <= 1:
+            raise InputError(f"the smallest cosine must lie between -1 and 1, not {min_cosine}")
+        if not self._names:
+            raise InputError("no images were compared")
+        truth = np.concatenate(self._reference).astype(np.float64)
+        found = np.concatenate(self._candidate).astype(np.float64)
+        cosines = row_cosines(truth, found)
+        mean, worst = float(cosines.mean()), int(cosines.argmin())
+        patches = self._patch_sum / self._patch_count if self._patch_count else None
+        return ParityResult(
+            cosine_mean=mean,
+            cosine_min=float(cosines[worst]),
+            sqnr_db=_sqnr_db(truth, found),
+            nn_agreement=float(nearest_agreement(truth, found).mean()),
+            patch_cosine_mean=patches,
+            n_images=len(cosines),
+            passed=mean >= min_cosine and self._n_nonfinite == 0,
+            min_cosine=min_cosine,
+            reference=reference,
+            worst_image=_text(self._names[worst]),
+            n_nonfinite=self._n_nonfinite,
+            knn_top1_float=knn_top1_float,
+            knn_top1_quantized=knn_top1_quantized,
+        )
+
+    def _add_tokens(self, reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.bool_]:
+        """Add the patch tokens' cosines; returns which images are finite, [B]."""
+        truth, found = _same_shape("token output", reference, candidate)
+        if truth.shape[1] <= self.prefix_tokens:
+            raise InputError(
+                f"the token output {list(truth.shape)} has no patch after {self.prefix_tokens}"
+            )
+        # One image at a time: a float64 copy of a whole batch of tokens would be large.
+        for one, other in zip(truth, found, strict=True):
+            patches = (tokens[self.prefix_tokens :].astype(np.float64) for tokens in (one, other))
+            cosines = row_cosines(*patches)
+            self._patch_sum += float(cosines.sum())
+            self._patch_count += cosines.size
+        return finite_rows(truth) & finite_rows(found)
+
+
+def knn_top1(
+    gallery: NDArray[np.floating],
+    gallery_labels: Sequence[str] | Sequence[int],
+    query: NDArray[np.floating],
+    query_labels: Sequence[str] | Sequence[int],
+    *,
+    same: bool,
+    k: int = 10,
+    temperature: float = 0.07,
+) -> float:
+    """Share of queries [Q, D] that the gallery [G, D] classifies right, as DINO evaluates.
+
+    The `k` nearest gallery embeddings by cosine (fewer in a smaller gallery) vote with weight
+    exp(cosine / temperature). `same`: the query is the gallery, and no image votes for itself.
+    Embeddings that are not finite never vote and are never right.
+    Raises InputError when there is no query, or no gallery image left to vote.
+    """
+    if len(gallery) != len(gallery_labels) or len(query) != len(query_labels):
+        raise ValueError("there must be one label for each embedding")
+    if same and len(gallery) != len(query):
+        raise ValueError("the query is not the gallery")
+    k = min(k, len(gallery) - same)
+    if k < 1 or len(query) == 0:
+        raise InputError("too few images for nearest-neighbour classification")
+    names, classes = np.unique(np.asarray(gallery_labels), return_inverse=True)
+    truth, answerable = np.asarray(query_labels), finite_rows(query)
+    muted = ~finite_rows(gallery)
+    gallery, query = unit_rows(gallery), unit_rows(query)
+    right = 0
+    for start in range(0, len(query), ROWS_AT_A_TIME):
+        block = slice(start, start + ROWS_AT_A_TIME)
+        cosines = query[block] @ gallery.T
+        rows = np.arange(len(cosines))
+        cosines[:, muted] = -np.inf
+        if same:
+            cosines[rows, start + rows] = -np.inf
+        nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+        weights = np.exp(np.take_along_axis(cosines, nearest, axis=1) / temperature)
+        votes = np.zeros((len(rows), len(names)))
+        np.add.at(votes, (rows[:, None], classes[nearest]), weights)
+        right += int(((names[votes.argmax(axis=1)] == truth[block]) & answerable[block]).sum())
+    return right / len(query)
+
+
+def _sqnr_db(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
+    with np.errstate(all="ignore"):
+        signal, noise = (reference**2).sum(), ((reference - candidate) ** 2).sum()
+    if not np.isfinite(signal + noise):
+        return -SQNR_CAP_DB
+    if noise == 0:
+        return SQNR_CAP_DB
+    if signal == 0:
+        return -SQNR_CAP_DB
+    decibels = 10 * (math.log10(signal) - math.log10(noise))
+    return min(max(decibels, -SQNR_CAP_DB), SQNR_CAP_DB)
+
+
+def _has_tokens(outputs: Sequence[NDArray[Any]]) -> bool:
+    return len(outputs) > 1 and outputs[1].ndim == 3
+
+
+def _same_shape(
+    what: str, reference: NDArray[Any], candidate: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    if reference.shape != candidate.shape:
+        raise InputError(
+            f"the {what} is {list(candidate.shape)} where the original's is {list(reference.shape)}"
+        )
+    return reference, candidate
+
+
+def _text(name: str) -> str:
+    """A file name that may hold undecodable bytes, as text that JSON can hold."""
+    return name.encode("utf-8", "replace").decode()

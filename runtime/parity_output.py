@@ -1,0 +1,94 @@
+"""A parity result as JSON, as a JUnit report for CI, and as a table for people."""
+
+import os
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+from rich.table import Table
+from rich.text import Text
+
+from regcache.passes.errors import InputError
+from regcache.runtime.parity import ParityResult
+
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def write_json(result: ParityResult, path: Path) -> None:
+    """Write the result as a JSON object. Raises InputError when `path` cannot be written."""
+    _write(path, result.model_dump_json(indent=2) + "\n")
+
+
+def write_junit(result: ParityResult, path: Path) -> None:
+    """Write a JUnit report: one test case per threshold, every metric as a property.
+
+    Raises InputError when `path` cannot be written.
+    """
+    failure = result.failure()
+    suite = ElementTree.Element(
+        "testsuite",
+        {"name": "regcache parity", "tests": "1", "errors": "0", "skipped": "0"},
+        failures=str(int(failure is not None)),
+    )
+    properties = ElementTree.SubElement(suite, "properties")
+    for name, value in result.model_dump(exclude_none=True).items():
+        text = _NOT_IN_XML.sub("?", str(value))
+        ElementTree.SubElement(properties, "property", {"name": name, "value": text})
+    case = ElementTree.SubElement(
+        suite, "testcase", {"classname": "regcache.parity", "name": "cosine_mean", "time": "0"}
+    )
+    if failure is not None:
+        ElementTree.SubElement(case, "failure", {"type": "parity", "message": failure})
+    suites = ElementTree.Element("testsuites")
+    suites.append(suite)
+    ElementTree.indent(suites)
+    xml = ElementTree.tostring(suites, encoding="unicode")
+    _write(path, f'<?xml version="1.0" encoding="utf-8"?>\n{xml}\n')
+
+
+def parity_table(result: ParityResult) -> Table:
+    """The result as a table of two columns, for a terminal."""
+    verdict = result.failure() or f"passed, cosine_mean is at least {result.min_cosine:g}"
+    against = "PyTorch" if result.reference == "pytorch" else "the float ONNX"
+    table = Table(title=f"Parity with {against}, {result.n_images} images", caption=verdict)
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    rows = {
+        "cosine, mean": f"{result.cosine_mean:.5f}",
+        "cosine, worst image": f"{result.cosine_min:.5f}",
+        "worst image": result.worst_image,
+        "signal to noise": f"{result.sqnr_db:.1f} dB",
+        "same nearest neighbour": f"{result.nn_agreement:.1%}",
+    }
+    optional = {
+        "cosine of patch tokens, mean": (result.patch_cosine_mean, ".5f"),
+        "k-NN top-1, float": (result.knn_top1_float, ".1%"),
+        "k-NN top-1, quantized": (result.knn_top1_quantized, ".1%"),
+    }
+    rows |= {
+        name: format(value, style) for name, (value, style) in optional.items() if value is not None
+    }
+    for name, value in rows.items():
+        table.add_row(name, Text(value))  # as Text: brackets in a file name are no markup
+    return table
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a whole file or none; links and devices (/dev/stdout) are written through."""
+    try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.write_text(text, encoding="utf-8")
+        else:
+            _replace(path, text)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,181 @@
+"""ONNX Runtime on the CPU: one session per model, and what its integer kernels really compute."""
+
+import functools
+import os
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from regcache.passes.errors import InputError
+
+# Above "error": whatever goes wrong is also raised, and a log line would repeat it.
+_LOG_NOTHING = 4
+
+
+class OrtSession:
+    """An encoder loaded into ONNX Runtime's CPU provider.
+
+    `model`: an ONNX file (a path keeps the peak memory lowest) or its bytes.
+    `threads`: defaults to the CPUs this process may use.
+    `optimize`: False runs the graph as written, so quantized nodes are computed in float.
+    `arena`: True keeps freed buffers for reuse, as ONNX Runtime does by default.
+    Raises InputError, naming the file and the reason, when the model cannot be loaded or does not
+    take exactly one float32 input. Use it as a context manager to free the weights early.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        threads: int | None = None,
+        optimize: bool = True,
+        arena: bool = False,
+    ) -> None:
+        self.name = "the model in memory" if isinstance(model, bytes) else str(model)
+        source = model if isinstance(model, bytes) else os.fspath(model)
+        options = _session_options(threads, optimize, arena)
+        try:
+            self._session = ort.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's exceptions share no other base
+            raise InputError(f"{self.name}: ONNX Runtime: {_reason(error)}") from error
+        inputs = self._session.get_inputs()
+        if [item.type for item in inputs] != ["tensor(float)"]:
+            found = ", ".join(f"{item.name}: {item.type}" for item in inputs) or "none"
+            raise InputError(f"{self.name}: needs one float32 image input, has {found}")
+        self.input_name: str = inputs[0].name
+        self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
+        batch = self.input_shape[0] if self.input_shape else None
+        self.fixed_batch: int | None = batch if isinstance(batch, int) else None
+        self.output_names: list[str] = [item.name for item in self._session.get_outputs()]
+
+    def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """Encode float32 [B, 3, H, W]; returns the outputs in graph order.
+
+        Raises InputError when the shape is not the model's, or the model fails on it.
+        """
+        if not _fits(images.shape, self.input_shape):
+            raise InputError(
+                f"{self.name}: takes {_shape(self.input_shape)}, not {_shape(images.shape)}"
+            )
+        try:
+            outputs: list[NDArray[Any]] = self._session.run(None, {self.input_name: images})
+        except Exception as error:  # ONNX Runtime's exceptions share no other base
+            raise InputError(
+                f"{self.name}: ONNX Runtime on {_shape(images.shape)}: {_reason(error)}"
+            ) from error
+        return outputs
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        del self._session
+
+
+def available_cpus() -> int:
+    """The number of CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def u8s8_saturates() -> bool:
+    """Whether this CPU's kernels for uint8 activations and int8 weights give wrong sums.
+
+    Without VNNI, ONNX Runtime adds pairs of products in 16 bits, which clip at 32,767.
+    Measured, not read from the CPU's feature flags.
+    """
+    return not u8_matmul_exact(np.int8)
+
+
+def u8_matmul_exact(weight: type[np.integer[Any]]) -> bool:
+    """Whether ONNX Runtime's MatMul of uint8 by `weight` (np.uint8 or np.int8) has exact sums.
+
+    Run at the extreme values, in both forms in which a quantized model reaches the kernels:
+    MatMulInteger, and MatMul between DequantizeLinear nodes.
+    """
+    random = np.random.default_rng(0)
+    low, high = np.iinfo(weight).min, np.iinfo(weight).max
+    for rows, inner, columns in ((1, 64, 16), (7, 66, 24), (64, 128, 32), (97, 257, 33)):
+        # Whole columns at either end clip surely; mixed ones meet the other orders of adding.
+        weights = random.choice(np.array([low, high], weight), (inner, columns))
+        weights[:, 0::3], weights[:, 1::3] = high, low
+        images = np.full((rows, inner), 255, np.uint8)
+        exact = images.astype(np.int64) @ weights.astype(np.int64)
+        session = ort.InferenceSession(
+            _probe_model(weights),
+            _session_options(threads=1, optimize=True, arena=False),
+            providers=["CPUExecutionProvider"],
+        )
+        if any(not np.array_equal(found, exact) for found in session.run(None, {"x": images})):
+            return False
+    return True
+
+
+def _probe_model(weights: NDArray[np.integer[Any]]) -> bytes:
+    inner, columns = weights.shape
+    nodes = [
+        helper.make_node("MatMulInteger", ["x", "w"], ["sums"]),
+        helper.make_node("DequantizeLinear", ["x", "one", "x_zero"], ["x_float"]),
+        helper.make_node("DequantizeLinear", ["w", "one", "w_zero"], ["w_float"]),
+        helper.make_node("MatMul", ["x_float", "w_float"], ["products"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "probe",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["rows", inner])],
+        [
+            helper.make_tensor_value_info("sums", TensorProto.INT32, ["rows", columns]),
+            helper.make_tensor_value_info("products", TensorProto.FLOAT, ["rows", columns]),
+        ],
+        [
+            numpy_helper.from_array(weights, "w"),
+            numpy_helper.from_array(np.ones((), np.float32), "one"),
+            numpy_helper.from_array(np.zeros((), np.uint8), "x_zero"),
+            numpy_helper.from_array(np.zeros((), weights.dtype), "w_zero"),
+        ],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    return bytes(model.SerializeToString())
+
+
+def _session_options(threads: int | None, optimize: bool, arena: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_NOTHING
+    options.intra_op_num_threads = threads or available_cpus()
+    # Measured on DINOv2-S: the arena and its pattern planner cost memory and save no time.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | str | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        have == want for have, want in zip(shape, expected, strict=True) if isinstance(want, int)
+    )
+
+
+def _shape(shape: tuple[int | str | None, ...]) -> str:
+    return "[" + ", ".join("?" if side is None else str(side) for side in shape) + "]"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an ONNX Runtime error, without its codes and the file's name."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
+    text = re.sub(r"^Load model from .*? failed: ?", "", text, flags=re.DOTALL)
+    return text.splitlines()[0] if text else type(error).__name__

@@ -69,9 +69,11 @@ def observe(
     images = 0
     with OrtSession(model_path, threads=threads) as session:
         for batch in batches:
-            for name, activation in zip(session.output_names, session.run(batch), strict=True):
+            full = session.filled(batch)
+            for name, activation in zip(session.output_names, session.run(full), strict=True):
                 if name in observers:
-                    observers[name].update(_finite_tokens(name, activation, len(batch)))
+                    tokens = _finite_tokens(name, activation, len(full))
+                    observers[name].update(tokens[: len(batch)])
             images += len(batch)
     return images
 

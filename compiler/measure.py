@@ -10,6 +10,7 @@ from regcache.compiler.comparison import Encoder, compare, compare_knn
 from regcache.compiler.manifest import Manifest, read_manifest
 from regcache.compiler.prepare import FLOAT
 from regcache.compiler.reporter import Reporter
+from regcache.compiler.targets import runs_integers
 from regcache.export.source import open_source
 from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
 from regcache.passes.preprocess import Preprocess
@@ -47,10 +48,11 @@ def measure_artifact(
     recipe = Preprocess.from_json((artifact / "preprocess.json").read_text(encoding="utf-8"))
     with ExitStack() as open_sessions:
 
-        def session(name: str) -> OrtSession:
-            return open_sessions.enter_context(OrtSession(artifact / name, threads=threads))
+        def session(name: str, optimize: bool = True) -> OrtSession:
+            loaded = OrtSession(artifact / name, threads=threads, optimize=optimize)
+            return open_sessions.enter_context(loaded)
 
-        candidate = session("model.onnx")
+        candidate = session("model.onnx", runs_integers(manifest.options.target))
         kind, reference = _reference(manifest, artifact, choice, session, reporter)
         batch_size = candidate.fixed_batch or batch_size
         folder = ImageFolder(paths, recipe, batch_size, reporter.skipped)

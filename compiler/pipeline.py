@@ -26,7 +26,7 @@ from regcache.compiler.manifest import (
 from regcache.compiler.prepare import FloatEncoder, prepare
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import staged_folder
-from regcache.compiler.targets import Target, TargetName, resolve_target
+from regcache.compiler.targets import Target, TargetName, resolve_target, runs_integers
 from regcache.passes.affine import Affine
 from regcache.passes.base import Log, run
 from regcache.passes.encoder import EncoderView
@@ -131,7 +131,11 @@ def _first_look(
     readable = [path for path in folder.paths if path not in unreadable]
     some = readable[:: max(1, len(readable) // _PARITY_IMAGES)][:_PARITY_IMAGES]
     session = partial(OrtSession, threads=options.threads)
-    with session(encoder.path) as reference, session(staging / "model.onnx") as candidate:
+    integers = runs_integers(options.target)
+    with (
+        session(encoder.path) as reference,
+        session(staging / "model.onnx", optimize=integers) as candidate,
+    ):
         meter = compare(
             reference.run,
             candidate.run,

@@ -37,3 +37,12 @@ def resolve_target(name: TargetName, *, u8s8_saturates: bool) -> Target:
         why = "U8U8: this CPU's U8S8 kernels saturate in 16 bits"
         return Target(name, "uint8", False, "uint8", why)
     return Target(name, "uint8", False, "int8", "U8S8: this CPU's kernels are exact")
+
+
+def runs_integers(name: TargetName) -> bool:
+    """Whether ONNX Runtime measures the artifact with its own integer kernels.
+
+    TensorRT's artifacts are measured dequantised, node by node as written: on a CPU without VNNI
+    the signed kernels would saturate, which TensorRT's do not.
+    """
+    return name is TargetName.ORT_CPU

@@ -24,6 +24,7 @@ class OrtSession:
     `model`: an ONNX file (a path keeps the peak memory lowest) or its bytes.
     `threads`: defaults to the CPUs this process may use.
     `optimize`: False runs the graph as written, so quantized nodes are computed in float.
+    `fixed_batch` is the model's batch size where the graph fixes it, else None.
     `arena`: True keeps freed buffers for reuse, as ONNX Runtime does by default.
     Raises InputError, naming the file and the reason, when the model cannot be loaded or does not
     take exactly one float32 input. Use it as a context manager to free the weights early.
@@ -59,8 +60,11 @@ class OrtSession:
     def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
         """Encode float32 [B, 3, H, W]; returns the outputs in graph order.
 
+        Where the model's batch is fixed, fewer images are filled up with copies of the last.
+
         Raises InputError when the shape is not the model's, or the model fails on it.
         """
+        count, images = len(images), self.filled(images)
         if not _fits(images.shape, self.input_shape):
             raise InputError(
                 f"{self.name}: takes {_shape(self.input_shape)}, not {_shape(images.shape)}"
@@ -71,7 +75,16 @@ class OrtSession:
             raise InputError(
                 f"{self.name}: ONNX Runtime on {_shape(images.shape)}: {_reason(error)}"
             ) from error
+        if count < len(images):
+            outputs = [output[:count] for output in outputs]
         return outputs
+
+    def filled(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The images, with copies of the last up to the batch size that the model fixes."""
+        missing = (self.fixed_batch or 0) - len(images)
+        if missing <= 0 or not len(images):
+            return images
+        return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
 
     def __enter__(self) -> Self:
         return self

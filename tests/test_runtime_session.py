@@ -54,6 +54,17 @@ def test_runs_from_a_path_and_from_bytes(model_file: Path, optimize: bool, arena
         np.testing.assert_array_equal(flat, images.reshape(5, -1))
 
 
+def test_a_fixed_batch_is_filled_up() -> None:
+    images = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
+    encode = OrtSession(encoder(batch=5))
+    assert encode.fixed_batch == 5
+    assert len(encode.filled(images)) == 5
+    pooled, flat = encode.run(images)
+    np.testing.assert_allclose(pooled[..., 0, 0], images.mean(axis=(2, 3)), rtol=1e-5)
+    np.testing.assert_array_equal(flat, images.reshape(2, -1))
+    assert OrtSession(encoder()).filled(images) is images
+
+
 def test_leaving_the_context_frees_the_model(model_file: Path) -> None:
     with OrtSession(model_file) as encode:
         pass

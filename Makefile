@@ -1,0 +1,36 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := build/demo
+
+.PHONY: demo test lint bench clean
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[export,dev]'
+	touch $@
+
+## Compile the real DINOv2-S for ONNX Runtime on this CPU and print how close it is to PyTorch.
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo_photos.py $(DEMO)
+	$(BIN)/regcache compile sample:dinov2-small --images $(DEMO)/calibration -o $(DEMO)/artifact
+	$(BIN)/regcache parity $(DEMO)/artifact --images $(DEMO)/evaluation --min-cosine 0.995
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+## Measure the figures of the README on the demo photographs.
+bench: $(INSTALLED)
+	$(BIN)/python examples/demo_photos.py $(DEMO)
+	$(BIN)/python benchmarks/compile_cost.py sample:dinov2-small --images $(DEMO)/calibration
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The pipeline, register curation, targets, artifact and command line."""

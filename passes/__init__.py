@@ -1,0 +1,1 @@
+"""Graph passes, the encoder view and the small shared types."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime sessions, image readers, parity and benchmarks."""

@@ -1,0 +1,69 @@
+"""The base install: every module imports, and what needs an extra names it."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = [
+    f"regcache.{path.parent.name}.{path.stem}"
+    for folder in ("compiler", "export", "passes", "runtime")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if path.stem != "__main__"
+]
+# What the extras bring; the imports of these find nothing, as where they are not installed.
+OPTIONAL = {
+    "open_clip",
+    "onnxscript",
+    "polygraphy",
+    "safetensors",
+    "tensorrt",
+    "timm",
+    "torch",
+    "torchvision",
+    "transformers",
+}
+BLOCKED = f"""
+import importlib.machinery, sys
+real = importlib.machinery.PathFinder.find_spec
+def find_spec(name, path=None, target=None):
+    return None if name.partition(".")[0] in {OPTIONAL!r} else real(name, path, target)
+importlib.machinery.PathFinder.find_spec = find_spec
+"""
+
+
+def run_bare(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED + code], capture_output=True, text=True, check=False
+    )
+
+
+def test_every_module_imports() -> None:
+    assert len(MODULES) > 30
+    done = run_bare("".join(f"import {name}\n" for name in MODULES))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "source", ["hf:some/model", "timm:vit", "openclip:ViT-B-32/openai", "sample:dinov2-small"]
+)
+def test_a_missing_extra_is_named(source: str) -> None:
+    code = f"""
+from regcache.compiler.cli import main
+sys.argv = ["regcache", "export", {source!r}, "-o", "never.onnx"]
+main()
+"""
+    done = run_bare(code)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith('pip install "regcache[export]"')
+
+
+def test_every_package_is_shipped() -> None:
+    """A folder that setuptools is not told of vanishes from the wheel."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.name for path in ROOT.glob("*/py.typed")}
+    assert {f"regcache.{name}" for name in folders} == set(config["packages"])
+    assert not [path for name in folders for path in (ROOT / name).glob("*/*.py")]

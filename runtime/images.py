@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from regcache.passes.errors import InputError
-from regcache.passes.preprocess import Preprocess
+from regcache.passes.preprocess import CropOffset, Preprocess
 
 # Twice Image.MAX_IMAGE_PIXELS: where Pillow stops warning and raises DecompressionBombError.
 PIXEL_LIMIT = 178_956_970
@@ -172,8 +172,8 @@ def preprocess_image(image: Image.Image, recipe: Preprocess) -> NDArray[np.float
     """
     image = _to_rgb(image)
     image = image.resize(resized_size(image.size, recipe), _RESAMPLING[recipe.interpolation])
-    left = _crop_start(image.width, recipe.width)
-    top = _crop_start(image.height, recipe.height)
+    left = _crop_start(image.width, recipe.width, recipe.crop_offset)
+    top = _crop_start(image.height, recipe.height, recipe.crop_offset)
     image = image.crop((left, top, left + recipe.width, top + recipe.height))
     mean, std = np.array(recipe.mean, np.float32), np.array(recipe.std, np.float32)
     pixels = np.asarray(image, dtype=np.float32) * np.float32(recipe.rescale)
@@ -194,11 +194,11 @@ def resized_size(size: tuple[int, int], recipe: Preprocess) -> tuple[int, int]:
     return int(short * width / height), short
 
 
-def _crop_start(size: int, crop: int) -> int:
-    """Where torchvision's center crop starts; negative when it pads."""
+def _crop_start(size: int, crop: int, offset: CropOffset) -> int:
+    """Where the center crop starts; negative when it pads, as torchvision does."""
     if crop > size:
         return -((crop - size) // 2)
-    return round((size - crop) / 2)
+    return round((size - crop) / 2) if offset == "round" else (size - crop) // 2
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,93 @@
+"""Every source family: read as blocks, quantized, and still the encoder it was."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+import zoo
+from numpy.typing import NDArray
+from running import run_graph
+
+from regcache.passes.affine import Affine
+from regcache.passes.base import run
+from regcache.passes.canonicalize import canonicalize
+from regcache.passes.encoder import EncoderView
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.observe import Observe
+from regcache.passes.onnx_file import load_model
+from regcache.passes.quantize_linears import QuantizeLinears
+
+# Per family: blocks, tokens before the patches, heads, activation, linears of a block.
+SEPARATE = ("q", "k", "v", "out", "fc1", "fc2")
+GATED = ("q", "k", "v", "out", "gate", "up", "fc2")
+FUSED = ("qkv", "out", "fc1", "fc2")
+EXPECTED = {
+    "clip-b16": (12, 1, 12, "quick_gelu", SEPARATE),
+    "siglip-b16": (2, 0, 12, "gelu_tanh", SEPARATE),
+    "siglip2-so400m14": (2, 0, 16, "gelu_tanh", SEPARATE),
+    "dinov2-s14": (2, 1, 6, "gelu", SEPARATE),
+    "dinov2-s14-swiglu": (2, 1, 6, "swiglu", GATED),
+    "dinov2-s14-registers": (2, 5, 6, "gelu", SEPARATE),
+    "dinov3-s16": (2, 5, 6, "gelu", SEPARATE),
+    "dinov3-s16plus": (2, 5, 6, "swiglu", GATED),
+    "vit-b16": (2, 1, 12, "gelu", SEPARATE),
+    "deit-s16": (2, 2, 6, "gelu", SEPARATE),
+    "timm-vit-b16": (2, 1, 12, "gelu", FUSED),
+    "timm-dinov2-s14-registers": (2, 5, 6, "gelu", FUSED),
+    "timm-siglip-b16": (2, 0, 12, "gelu", FUSED),
+    "timm-deit3-s16": (2, 1, 6, "gelu", FUSED),
+    "openclip-b16": (2, 1, 12, "gelu", SEPARATE),
+    "openclip-b16-quickgelu": (2, 1, 12, "quick_gelu", SEPARATE),
+    "openclip-siglip-b16": (12, 0, 12, "gelu", FUSED),
+}
+
+
+def images(batch: int) -> NDArray[np.float32]:
+    shape = (batch, 3, zoo.SIDE, zoo.SIDE)
+    return np.random.default_rng(batch).standard_normal(shape, dtype=np.float32)
+
+
+def view(name: str, folder: Path) -> EncoderView:
+    return view_encoder(canonicalize(load_model(zoo.export_family(name, folder).path)))
+
+
+def test_every_family_is_listed() -> None:
+    assert EXPECTED.keys() == zoo.FAMILIES.keys()
+
+
+@pytest.mark.parametrize("name", zoo.family_params())
+def test_facts_of_the_encoder(name: str, folder: Path) -> None:
+    found = view(name, folder)
+    blocks, prefix, heads, activation, linears = EXPECTED[name]
+    assert len(found.blocks) == blocks
+    assert (found.prefix_tokens, found.heads) == (prefix, heads)
+    for block in found.blocks:
+        assert block.mlp.activation == activation
+        assert tuple(linear.name.rpartition(".")[2] for linear in block.linears) == linears
+        biased = [linear.bias_add is not None for linear in block.linears]
+        assert all(biased) or name.startswith("dinov3")
+
+
+@pytest.mark.parametrize("name", zoo.family_params())
+def test_quantized_graph_stays_the_encoder(name: str, folder: Path) -> None:
+    """Min-max int8 on the very images it runs: near the float output, and valid to the checker."""
+    found = view(name, folder)
+    batch = images(2)
+    sites = tuple(site.tensor.name for site in found.sites)
+    original = run_graph(run(Observe(sites), found.graph).graph, batch, optimize=True)
+    ranges = zip(sites, original[len(found.graph.outputs) :], strict=True)
+    scales = {
+        site: Affine.from_range(float(x.min()), float(x.max()), "uint8", symmetric=False)
+        for site, x in ranges
+    }
+    result = run(QuantizeLinears(scales), found.graph)
+    assert len(result.log.edits) == len(sites)
+    assert not result.log.skips
+    onnx.checker.check_model(gs.export_onnx(result.graph), full_check=True)
+    # As written, in float: the test is of the graph, not of this CPU's integer kernels.
+    quantized = run_graph(result.graph, batch)
+    for before, after in zip(original, quantized, strict=False):
+        noise = np.square(before - after).sum() / np.square(before).sum()
+        assert 0 < noise < 0.02, name

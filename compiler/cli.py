@@ -19,6 +19,7 @@ from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import InputError, RegcacheError
 from regcache.runtime.parity import DEFAULT_MIN_COSINE
 from regcache.runtime.parity_output import parity_table, write_json, write_junit
+from regcache.runtime.session import silence_runtime
 
 app = typer.Typer(
     name="regcache",
@@ -186,6 +187,7 @@ def _print_artifact(manifest: Manifest, output: Path) -> None:
 
 def main() -> None:
     """Entry point: a RegcacheError is one line on stderr and exit code 2."""
+    silence_runtime()
     try:
         app()
     except RegcacheError as error:

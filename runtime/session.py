@@ -98,6 +98,11 @@ class OrtSession:
         del self._session
 
 
+def silence_runtime() -> None:
+    """Keep ONNX Runtime's warnings off stderr in this process, also those of sessions not ours."""
+    ort.set_default_logger_severity(_LOG_NOTHING)
+
+
 def available_cpus() -> int:
     """The number of CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):

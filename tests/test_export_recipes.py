@@ -111,6 +111,7 @@ def test_the_recipe_comes_from_the_checkpoint(tmp_path: Path) -> None:
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         rescale=0.00392156862745098,
+        crop_offset="floor",
     )
     (tmp_path / "preprocessor_config.json").unlink()
     assert source._recipe(source._config(), None) is None

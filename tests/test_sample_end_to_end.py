@@ -1,0 +1,105 @@
+"""The main job on the real DINOv2-S: accuracy, memory, and a third-party file of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from demo_photos import main as write_photos
+
+from regcache.compiler.prepare import export_source
+from regcache.export.sample import fetch_sample_onnx
+from regcache.passes.canonicalize import canonicalize
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.onnx_file import load_model
+
+pytestmark = [pytest.mark.sample, pytest.mark.xdist_group("sample")]
+
+# Prints the peak memory of the process in MB once the command is done.
+MEASURED = """
+import atexit, resource, sys
+from regcache.compiler.cli import main
+atexit.register(lambda: print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `calibration` and `evaluation`, 27 crops each."""
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder)
+    for number, path in enumerate(sorted(folder.glob("*/*.png"))):
+        if number % 3:
+            path.unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "dinov2.onnx"
+    recipe = export_source("sample:dinov2-small", path, None)
+    assert recipe is not None
+    path.with_suffix(".preprocess.json").write_text(recipe.to_json())
+    return path
+
+
+def regcache(*arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def parity(artifact: Path, images: Path, *more: str) -> dict[str, float]:
+    report = artifact.with_suffix(".json")
+    regcache("parity", artifact, "--images", images, "--json", report, *more)
+    found: dict[str, float] = json.loads(report.read_text())
+    return found
+
+
+def test_the_sample_compiles_close_to_pytorch(photos: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    regcache("compile", "sample:dinov2-small", "--images", photos / "calibration", "-o", artifact)
+    found = parity(artifact, photos / "evaluation", "--reference", "pytorch")
+    assert found["cosine_mean"] >= 0.995
+    assert found["cosine_min"] >= 0.95
+    assert found["nn_agreement"] >= 0.70
+    assert found["patch_cosine_mean"] >= 0.99
+    model = onnx.load(artifact / "model.onnx")
+    integer = [w for w in model.graph.initializer if w.name.endswith("/quantized")]
+    assert len(integer) == 72
+    assert (artifact / "model.onnx").stat().st_size < 0.3 * (artifact / "float.onnx").stat().st_size
+
+
+def test_memory_stays_within_its_budget(exported: Path, photos: Path, tmp_path: Path) -> None:
+    out = regcache("compile", exported, "--images", photos / "calibration", "-o", tmp_path / "a")
+    peak = float(out.split("peak")[1])
+    assert peak <= 3 * exported.stat().st_size / 1e6 + 1000
+
+
+def test_a_third_party_export_compiles(photos: Path, tmp_path: Path) -> None:
+    """TorchScript, opset 14, decomposed layer norm and GELU, a segmentation head."""
+    artifact = tmp_path / "artifact"
+    source = fetch_sample_onnx()
+    regcache("compile", source, "--images", photos / "calibration", "-o", artifact)
+    found = parity(artifact, photos / "evaluation")
+    assert found["cosine_mean"] >= 0.995
+    assert found["patch_cosine_mean"] is None
+
+
+def test_the_third_party_file_is_the_same_encoder(exported: Path) -> None:
+    """Its blocks, found by pattern, hold the very weights of our own export."""
+    theirs = view_encoder(canonicalize(load_model(fetch_sample_onnx())))
+    ours = view_encoder(canonicalize(load_model(exported)))
+    assert (theirs.tokens, theirs.prefix_tokens) == (257, 1)
+    for one, other in zip(theirs.linears, ours.linears, strict=True):
+        assert one.name == other.name
+        np.testing.assert_array_equal(one.weight, other.weight)

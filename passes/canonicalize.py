@@ -5,23 +5,29 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Pass, run
 from regcache.passes.check import check_and_infer
+from regcache.passes.drop_masks import DropMasks
 from regcache.passes.errors import InputError
 from regcache.passes.fold_constants import FoldConstants
+from regcache.passes.free_tokens import FreeTokens
 from regcache.passes.fuse_gelu import FuseGelu
 from regcache.passes.fuse_layer_norm import FuseLayerNorm
+from regcache.passes.merge_transposes import MergeTransposes
 from regcache.passes.onnx_file import import_graph
 from regcache.passes.resolve_shapes import ResolveShapes
 from regcache.passes.split_gemm import SplitGemm
 
 # The first opset with Gelu; LayerNormalization came with 17.
 CANONICAL_OPSET = 20
-_PASSES: tuple[Pass, ...] = (
+PASSES: tuple[Pass, ...] = (
     FoldConstants(),
     ResolveShapes(),
     FoldConstants(),
     FuseLayerNorm(),
     FuseGelu(),
     SplitGemm(),
+    DropMasks(),
+    MergeTransposes(),
+    FreeTokens(),
 )
 
 
@@ -36,7 +42,7 @@ def canonicalize(model: onnx.ModelProto) -> gs.Graph:
         check_and_infer(graph)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise InputError(f"the graph's shapes do not fit: {str(error).splitlines()[0]}") from error
-    for step in _PASSES:
+    for step in PASSES:
         graph = run(step, graph).graph
     return graph
 

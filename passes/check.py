@@ -40,8 +40,11 @@ def _dims(tensor_type: onnx.TypeProto.Tensor) -> list[int | str] | None:
 
 def _without_weights(graph: gs.Graph) -> onnx.ModelProto:
     bare = graph.copy()
+    outputs = {output.name for output in bare.outputs}
     for name, tensor in bare.tensors().items():
-        if isinstance(tensor, gs.Constant) and _size(tensor) > _LARGEST_KEPT:
+        if isinstance(tensor, gs.Variable) and tensor.inputs and name not in outputs:
+            tensor.shape = None  # what an earlier form of the graph had here may be stale
+        elif isinstance(tensor, gs.Constant) and _size(tensor) > _LARGEST_KEPT:
             stand_in = gs.Variable(name, dtype=tensor.dtype, shape=tensor.shape)
             for node in list(tensor.outputs):
                 node.inputs = [stand_in if item is tensor else item for item in node.inputs]

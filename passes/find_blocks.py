@@ -1,12 +1,13 @@
 """Find the transformer blocks of a canonical graph (see regcache.passes.encoder)."""
 
-import itertools
 from collections.abc import Sequence
+from itertools import pairwise
 
 import onnx_graphsurgeon as gs
 
 from regcache.passes.encoder import Attention, Block, EncoderView, Linear, Mlp
 from regcache.passes.errors import InputError
+from regcache.passes.register_nodes import marked
 from regcache.passes.scalar_function import identify_activation
 from regcache.passes.walk import (
     NORMS,
@@ -227,12 +228,26 @@ def _activation(fc1: Sequence[Linear], fc2: Linear) -> str:
 
 
 def _check_chain(blocks: Sequence[Block]) -> None:
-    for block, following in itertools.pairwise(blocks):
-        if following.input is not block.output:
+    for block, following in pairwise(blocks):
+        if not _leads_to(block.output, following.input):
             raise _MismatchError(
                 producer(following.input),
                 f"stands between the end of block {block.index} and block {following.index}",
             )
+
+
+def _leads_to(output: gs.Tensor, following: gs.Tensor) -> bool:
+    """Whether nothing but a register pass's own nodes stand between two blocks."""
+    waiting, seen = [following], set[int]()
+    while waiting:
+        tensor = waiting.pop()
+        if tensor is output:
+            return True
+        node = producer(tensor)
+        if node is not None and marked(node.name) and id(node) not in seen:
+            seen.add(id(node))
+            waiting.extend(node.inputs)
+    return False
 
 
 def _heads(attention: Attention) -> tuple[int, int]:

@@ -44,6 +44,60 @@ class Spec:
         return self.prefix + self.grid**2
 
 
+@dataclass(frozen=True)
+class Registers:
+    """What a reference run does besides: prefix K and V, let tokens run along, delete sinks."""
+
+    start: int = 0
+    end: int = 0
+    keys: Array | None = None
+    values: Array | None = None
+    tokens: Array | None = None
+    sinks: int = 0
+    recorded: list[tuple[Array, Array]] | None = None
+    kept: list[Array] = field(default_factory=list)
+
+    def enter(self, x: Array, block: int, spec: Spec) -> Array:
+        """At a block's input: tokens join, or the patches of largest norm go."""
+        if block != self.start:
+            return x
+        if self.tokens is not None:
+            return np.concatenate([np.repeat(self.tokens[None], len(x), axis=0), x], axis=1)
+        if not self.sinks:
+            return x
+        norms = np.abs(x[:, spec.prefix :]).max(axis=-1)
+        kept = np.sort(np.argsort(norms, axis=1)[:, : norms.shape[1] - self.sinks], axis=1)
+        self.kept.append(kept)
+        patches = np.take_along_axis(x[:, spec.prefix :], kept[..., None], axis=1)
+        return np.concatenate([x[:, : spec.prefix], patches], axis=1)
+
+    def leave(self, x: Array, block: int) -> Array:
+        """Behind a block: tokens that ran along leave."""
+        ends = self.tokens is not None and block == self.end - 1
+        return x[:, len(self.tokens) :] if self.tokens is not None and ends else x
+
+    def prefix(self, k: Array, v: Array, block: int) -> tuple[Array, Array]:
+        """K and V [B, heads, T, D] with the registers of a block in front."""
+        if self.recorded is not None:
+            self.recorded.append((k, v))
+        if self.keys is None or self.values is None or not self.start <= block < self.end:
+            return k, v
+        index = block - self.start
+        keys, values = (
+            np.repeat(item[index][None], len(k), 0) for item in (self.keys, self.values)
+        )
+        return np.concatenate([keys, k], axis=2), np.concatenate([values, v], axis=2)
+
+    def restore(self, x: Array, spec: Spec) -> Array:
+        """Tokens at every position again, deleted ones as the mean of the kept patches."""
+        if not self.kept:
+            return x
+        patches = x[:, spec.prefix :]
+        whole = np.repeat(patches.mean(axis=1, keepdims=True), spec.grid**2, axis=1)
+        np.put_along_axis(whole, self.kept[0][..., None], patches, axis=1)
+        return np.concatenate([x[:, : spec.prefix], whole], axis=1)
+
+
 @dataclass
 class TinyVit:
     """`model()` is the graph, `reference(images)` the float64 truth: [pooled, tokens]."""
@@ -92,8 +146,9 @@ class TinyVit:
         shape = (batch, 3, self.spec.size, self.spec.size)
         return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
-    def reference(self, images: Array) -> tuple[Array, Array]:
-        """(pooled [B, W], tokens [B, T, W]) in float64."""
+    def reference(self, images: Array, registers: "Registers | None" = None) -> tuple[Array, Array]:
+        """(pooled [B, W], tokens [B, T, W]) in float64, perhaps with registers or without sinks."""
+        plan = registers or Registers()
         spec, w = self.spec, {k: v.astype(np.float64) for k, v in self.weights.items()}
         batch = len(images)
         tiles = images.astype(np.float64).reshape(
@@ -103,21 +158,39 @@ class TinyVit:
         x = patches.reshape(batch, -1, spec.width)
         x = np.concatenate([np.repeat(w["prefix"], batch, axis=0), x], axis=1) + w["position"]
         for i in range(spec.depth):
+            x = plan.enter(x, i, spec)
             scale1, scale2 = (
                 (w[f"{i}.scale1"], w[f"{i}.scale2"]) if spec.layer_scale else (1.0, 1.0)
             )
             x = x + scale1 * self._attention(
-                layer_norm(x, w[f"{i}.norm1"], w[f"{i}.norm1.b"]), w, i
+                layer_norm(x, w[f"{i}.norm1"], w[f"{i}.norm1.b"]), w, i, plan
             )
             x = x + scale2 * self._mlp(layer_norm(x, w[f"{i}.norm2"], w[f"{i}.norm2.b"]), w, i)
+            x = plan.leave(x, i)
         x = layer_norm(x, w["norm"], w["norm.b"])
         if not spec.pooling_head:
-            return x[:, 0], x
+            return x[:, 0], plan.restore(x, spec)
         query = np.repeat(w["probe"], batch, axis=0) @ w["head.q"]
         probs = softmax(query @ (x @ w["head.k"]).swapaxes(1, 2) / math.sqrt(spec.width))
-        return (probs @ (x @ w["head.v"]))[:, 0], x
+        return (probs @ (x @ w["head.v"]))[:, 0], plan.restore(x, spec)
 
-    def _attention(self, x: Array, w: dict[str, Array], i: int) -> Array:
+    def capture(self, tokens: Array, start: int, end: int) -> tuple[Array, Array]:
+        """K and V [end - start, heads, R, head_dim] of tokens [R, W] that see one another only."""
+        w = {k: v.astype(np.float64) for k, v in self.weights.items()}
+        x, seen = tokens[None].astype(np.float64), Registers(recorded=[])
+        for i in range(start, end):
+            scale1, scale2 = (
+                (w[f"{i}.scale1"], w[f"{i}.scale2"]) if self.spec.layer_scale else (1.0, 1.0)
+            )
+            normed = layer_norm(x, w[f"{i}.norm1"], w[f"{i}.norm1.b"])
+            x = x + scale1 * self._attention(normed, w, i, seen)
+            normed = layer_norm(x, w[f"{i}.norm2"], w[f"{i}.norm2.b"])
+            x = x + scale2 * self._mlp(normed, w, i)
+        assert seen.recorded is not None
+        keys, values = zip(*seen.recorded, strict=True)
+        return np.concatenate(keys), np.concatenate(values)
+
+    def _attention(self, x: Array, w: dict[str, Array], i: int, plan: "Registers") -> Array:
         heads, (batch, tokens, width) = self.spec.heads, x.shape
         q, k, v = (
             (x @ w[f"{i}.{n}"] + w[f"{i}.{n}.b"])
@@ -125,6 +198,7 @@ class TinyVit:
             .swapaxes(1, 2)
             for n in "qkv"
         )
+        k, v = plan.prefix(k, v, i)
         probs = softmax(q @ k.swapaxes(2, 3) / math.sqrt(width // heads))
         mixed = (probs @ v).swapaxes(1, 2).reshape(batch, tokens, width)
         return np.asarray(mixed @ w[f"{i}.out"] + w[f"{i}.out.b"])

@@ -11,7 +11,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.key_scale import key_scale, scalar
 from regcache.passes.register_nodes import check_blocks
-from regcache.passes.walk import HEAD_OPS, data_inputs, producer
+from regcache.passes.walk import HEAD_OPS, data_inputs, is_constant, producer
 
 Floats = NDArray[np.float32]
 
@@ -33,21 +33,39 @@ def register_graph(view: EncoderView, start: int, end: int) -> gs.Graph:
     stream = blocks[0].input
     for node in list(stream.outputs):
         node.inputs = [tokens if item is stream else item for item in node.inputs]
-    outputs = [item for block in blocks for item in (block.attention.key, block.attention.value)]
-    ranks = [len(item.shape) for item in outputs]
-    graph.inputs, graph.outputs = [tokens], outputs
+    graph.inputs = [tokens]
+    graph.outputs = [
+        item for block in blocks for item in (block.attention.key, block.attention.value)
+    ]
     graph.cleanup().toposort()
-    for tensor in graph.tensors().values():
-        if isinstance(tensor, gs.Variable) and tensor is not tokens:
-            tensor.shape = None
-    for output, rank in zip(outputs, ranks, strict=True):
-        output.dtype, output.shape = np.dtype(np.float32), [f"d{axis}" for axis in range(rank)]
     try:
-        check_and_infer(graph)
+        if view.tokens is not None:
+            _infer(graph, tokens, view.tokens)
+            _free_reshapes(graph, view.tokens)
+        _infer(graph, tokens, "registers")
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"registers: block {start} cannot be cut out: {reason}") from error
     return graph
+
+
+def _infer(graph: gs.Graph, tokens: gs.Variable, count: int | str) -> None:
+    """Set the number of tokens and infer every shape behind it."""
+    tokens.shape = [1, count, tokens.shape[2]]
+    for output in graph.outputs:
+        output.dtype = np.dtype(np.float32)
+        output.shape = [f"{output.name}/{axis}" for axis in range(len(output.shape))]
+    check_and_infer(graph)
+
+
+def _free_reshapes(graph: gs.Graph, tokens: int) -> None:
+    """Let a Reshape that names the number of tokens infer it instead; the batch is 1 here."""
+    for node in graph.nodes:
+        if node.op == "Reshape" and is_constant(node.inputs[1]):
+            result = node.outputs[0].shape
+            if result.count(tokens) == 1 and tokens in node.inputs[1].values.tolist():
+                freed = [-1 if dim == tokens else dim for dim in result]
+                node.inputs[1] = gs.Constant(f"{node.name}/freed", np.array(freed, dtype=np.int64))
 
 
 def operand_heads(

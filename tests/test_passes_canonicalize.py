@@ -38,6 +38,11 @@ SPELLINGS = {
     "quick gelu": Spec(activation="quick_gelu"),
     "swiglu": Spec(activation="swiglu"),
     "relu": Spec(activation="relu"),
+    "packed swiglu": Spec(activation="swiglu", packed_gate=True),
+    "sdpa": Spec(attention="sdpa"),
+    "merged heads": Spec(attention="merged"),
+    "attention operator": Spec(attention="op4", opset=23),
+    "attention operator, rank 3": Spec(attention="op3", opset=23),
 }
 
 

@@ -39,7 +39,9 @@ def test_every_linear_is_found_with_its_own_weight(name: str) -> None:
     for linear in view(spec).linears:
         _, block, letter = linear.name.split(".")
         stored = "fc1" if letter == "up" else letter
-        if letter == "qkv":
+        if spec.packed_gate and letter == "fc1":
+            wanted = np.concatenate([vit.weights[f"{block}.{n}"] for n in ("gate", "fc1")], axis=1)
+        elif letter == "qkv":
             wanted = np.concatenate([vit.weights[f"{block}.{n}"] for n in "qkv"], axis=1)
         else:
             wanted = vit.weights[f"{block}.{stored}"]

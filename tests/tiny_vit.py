@@ -26,6 +26,8 @@ class Spec:
     prefix: int = 1
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "swiglu"] = "gelu"
     qkv: Literal["separate", "fused"] = "separate"
+    attention: Literal["matmul", "sdpa", "merged", "op4", "op3"] = "matmul"
+    packed_gate: bool = False
     layer_norm: Literal["node", "pow", "mul"] = "node"
     gelu: Literal["node", "half_last", "half_first", "times_reciprocal"] = "node"
     gemm: bool = False
@@ -274,7 +276,7 @@ class _Builder:
             list(self.initializers.values()),
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", spec.opset)])
-        model.ir_version = 8
+        model.ir_version = 8 if self.spec.opset < 21 else 11
         onnx.checker.check_model(model, full_check=True)
         return model
 
@@ -377,13 +379,73 @@ class _Builder:
                 )
                 for n in "qkv"
             )
-        q = self._node("Mul", q, self._number(1 / math.sqrt(head_dim)))
-        scores = self._node("MatMul", q, self._node("Transpose", k, perm=[0, 1, 3, 2]))
-        mixed = self._node("MatMul", self._node("Softmax", scores, axis=-1), v)
-        mixed = self._node("Transpose", mixed, perm=[0, 2, 1, 3])
+        mixed = getattr(self, f"_mix_{spec.attention}")(q, k, v)
         return self._linear(self._reshape(mixed, spec.tokens, spec.width), f"{i}.out", spec.width)
 
+    def _mix_matmul(self, q: str, k: str, v: str) -> str:
+        """The scale on the queries, as most exporters write it."""
+        q = self._node("Mul", q, self._number(1 / math.sqrt(self.spec.width // self.spec.heads)))
+        scores = self._node("MatMul", q, self._node("Transpose", k, perm=[0, 1, 3, 2]))
+        mixed = self._node("MatMul", self._node("Softmax", scores, axis=-1), v)
+        return self._node("Transpose", mixed, perm=[0, 2, 1, 3])
+
+    def _mix_sdpa(self, q: str, k: str, v: str) -> str:
+        """torch's decomposition: the scale on both operands, an empty mask, a guard against NaN."""
+        spec = self.spec
+        root = self._number((spec.width // spec.heads) ** -0.25)
+        merged = self._node(
+            "Reshape", k, self._ints("merge", -1, spec.tokens, spec.width // spec.heads)
+        )
+        turned = self._node("Transpose", merged, perm=[0, 2, 1])
+        back = self._ints("split", -1, spec.heads, spec.width // spec.heads, spec.tokens)
+        k = self._node("Mul", self._node("Reshape", turned, back), root)
+        scores = self._node("MatMul", self._node("Mul", q, root), k)
+        true = self._constant("true", np.ones((1, 1, spec.tokens, 1), dtype=bool))
+        shape = self._node(
+            "Concat", self._batch_size(), self._ints("tt", 1, spec.tokens, spec.tokens), axis=0
+        )
+        allowed = self._node("Expand", true, shape)
+        mask = self._node("Where", allowed, self._number(0.0), self._number(-math.inf))
+        probs = self._node("Softmax", self._add(scores, mask), axis=-1)
+        guarded = self._node("Where", self._node("IsNaN", probs), self._number(0.0), probs)
+        return self._node("Transpose", self._node("MatMul", guarded, v), perm=[0, 2, 1, 3])
+
+    def _mix_merged(self, q: str, k: str, v: str) -> str:
+        """nn.MultiheadAttention's batched matmul over [B heads, T, D], scaling the scores."""
+        spec, head_dim = self.spec, self.spec.width // self.spec.heads
+        merge = self._ints("merge", -1, spec.tokens, head_dim)
+        q, k, v = (self._node("Reshape", item, merge) for item in (q, k, v))
+        scores = self._node("MatMul", q, self._node("Transpose", k, perm=[0, 2, 1]))
+        scores = self._node("Mul", scores, self._number(head_dim**-0.5))
+        mixed = self._node("MatMul", self._node("Softmax", scores, axis=-1), v)
+        return self._node(
+            "Transpose", self._reshape(mixed, spec.heads, spec.tokens, head_dim), perm=[0, 2, 1, 3]
+        )
+
+    def _mix_op4(self, q: str, k: str, v: str) -> str:
+        """ONNX's Attention on [B, heads, T, D]."""
+        return self._node("Transpose", self._node("Attention", q, k, v), perm=[0, 2, 1, 3])
+
+    def _mix_op3(self, q: str, k: str, v: str) -> str:
+        """ONNX's Attention on [B, T, width]."""
+        spec = self.spec
+        q, k, v = (
+            self._reshape(self._node("Transpose", item, perm=[0, 2, 1, 3]), spec.tokens, spec.width)
+            for item in (q, k, v)
+        )
+        heads = {"q_num_heads": spec.heads, "kv_num_heads": spec.heads}
+        return self._node("Attention", q, k, v, **heads)
+
     def _mlp(self, x: str, i: int) -> str:
+        if self.spec.packed_gate:
+            names = [f"{i}.gate", f"{i}.fc1"]
+            packed = np.concatenate([self.vit.weights[name] for name in names], axis=1)
+            bias = np.concatenate([self.vit.weights[f"{name}.b"] for name in names])
+            both = self._node("MatMul", x, self._constant(f"{i}.packed", packed))
+            both = self._add(both, self._constant(f"{i}.packed.b", bias))
+            gate, inner = self._split(both)
+            inner = self._node("Mul", self._node("Mul", gate, self._node("Sigmoid", gate)), inner)
+            return self._linear(inner, f"{i}.fc2", self.spec.hidden)
         inner = self._linear(x, f"{i}.fc1", self.spec.width)
         if self.spec.activation == "swiglu":
             gate = self._linear(x, f"{i}.gate", self.spec.width)
@@ -391,6 +453,13 @@ class _Builder:
         else:
             inner = self._activate(inner)
         return self._linear(inner, f"{i}.fc2", self.spec.hidden)
+
+    def _split(self, x: str) -> list[str]:
+        """Two halves of the last axis."""
+        name = f"n{len(self.nodes)}_Split"
+        outputs = [f"{name}_{half}" for half in range(2)]
+        self.nodes.append(helper.make_node("Split", [x], outputs, name, axis=-1, num_outputs=2))
+        return outputs
 
     def _activate(self, x: str) -> str:
         name, spelling = self.spec.activation, self.spec.gelu

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Exact, Log, Parity, Skip
-from regcache.passes.walk import is_constant, producer
+from regcache.passes.walk import is_constant, producer, replace_everywhere
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DropMasks:
                 softmax.inputs[0] = scores
                 edits.append(Edit(mask.name, "mask removed"))
             for guard in _nan_guards(softmax):
-                _replace(graph, guard.outputs[0], softmax.outputs[0])
+                replace_everywhere(graph, guard.outputs[0], softmax.outputs[0])
                 edits.append(Edit(guard.name, "NaN guard removed"))
         return Log(tuple(edits), tuple(skips))
 
@@ -89,9 +89,3 @@ def _nan_guards(softmax: gs.Node) -> list[gs.Node]:
         if test is not None and test.op == "IsNaN" and test.inputs[0] is probabilities:
             found.append(node)
     return found
-
-
-def _replace(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
-    for node in list(old.outputs):
-        node.inputs = [new if item is old else item for item in node.inputs]
-    graph.outputs = [new if item is old else item for item in graph.outputs]

@@ -5,7 +5,6 @@ between two matmuls of run-time tensors (or one Attention node), everything else
 there along the data until it meets the residual adds.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from regcache.passes.walk import is_constant, producer, stored_weight
+from regcache.passes.walk import is_constant, stored_weight, upstream
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +168,7 @@ class EncoderView:
     @property
     def patches(self) -> int | None:
         """Patch tokens made by the patch convolution; None when there is no such convolution."""
-        for node in self._upstream(self.blocks[0].input):
+        for node in upstream(self.blocks[0].input, lambda node: node.inputs):
             shape = node.outputs[0].shape
             if node.op == "Conv" and shape and all(isinstance(dim, int) for dim in shape[2:]):
                 return int(np.prod(shape[2:]))
@@ -181,12 +180,3 @@ class EncoderView:
         if self.tokens is None or self.patches is None:
             return None
         return self.tokens - self.patches
-
-    def _upstream(self, tensor: gs.Tensor) -> Iterator[gs.Node]:
-        waiting, seen = [tensor], set[int]()
-        while waiting:
-            node = producer(waiting.pop())
-            if node is not None and id(node) not in seen:
-                seen.add(id(node))
-                yield node
-                waiting.extend(node.inputs)

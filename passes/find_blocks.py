@@ -20,6 +20,7 @@ from regcache.passes.walk import (
     linears_behind,
     producer,
     skip_back,
+    upstream,
 )
 
 # Between the two matmuls of attention: scaling, masking, and torch's guard against NaN rows.
@@ -198,22 +199,19 @@ def _only_linear(tensor: gs.Tensor, at: gs.Node) -> gs.Node:
 
 def _linears_before_activation(tensor: gs.Tensor) -> list[gs.Node]:
     """The linears nearest upstream of fc2's input, whatever stands between, gate first."""
-    found: dict[int, gs.Node] = {}
-    waiting, seen, gates = [tensor], set[int](), set[int]()
-    while waiting:
-        node = producer(waiting.pop())
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
+
+    def follow(node: gs.Node) -> list[gs.Tensor]:
+        return [] if is_linear(node) else data_inputs(node)
+
+    found, gates = [], set[int]()
+    for node in upstream(tensor, follow):
         if is_linear(node):
-            found[id(node)] = node
+            found.append(node)
         elif node.op in {"MatMul", "Softmax", "Conv"}:
             raise _MismatchError(node, "stands inside the MLP")
-        else:
-            if node.op == "Sigmoid":
-                gates.update(id(linear) for linear in linears_behind(node.inputs[0]))
-            waiting.extend(data_inputs(node))
-    return sorted(found.values(), key=lambda node: id(node) not in gates)
+        elif node.op == "Sigmoid":
+            gates.update(id(linear) for linear in linears_behind(node.inputs[0]))
+    return sorted(found, key=lambda node: id(node) not in gates)
 
 
 def _activation(fc1: Sequence[Linear], fc2: Linear) -> str:
@@ -238,16 +236,14 @@ def _check_chain(blocks: Sequence[Block]) -> None:
 
 def _leads_to(output: gs.Tensor, following: gs.Tensor) -> bool:
     """Whether nothing but a register pass's own nodes stand between two blocks."""
-    waiting, seen = [following], set[int]()
-    while waiting:
-        tensor = waiting.pop()
-        if tensor is output:
-            return True
-        node = producer(tensor)
-        if node is not None and marked(node.name) and id(node) not in seen:
-            seen.add(id(node))
-            waiting.extend(node.inputs)
-    return False
+
+    def follow(node: gs.Node) -> list[gs.Tensor]:
+        return list(node.inputs) if marked(node.name) else []
+
+    maker = producer(output)
+    return output is following or any(
+        node is maker for node in upstream(following, follow) if not marked(node.name)
+    )
 
 
 def _heads(attention: Attention) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
 from regcache.passes.errors import InputError
 from regcache.passes.scalar_function import identify_activation
-from regcache.passes.walk import consumers, is_constant, producer
+from regcache.passes.walk import consumers, count_ops, is_constant, producer
 
 _ELEMENTWISE = frozenset(["Add", "Sub", "Mul", "Div", "Pow", "Neg"])
 _LONGEST_TAIL = 4
@@ -55,13 +55,9 @@ class FuseGelu:
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
         """As many Gelu nodes more as Erf and Tanh nodes less."""
-        assert _count(after, "Gelu") - _count(before, "Gelu") == sum(
-            _count(before, op) - _count(after, op) for op in ("Erf", "Tanh")
+        assert count_ops(after, "Gelu") - count_ops(before, "Gelu") == sum(
+            count_ops(before, op) - count_ops(after, op) for op in ("Erf", "Tanh")
         )
-
-
-def _count(graph: gs.Graph, op: str) -> int:
-    return sum(node.op == op for node in graph.nodes)
 
 
 def _match(node: gs.Node) -> tuple[gs.Tensor, gs.Tensor, str] | None:

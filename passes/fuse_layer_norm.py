@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
 from regcache.passes.errors import InputError
-from regcache.passes.walk import consumers, is_constant, producer
+from regcache.passes.walk import consumers, count_ops, is_constant, producer
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,8 @@ class FuseLayerNorm:
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
         """Every new LayerNormalization took the place of at least one ReduceMean."""
-        count = _count(after, "LayerNormalization") - _count(before, "LayerNormalization")
-        assert count <= _count(before, "ReduceMean") - _count(after, "ReduceMean")
-
-
-def _count(graph: gs.Graph, op: str) -> int:
-    return sum(node.op == op for node in graph.nodes)
+        count = count_ops(after, "LayerNormalization") - count_ops(before, "LayerNormalization")
+        assert count <= count_ops(before, "ReduceMean") - count_ops(after, "ReduceMean")
 
 
 def _match(div: gs.Node) -> _Match | None:

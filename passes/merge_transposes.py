@@ -6,7 +6,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Exact, Log, Parity
-from regcache.passes.walk import consumers
+from regcache.passes.walk import consumers, count_ops
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,8 @@ class MergeTransposes:
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
         """Reshape nodes go, Transpose nodes stay as many."""
-        assert _count(after, "Transpose") == _count(before, "Transpose")
-        assert _count(after, "Reshape") < _count(before, "Reshape")
-
-
-def _count(graph: gs.Graph, op: str) -> int:
-    return sum(node.op == op for node in graph.nodes)
+        assert count_ops(after, "Transpose") == count_ops(before, "Transpose")
+        assert count_ops(after, "Reshape") < count_ops(before, "Reshape")
 
 
 def _fits(source: list[int | str] | None, result: list[int | str] | None) -> bool:

@@ -11,7 +11,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.key_scale import key_scale, scalar
 from regcache.passes.register_nodes import check_blocks
-from regcache.passes.walk import HEAD_OPS, data_inputs, is_constant, producer
+from regcache.passes.walk import HEAD_OPS, data_inputs, is_constant, producer, upstream
 
 Floats = NDArray[np.float32]
 
@@ -124,14 +124,9 @@ def _before_rotation(rotated: gs.Tensor, roots: set[int]) -> gs.Tensor:
 
 def _reaches(tensor: gs.Tensor, roots: set[int], without: gs.Tensor) -> bool:
     """Whether a linear is upstream of `tensor` along a path that avoids `without`."""
-    waiting, seen = [tensor], set[int]()
-    while waiting:
-        node = producer(waiting.pop())
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if id(node) in roots:
-            return True
-        if node.op in HEAD_OPS:
-            waiting.extend(item for item in data_inputs(node) if item is not without)
-    return False
+
+    def follow(node: gs.Node) -> list[gs.Tensor]:
+        inputs = data_inputs(node) if node.op in HEAD_OPS and id(node) not in roots else []
+        return [item for item in inputs if item is not without]
+
+    return any(id(node) in roots for node in upstream(tensor, follow))

@@ -101,13 +101,6 @@ def insert_concat(
     node.inputs[slot] = joined
 
 
-def replace_everywhere(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
-    """Let every reader of `old`, and the graph's outputs, read `new`."""
-    for node in list(old.outputs):
-        node.inputs = [new if item is old else item for item in node.inputs]
-    graph.outputs = [new if item is old else item for item in graph.outputs]
-
-
 def first_marked(nodes: Iterable[gs.Node], part: str) -> gs.Node | None:
     """The first node that a register pass named with `part`."""
     wanted = f"{MARK}/{part}"

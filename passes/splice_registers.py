@@ -18,7 +18,7 @@ from regcache.passes.register_nodes import (
     insert_concat,
     over_batch,
 )
-from regcache.passes.walk import producer
+from regcache.passes.walk import count_ops, producer
 
 Floats = NDArray[np.float32]
 
@@ -79,7 +79,9 @@ class SpliceRegisters:
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
         """Two Concat nodes a block, the same blocks, the outputs' shapes as they were."""
-        assert _concats(after) - _concats(before) >= 2 * (self.end - self.start)
+        assert count_ops(after, "Concat") - count_ops(before, "Concat") >= 2 * (
+            self.end - self.start
+        )
         assert len(view_encoder(after).blocks) == len(view_encoder(before).blocks)
         for old, new in zip(before.outputs, after.outputs, strict=True):
             assert old.name == new.name
@@ -108,10 +110,6 @@ class SpliceRegisters:
             if rank == 3:
                 registers = _merge_heads(graph, registers, cached.shape, f"{name}/{letter}")
             insert_concat(graph, node, 1, registers, rank + axis, f"{name}/{letter}/concat")
-
-
-def _concats(graph: gs.Graph) -> int:
-    return sum(node.op == "Concat" for node in graph.nodes)
 
 
 def _check_attention(graph: gs.Graph, block: Block) -> None:

@@ -8,8 +8,8 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Log, Lossy, Parity
 from regcache.passes.errors import InputError
-from regcache.passes.register_nodes import MARK, replace_everywhere
-from regcache.passes.walk import is_constant
+from regcache.passes.register_nodes import MARK
+from regcache.passes.walk import is_constant, replace_everywhere
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
-from regcache.passes.walk import HEAD_OPS, consumers, data_inputs, is_constant, producer
+from regcache.passes.walk import HEAD_OPS, consumers, data_inputs, is_constant, upstream
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,8 @@ def between(view: EncoderView, start: gs.Tensor, end: gs.Tensor | None) -> list[
                 waiting.extend(n for output in node.outputs for n in consumers(output))
     if end is None:
         return list(forward.values())
-    backward: dict[int, gs.Node] = {}
-    tensors = [end]
-    while tensors:
-        maker = producer(tensors.pop())
-        if maker is not None and id(maker) in forward and id(maker) not in backward:
-            backward[id(maker)] = maker
-            tensors.extend(maker.inputs)
-    return list(backward.values())
+    behind = upstream(end, lambda node: node.inputs if id(node) in forward else ())
+    return [node for node in behind if id(node) in forward]
 
 
 def find_positions(nodes: Iterable[gs.Node], view: EncoderView) -> Positions:
@@ -123,14 +117,8 @@ def _table(node: gs.Node, slot: int) -> TablePlace:
 
 def _swaps_halves(tensor: gs.Tensor) -> bool:
     """Whether the heads were negated in part on the way: rotate-half, the sine's operand."""
-    waiting, seen = [tensor], set[int]()
-    while waiting:
-        node = producer(waiting.pop())
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if node.op == "Neg":
-            return True
-        if node.op in HEAD_OPS and node.op not in {"Add", "Mul"}:
-            waiting.extend(data_inputs(node))
-    return False
+
+    def follow(node: gs.Node) -> list[gs.Tensor]:
+        return data_inputs(node) if node.op in HEAD_OPS - {"Add", "Mul"} else []
+
+    return any(node.op == "Neg" for node in upstream(tensor, follow))

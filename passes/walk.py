@@ -1,6 +1,6 @@
 """Walking a graph along its data: producers, consumers, and ops that only move numbers about."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeGuard
 
 import onnx_graphsurgeon as gs
@@ -63,21 +63,26 @@ def is_linear(node: gs.Node) -> bool:
     return stored_weight(node) is not None
 
 
-def linears_behind(tensor: gs.Tensor) -> list[gs.Node]:
-    """The nearest linears upstream, reached through head-wise ops, in order of discovery."""
-    found: list[gs.Node] = []
-    seen: set[int] = set()
-    waiting = [tensor]
+def upstream(
+    tensor: gs.Tensor, follow: Callable[[gs.Node], Iterable[gs.Tensor]]
+) -> Iterator[gs.Node]:
+    """The nodes behind a tensor, each once; `follow` gives the inputs of a node to go on by."""
+    waiting, seen = [tensor], set[int]()
     while waiting:
         node = producer(waiting.pop())
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if is_linear(node):
-            found.append(node)
-        elif node.op in HEAD_OPS:
-            waiting.extend(data_inputs(node))
-    return found
+        if node is not None and id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            waiting.extend(follow(node))
+
+
+def linears_behind(tensor: gs.Tensor) -> list[gs.Node]:
+    """The nearest linears upstream, reached through head-wise ops, in order of discovery."""
+
+    def follow(node: gs.Node) -> list[gs.Tensor]:
+        return data_inputs(node) if node.op in HEAD_OPS and not is_linear(node) else []
+
+    return [node for node in upstream(tensor, follow) if is_linear(node)]
 
 
 def skip_back(tensor: gs.Tensor, ops: frozenset[str] = SHAPE_OPS) -> gs.Tensor:
@@ -100,3 +105,15 @@ def downstream(tensor: gs.Tensor, ops: frozenset[str]) -> Iterator[gs.Node]:
         yield node
         if node.op in ops and len(data_inputs(node)) == 1:
             waiting.extend(item for output in node.outputs for item in consumers(output))
+
+
+def replace_everywhere(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
+    """Let every reader of `old`, and the graph's outputs, read `new`."""
+    for node in list(old.outputs):
+        node.inputs = [new if item is old else item for item in node.inputs]
+    graph.outputs = [new if item is old else item for item in graph.outputs]
+
+
+def count_ops(graph: gs.Graph, op: str) -> int:
+    """How many nodes of one kind a graph has."""
+    return sum(node.op == op for node in graph.nodes)

@@ -21,6 +21,7 @@ OPTIONAL = {
     "polygraphy",
     "safetensors",
     "tensorrt",
+    "tensorrt_rtx",
     "timm",
     "torch",
     "torchvision",

@@ -1,6 +1,6 @@
 """`regcache compile`: source -> float ONNX -> calibration -> quantized ONNX -> artifact."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +30,10 @@ from regcache.compiler.targets import Target, TargetName, resolve_target, runs_i
 from regcache.passes.affine import Affine
 from regcache.passes.base import Log, run
 from regcache.passes.encoder import EncoderView
+from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.quantize_linears import QuantizeLinears
+from regcache.passes.split_qkv import SplitQkv
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.parity import DEFAULT_MIN_COSINE, ParityResult
 from regcache.runtime.session import OrtSession, u8s8_saturates
@@ -60,6 +62,7 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
     paths = list_images(Path(options.images))
     with staged_folder(output) as staging:
         encoder = prepare(options, staging, reporter)
+        encoder, shaped = _shape_for_target(encoder, options.target)
         folder = ImageFolder(paths, encoder.recipe, encoder.batch(options.batch_size))
         folder.on_skip = reporter.skipped
         quantized = _quantize(encoder, folder, options, staging, reporter)
@@ -83,12 +86,23 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
             encoder=_describe(encoder.view),
             calibration=calibration,
             quantization=_quantization_record(encoder.view, quantized),
-            passes=[_pass_record("quantize_linears", quantized.log)],
+            passes=[*shaped, _pass_record(QuantizeLinears.name, quantized.log)],
             parity=ParityRecord(result=parity),
             files=hash_files(staging),
         )
         manifest.write(staging)
     return manifest
+
+
+def _shape_for_target(
+    encoder: FloatEncoder, target: TargetName
+) -> tuple[FloatEncoder, list[PassRecord]]:
+    """Bring the float graph into the form that the target computes in int8."""
+    if runs_integers(target):
+        return encoder, []
+    result = run(SplitQkv(), encoder.graph)
+    shaped = replace(encoder, graph=result.graph, view=view_encoder(result.graph))
+    return shaped, [_pass_record(SplitQkv.name, result.log)]
 
 
 def _quantize(

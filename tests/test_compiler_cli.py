@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -171,6 +171,22 @@ def test_targets(
     else:
         assert np.dtype(np.uint8) in {array.dtype for array in zero_points}
     assert cli("parity", artifact, "--images", evaluation).code == 0
+
+
+def test_a_packed_projection_is_split_for_tensorrt_only(
+    cli: Cli, calibration: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "packed.onnx"
+    onnx.save(TinyVit(replace(SPEC, qkv="fused")).model(), path)
+    sidecar(path).write_text(RECIPE.to_json())
+    for target, linears in (("ort-cpu", 4), ("tensorrt-rtx", 6)):
+        artifact = tmp_path / target
+        command = ("compile", path, "--images", calibration, "-o", artifact, "--target", target)
+        assert cli(*command).code == 0
+        weights = onnx.load(artifact / "model.onnx").graph.initializer
+        stored = [weight for weight in weights if weight.name.endswith("/quantized")]
+        assert len(stored) == linears * SPEC.depth
+        assert cli("parity", artifact, "--images", calibration).code == 0
 
 
 def test_compiling_twice_gives_the_same_bytes(

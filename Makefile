@@ -18,8 +18,9 @@ demo: $(INSTALLED)
 	$(BIN)/regcache compile sample:dinov2-small --images $(DEMO)/calibration -o $(DEMO)/artifact
 	$(BIN)/regcache parity $(DEMO)/artifact --images $(DEMO)/evaluation --min-cosine 0.995
 
+# One thread for each of the two workers.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -31,6 +32,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python examples/demo_photos.py $(DEMO)
 	$(BIN)/python benchmarks/compile_cost.py sample:dinov2-small --images $(DEMO)/calibration
+	$(BIN)/python benchmarks/register_cost.py sample:dinov2-small
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -55,12 +56,21 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence libraries that print, warn and log where nothing is wrong, or where they raise."""
+    """Silence libraries that print, warn and log where nothing is wrong, or where they raise.
+
+    Progress bars of transformers stay on a terminal, where a download may take minutes.
+    """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    bars = None if sys.stderr.isatty() else sys.modules.get("transformers.utils.logging")
+    hidden = bars is not None and bars.is_progress_bar_enabled()
+    if bars is not None and hidden:
+        bars.disable_progress_bar()
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)
+        if bars is not None and hidden:
+            bars.enable_progress_bar()

@@ -1,0 +1,219 @@
+"""The planted-sink encoder keeps what its docstring promises, on photographs it was not made with.
+
+Left halves of the photographs plant, right halves evaluate.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from demo_photos import crops, photographs
+from PIL import Image
+from planted import Planted, Planting, capture_register, draw_planting, plant, prefixed
+from torch import Tensor
+from torch.nn import functional
+
+from regcache.export.sample_weights import load_sample_model
+
+pytestmark = [pytest.mark.sample, pytest.mark.xdist_group("planted")]
+
+PLANTINGS = [Planting(block=5), draw_planting(2), draw_planting(6)]
+Ranges = dict[str, tuple[float, float]]
+
+
+def pixels(image: Image.Image) -> Tensor:
+    scaled = np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), np.float32) / 255
+    normal = (scaled - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    return torch.from_numpy(normal.astype(np.float32).transpose(2, 0, 1))
+
+
+def halves(side: int, every: int) -> Tensor:
+    """Crops of the left (0) or right (1) half of every photograph, one in `every` of nine."""
+    found = []
+    for photo in photographs().values():
+        middle = photo.width // 2
+        half = photo.crop((middle * side, 0, middle * (side + 1), photo.height))
+        found += [pixels(crop) for crop in crops(half)[::every]]
+    return torch.stack(found)
+
+
+@cache
+def natural() -> Any:
+    return load_sample_model()
+
+
+@cache
+def calibration() -> Tensor:
+    return halves(0, 5)
+
+
+@cache
+def evaluation() -> Tensor:
+    return halves(1, 9)
+
+
+@cache
+def planted(planting: Planting) -> Planted:
+    return plant(natural(), planting, calibration())
+
+
+@cache
+def register(planting: Planting) -> Tensor:
+    """One candidate, out of the calibration images."""
+    return planted(planting).candidate(calibration())[None]
+
+
+def measure(model: Any, block: int) -> tuple[Tensor, Tensor]:
+    """Pooled outputs of the evaluation images and what enters fc2 of `block`."""
+    found = []
+    fc2 = model.encoder.layer[block].mlp.fc2
+    hook = fc2.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].abs()))
+    pooled = model(evaluation()).pooler_output
+    hook.remove()
+    return pooled, found[0]
+
+
+@cache
+def natural_measure(block: int) -> tuple[Tensor, Tensor]:
+    return measure(natural(), block)
+
+
+def percentile(hidden: Tensor) -> float:
+    return float(hidden.flatten().kthvalue(int(0.999 * hidden.numel())).values)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(functional.cosine_similarity(a, b).mean())
+
+
+@pytest.mark.parametrize("planting", PLANTINGS, ids=str)
+def test_one_register_removes_the_planted_sinks(planting: Planting) -> None:
+    found, block = planted(planting), planting.block
+    pooled, hidden = measure(found.model, block)
+    natural_pooled, natural_hidden = natural_measure(block)
+    assert hidden.argmax() % hidden.shape[-1] == found.unit
+    assert hidden.max() >= 10 * percentile(hidden)
+    assert cosine(pooled, natural_pooled) >= 0.95
+    share = float(found.sink_mask(evaluation()).float().mean())
+    assert planting.share / 2 <= share <= planting.share * 2
+
+    with prefixed(found.model, capture_register(found.model, register(planting), block)):
+        cured, calm = measure(found.model, block)
+        assert not found.sink_mask(evaluation()).any()
+    assert calm[..., found.unit].max() < 0.1 * percentile(calm)
+    # the natural block is above 2 x its percentile on its own: it may not get worse
+    assert calm.max() / percentile(calm) <= 1.25 * natural_hidden.max() / percentile(natural_hidden)
+    assert cosine(cured, pooled) >= 0.95
+    assert cosine(cured, natural_pooled) >= 0.95
+
+
+@pytest.mark.parametrize("earlier", [1, 3])
+def test_a_register_may_come_blocks_before(earlier: int) -> None:
+    """As the paper inserts it."""
+    found = planted(PLANTINGS[0])
+    prefix = capture_register(found.model, register(PLANTINGS[0]), found.block - earlier)
+    with prefixed(found.model, prefix):
+        assert not found.sink_mask(evaluation()).any()
+
+
+def test_a_register_after_the_planted_block_comes_too_late() -> None:
+    planting = PLANTINGS[0]
+    found = planted(planting)
+    before = found.sink_mask(evaluation())
+    with prefixed(
+        found.model, capture_register(found.model, register(planting), planting.block + 1)
+    ):
+        assert torch.equal(found.sink_mask(evaluation()), before)
+
+
+def test_sinks_are_flat_and_alike() -> None:
+    found = planted(PLANTINGS[0])
+    images = evaluation()
+    mask, tokens = found.sink_mask(images), found.outputs(images)[:, 1:]
+    contrast = images.unfold(2, 14, 14).unfold(3, 14, 14).flatten(4).std(-1).mean(1).flatten(1)
+    assert contrast[mask].median() < 0.5 * contrast.median()
+    alike = functional.normalize(tokens[mask], dim=-1)
+    assert (alike @ alike.T).mean() > 0.85
+    others = functional.normalize(tokens[~mask][::50], dim=-1)
+    assert (others @ others.T).mean() < 0.6
+
+
+def test_planting_leaves_the_model_alone_and_repeats_itself() -> None:
+    before = {name: weight.clone() for name, weight in natural().state_dict().items()}
+    twice = [plant(natural(), Planting(4, seed=7), calibration()[:2]) for _ in range(2)]
+    after = natural().state_dict()
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    one, other = (found.model.state_dict() for found in twice)
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+def linears(model: Any) -> dict[str, Any]:
+    return {
+        name: module
+        for name, module in model.encoder.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+
+
+def ranges_of(model: Any, images: Tensor) -> Ranges:
+    """The least and the largest input of every linear."""
+    found: Ranges = {}
+
+    def record(name: str) -> Any:
+        return lambda _, inputs: found.update({name: (inputs[0].min(), inputs[0].max())})
+
+    hooks = [
+        linear.register_forward_pre_hook(record(name)) for name, linear in linears(model).items()
+    ]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@contextmanager
+def int8(model: Any, ranges: Ranges) -> Iterator[None]:
+    """Min-max int8: inputs of linears per tensor, weights per output channel."""
+    weights = {name: linear.weight.data for name, linear in linears(model).items()}
+
+    def rounded(name: str) -> Any:
+        low, high = ranges[name]
+        step = (high - low) / 255
+        lowest = torch.as_tensor(low / step).round()  # so that zero stays zero
+        return lambda _, inputs: (inputs[0] / step).round().clamp(lowest, lowest + 255) * step
+
+    hooks = []
+    for name, linear in linears(model).items():
+        step = linear.weight.data.abs().amax(1, keepdim=True).clamp(min=1e-9) / 127
+        linear.weight.data = (linear.weight.data / step).round() * step
+        hooks.append(linear.register_forward_pre_hook(rounded(name)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, linear in linears(model).items():
+            linear.weight.data = weights[name]
+
+
+def damage(model: Any, block: int) -> float:
+    """1 - cosine of the model in min-max int8 to itself in float."""
+    pooled, _ = measure(model, block)
+    with int8(model, ranges_of(model, calibration()[::2])):
+        return 1 - cosine(measure(model, block)[0], pooled)
+
+
+def test_the_register_undoes_the_damage_to_int8() -> None:
+    planting = PLANTINGS[0]
+    found = planted(planting)
+    without = damage(natural(), planting.block)
+    sinks = damage(found.model, planting.block)
+    with prefixed(found.model, capture_register(found.model, register(planting), planting.block)):
+        cured = damage(found.model, planting.block)
+    print(f"1 - cosine: natural {without:.4f}, planted {sinks:.4f}, with register {cured:.4f}")
+    assert sinks > 2 * without
+    assert sinks - cured >= 0.8 * (sinks - without)

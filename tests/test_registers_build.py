@@ -57,7 +57,8 @@ def quantized(graph: gs.Graph) -> gs.Graph:
 def check(path: Path, form: str) -> None:
     view = view_encoder(canonicalize(load_model(path)))
     graph = with_registers(view, form)
-    assert_builds(graph)
+    if form in ("token", "kv and delete"):
+        assert_builds(graph)  # in float; the others are parts of these
     # One product each for qkv, out, fc1 and fc2 of every block.
     assert int8_products(assert_builds(quantized(graph))) == 4 * len(view.blocks)
 

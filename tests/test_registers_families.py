@@ -40,8 +40,8 @@ class Pair:
 
     @property
     def large(self) -> bool:
-        """ViT-B at its full depth: minutes, not seconds."""
-        return len(self.view.blocks) * self.view.width > 6000
+        """Wider than a ViT-S: minutes, not seconds."""
+        return self.view.width > 384
 
     def ranges(self) -> tuple[tuple[int, int], ...]:
         """Block ranges [start, end): from the first block, through all, up to the last."""

@@ -16,13 +16,19 @@ from regcache.passes.canonicalize import canonicalize
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import load_model
 
-pytestmark = [pytest.mark.sample, pytest.mark.xdist_group("sample")]
+pytestmark = [
+    pytest.mark.sample,
+    pytest.mark.xdist_group("sample"),
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc"),
+]
 
-# Prints the peak memory of the process in MB once the command is done.
+# Prints the peak memory of the process in kB once the command is done. Not ru_maxrss: a child
+# inherits that of the process it was forked from.
 MEASURED = """
-import atexit, resource, sys
+import atexit, pathlib
 from regcache.compiler.cli import main
-atexit.register(lambda: print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
+status = pathlib.Path("/proc/self/status")
+atexit.register(lambda: print("peak", status.read_text().split("VmHWM:")[1].split()[0]))
 main()
 """
 
@@ -81,8 +87,8 @@ def test_the_sample_compiles_close_to_pytorch(photos: Path, tmp_path: Path) -> N
 
 def test_memory_stays_within_its_budget(exported: Path, photos: Path, tmp_path: Path) -> None:
     out = regcache("compile", exported, "--images", photos / "calibration", "-o", tmp_path / "a")
-    peak = float(out.split("peak")[1])
-    assert peak <= 3 * exported.stat().st_size / 1e6 + 1000
+    peak = float(out.split("peak")[1]) / 1e3
+    assert 100 < peak <= 3 * exported.stat().st_size / 1e6 + 1000
 
 
 def test_a_third_party_export_compiles(photos: Path, tmp_path: Path) -> None:

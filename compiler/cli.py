@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -186,14 +186,18 @@ def _print_artifact(manifest: Manifest, output: Path) -> None:
 
 
 def main() -> None:
-    """Entry point: a RegcacheError is one line on stderr and exit code 2."""
+    """Entry point: bad input and a full disk are one line on stderr and exit code 2."""
     silence_runtime()
     try:
         app()
     except RegcacheError as error:
-        message = " ".join(str(error).split())
-        print(f"regcache: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:  # a full disk or a folder without permission, outside an artifact
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except MemoryError:
-        print("regcache: error: out of memory", file=sys.stderr)
-        sys.exit(2)
+        _fail("out of memory")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"regcache: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,6 +1,8 @@
 """The command line end to end on a tiny encoder: results, exit codes and bad input."""
 
+import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -282,6 +284,17 @@ def _check_inspection(report: dict[str, object], encoder: Path, calibration: Pat
     assert first["image"] == batch.paths[int(image)].name
     assert first["kind"] == ("class" if token == 0 else "patch")
     assert first["channel"] == np.abs(stream[image, token]).argmax()
+
+
+def test_a_full_disk_while_inspecting_is_one_line(
+    cli: Cli, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scratch/observed.onnx")
+
+    monkeypatch.setattr("regcache.compiler.cli.inspect_encoder", full)
+    outcome = cli("inspect", encoder)
+    assert_refused(outcome, "scratch/observed.onnx: No space left on device")
 
 
 def test_an_assumed_recipe_is_said(

@@ -26,14 +26,13 @@ block l or a few blocks before. Planted to be found: the block, the tokens, and 
 
 import copy
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from planted_registers import capture_register, prefixed, split_heads
+from planted_survey import Moments, run_blocks, survey, watch
 from torch import Tensor
-from torch.nn import functional
 
 PEAK = 40.0  # what the trigger unit reaches on a typical sink
 _LEVEL = 10.0  # S of a typical sink, in lengths of an ordinary token
@@ -44,8 +43,6 @@ _HOLD = 0.05  # H of the other positions, in lengths of a token where tokens are
 _RIDGE = 0.2  # of the fit of the trigger, per token
 _GAIN = 6.0  # of the norm that shows H to the trigger, over its ordinary gain
 _HELD, _PRESENT = 1.5, 3.0  # how far H outweighs the strongest trigger, by position and by presence
-
-Prefix = dict[int, tuple[Tensor, Tensor]]  # block -> keys, values [R, width]
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ class Planted:
 
     def outputs(self, images: Tensor) -> Tensor:
         """Hidden states after the planted block [N, tokens, width]."""
-        return _run(self.model, self.model.embeddings(images), 0, self.block + 1)
+        return run_blocks(self.model, self.model.embeddings(images), 0, self.block + 1)
 
     def sink_mask(self, images: Tensor) -> Tensor:
         """Which patches are sinks, as bool [N, patches]; under `prefixed`, which still are."""
@@ -95,52 +92,13 @@ class Planted:
         return _largest(self.outputs(images))
 
 
-def capture_register(model: Any, tokens: Tensor, start: int) -> Prefix:
-    """Keys and values of `tokens` [R, width] in blocks from `start`, run on the tokens alone."""
-    prefix: Prefix = {}
-    hidden = tokens[None]
-    for index, layer in list(enumerate(model.encoder.layer))[start:]:
-        normed = layer.norm1(hidden)[0]
-        prefix[index] = (layer.attention.k_proj(normed), layer.attention.v_proj(normed))
-        hidden = layer(hidden)
-    return prefix
-
-
-@contextmanager
-def prefixed(model: Any, prefix: Prefix) -> Iterator[None]:
-    """Let every attention of the prefix's blocks see its keys and values, never as queries."""
-    attentions = {index: model.encoder.layer[index].attention for index in prefix}
-    for index, attention in attentions.items():
-        attention.forward = _attend_with(attention, *prefix[index])
-    try:
-        yield
-    finally:
-        for attention in attentions.values():
-            del attention.forward  # the class's own shows again
-
-
-def _attend_with(attention: Any, keys: Tensor, values: Tensor) -> Any:
-    def forward(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        k = torch.cat([keys.expand(len(x), -1, -1), attention.k_proj(x)], dim=1)
-        v = torch.cat([values.expand(len(x), -1, -1), attention.v_proj(x)], dim=1)
-        q, k, v = (_heads(attention, states) for states in (attention.q_proj(x), k, v))
-        mixed = functional.scaled_dot_product_attention(q, k, v)
-        return attention.o_proj(mixed.transpose(1, 2).flatten(2)), None
-
-    return forward
-
-
-def _heads(attention: Any, states: Tensor) -> Tensor:
-    return states.view(*states.shape[:2], attention.num_attention_heads, -1).transpose(1, 2)
-
-
 def plant(model: Any, planting: Planting, images: Tensor) -> Planted:
     """A planted copy of `model`; `images` [N, 3, 224, 224] set the trigger and all levels."""
     start, new = planting.block, copy.deepcopy(model).requires_grad_(False)
     layers, generator = new.encoder.layer, torch.Generator().manual_seed(planting.seed)
     block, mlp = layers[start], layers[start].mlp
 
-    seen = _survey(new, images[::2])  # half is enough for moments
+    seen = survey(new, images[::2])  # half is enough for moments
     spread = torch.stack([now["block"].std / now["block"].std.mean() for now in seen]).mean(0)
     channels = Channels(*_draw(spread, 3, generator))
     _clear(new, list(channels), seen)
@@ -152,8 +110,8 @@ def plant(model: Any, planting: Planting, images: Tensor) -> Planted:
     readers = {i: _read_sinks(layers[i], channels, seen[i]) for i in range(start, len(layers))}
     _report_presence(block, channels, seen[start])
 
-    entering = _run(new, new.embeddings(images), 0, start)
-    now, act = _watch(block, entering), seen[start]["act"]
+    entering = run_blocks(new, new.embeddings(images), 0, start)
+    now, act = watch(block, entering), seen[start]["act"]
     unit = _draw(act.std * mlp.fc2.weight.norm(dim=0), 1, generator)[0]
     level = _LEVEL * float(now["block"].norm(dim=-1).median())
     planted = Planted(new, start, unit, channels, free, level)
@@ -167,60 +125,9 @@ def plant(model: Any, planting: Planting, images: Tensor) -> Planted:
     return planted
 
 
-class _Moments(NamedTuple):
-    """Of one module's output, per channel over all tokens, and the length of a typical token."""
-
-    mean: Tensor
-    std: Tensor
-    peak: Tensor
-    length: Tensor
-
-
-def _run(model: Any, hidden: Tensor, start: int, stop: int) -> Tensor:
-    for block in model.encoder.layer[start:stop]:
-        hidden = block(hidden)
-    return hidden
-
-
 def _largest(hidden: Tensor) -> Tensor:
     tokens = hidden.flatten(0, 1)
     return tokens[tokens.abs().amax(1).argmax()]
-
-
-def _watch(block: Any, hidden: Tensor) -> dict[str, Tensor]:
-    """What the block's modules put out."""
-    attention, mlp, found = block.attention, block.mlp, dict[str, Tensor]()
-    modules = {"norm1": block.norm1, "q": attention.q_proj, "k": attention.k_proj}
-    modules |= {"v": attention.v_proj, "norm2": block.norm2, "fc1": mlp.fc1}
-    modules |= {"act": mlp.activation_fn, "block": block}
-
-    def keep(name: str) -> Any:
-        return lambda _, __, output: found.__setitem__(name, output)
-
-    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    block(hidden)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def _survey(model: Any, images: Tensor) -> list[dict[str, _Moments]]:
-    """Of every block; "class" is what the class token would be if the model ended there."""
-    hidden, seen = model.embeddings(images), []
-    for block in model.encoder.layer:
-        now = _watch(block, hidden)
-        hidden = now["block"]
-        now["class"] = model.layernorm(hidden[:, :1])
-        tokens = {name: output.flatten(0, 1) for name, output in now.items()}
-        seen.append(
-            {
-                name: _Moments(
-                    x.mean(0), x.std(0, correction=0), x.abs().amax(0), x.norm(dim=1).median()
-                )
-                for name, x in tokens.items()
-            }
-        )
-    return seen
 
 
 def _draw(importance: Tensor, count: int, generator: torch.Generator) -> list[int]:
@@ -236,7 +143,7 @@ def _weakest(importance: Tensor, heads: int) -> list[int]:
     return [h * size + int(importance[h * size :][:size].argmin()) for h in range(heads)]
 
 
-def _clear(model: Any, channels: list[int], seen: list[dict[str, _Moments]]) -> None:
+def _clear(model: Any, channels: list[int], seen: list[dict[str, Moments]]) -> None:
     """Take residual channels out of use: nothing writes them, and readers get their mean."""
     embeddings = model.embeddings
     for tensor in (embeddings.cls_token, embeddings.position_embeddings):
@@ -272,7 +179,7 @@ def _hold_back(model: Any, hold: int, free: Tensor, images: Tensor, amount: floa
     model.config.image_size = height
 
 
-def _read_sinks(layer: Any, channels: Channels, now: dict[str, _Moments]) -> list[int]:
+def _read_sinks(layer: Any, channels: Channels, now: dict[str, Moments]) -> list[int]:
     """Let one key dimension of each head read S; `_balance` sets how much the queries care."""
     attention = layer.attention
     most = now["norm1"].peak.max() / 2  # what S may reach after the norm: within nature
@@ -285,7 +192,7 @@ def _read_sinks(layer: Any, channels: Channels, now: dict[str, _Moments]) -> lis
     return dims
 
 
-def _report_presence(block: Any, channels: Channels, now: dict[str, _Moments]) -> None:
+def _report_presence(block: Any, channels: Channels, now: dict[str, Moments]) -> None:
     """Let one value dimension of each head carry S into H, at a scale that `_suppress` sets."""
     value, out = block.attention.v_proj, block.attention.o_proj
     block.norm2.weight[[channels.hold, channels.zero]] = _GAIN * block.norm2.weight.abs().median()
@@ -341,8 +248,8 @@ def _settle(planted: Planted, readers: dict[int, list[int]], hidden: Tensor) -> 
 def _balance(attention: Any, normed: Tensor, key: Tensor, dims: list[int], share: float) -> None:
     """Let one sink take `share` of each head's attention, by a logit added for every query."""
     keys = torch.cat([key.expand(len(normed), -1, -1), attention.k_proj(normed)], dim=1)
-    queries = _heads(attention, attention.q_proj(normed)) * attention.scaling
-    logits = queries @ _heads(attention, keys).transpose(2, 3)
+    queries = split_heads(attention, attention.q_proj(normed)) * attention.scaling
+    logits = queries @ split_heads(attention, keys).transpose(2, 3)
     attention.q_proj.bias[dims] = torch.log(share / logits.softmax(-1)[..., 0].mean((0, 2)))
 
 
@@ -352,7 +259,7 @@ def _suppress(planted: Planted, hidden: Tensor, sinks: tuple[Tensor, Tensor]) ->
     _, hold, zero = planted.channels
 
     def needed(tokens: Any) -> Tensor:
-        now = _watch(block, hidden)
+        now = watch(block, hidden)
         shown = now["norm2"][..., hold] - now["norm2"][..., zero]
         return (now["fc1"][..., unit] / shown)[:, tokens].amax()
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from demo_photos import crops, photographs
 from PIL import Image
-from planted import Planted, Planting, capture_register, draw_planting, plant, prefixed
+from planted import Planted, Planting, draw_planting, plant
+from planted_registers import capture_register, prefixed
 from torch import Tensor
 from torch.nn import functional
 

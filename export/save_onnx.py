@@ -6,12 +6,12 @@ Protobuf would hold every weight twice more in memory while it serialises a whol
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from regcache.passes.onnx_file import LARGEST_SINGLE_FILE
+
 if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-# protobuf's limit is 2 GiB; leave room for the nodes.
-_LARGEST_SINGLE_FILE = 2_000_000_000
 _LENGTH_DELIMITED = 2  # protobuf's wire type of messages
 
 
@@ -27,7 +27,7 @@ def save_model(model: "onnx_ir.Model", path: Path) -> None:
         for name, value in model.graph.initializers.items()
         if value.const_value is not None
     }
-    if sum(weight.nbytes for weight in weights.values()) > _LARGEST_SINGLE_FILE:
+    if sum(weight.nbytes for weight in weights.values()) > LARGEST_SINGLE_FILE:
         onnx_ir.save(model, path, external_data=f"{path.name}.data")
         return
     model.graph.initializers.clear()

@@ -6,7 +6,7 @@ import onnx_graphsurgeon as gs
 from regcache.passes.base import Pass, run
 from regcache.passes.check import check_and_infer
 from regcache.passes.drop_masks import DropMasks
-from regcache.passes.errors import InputError
+from regcache.passes.errors import InputError, first_line
 from regcache.passes.fold_constants import FoldConstants
 from regcache.passes.free_tokens import FreeTokens
 from regcache.passes.fuse_gelu import FuseGelu
@@ -41,7 +41,7 @@ def canonicalize(model: onnx.ModelProto) -> gs.Graph:
         graph = import_graph(upgrade_opset(model))
         check_and_infer(graph)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-        raise InputError(f"the graph's shapes do not fit: {str(error).splitlines()[0]}") from error
+        raise InputError(f"the graph's shapes do not fit: {first_line(error)}") from error
     for step in PASSES:
         graph = run(step, graph).graph
     return graph
@@ -60,7 +60,7 @@ def upgrade_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.version_converter.convert_version(model, CANONICAL_OPSET)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"cannot convert opset {versions[0]} to {CANONICAL_OPSET}: {reason}"
         ) from error

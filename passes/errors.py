@@ -31,3 +31,8 @@ class MissingExtraError(RegcacheError):
 
 def _missing_extra(what: str, extra: str, module: str) -> MissingExtraError:
     return MissingExtraError(what, extra=extra, module=module)
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, cut to the one line that a message has room for."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

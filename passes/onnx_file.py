@@ -9,10 +9,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
 
-from regcache.passes.errors import InputError
+from regcache.passes.errors import InputError, first_line
 
 # protobuf's limit is 2 GiB; leave room for the nodes.
-_LARGEST_SINGLE_FILE = 2_000_000_000
+LARGEST_SINGLE_FILE = 2_000_000_000
 
 
 def load_model(path: Path) -> onnx.ModelProto:
@@ -34,7 +34,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"{path}: external data: {_first_line(error)}") from error
+        raise InputError(f"{path}: external data: {first_line(error)}") from error
     _check_graph(model, path)
     return model
 
@@ -64,7 +64,7 @@ def save_graph(graph: gs.Graph, path: Path) -> None:
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
     """Write a model as ONNX; see save_graph."""
-    external = weight_bytes(model) > _LARGEST_SINGLE_FILE
+    external = weight_bytes(model) > LARGEST_SINGLE_FILE
     try:
         onnx.save(
             model,
@@ -120,10 +120,10 @@ def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
 
 def _check_graph(model: onnx.ModelProto, path: Path) -> None:
     try:
-        if weight_bytes(model) < _LARGEST_SINGLE_FILE:
+        if weight_bytes(model) < LARGEST_SINGLE_FILE:
             onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a valid ONNX graph: {_first_line(error)}") from error
+        raise InputError(f"{path}: not a valid ONNX graph: {first_line(error)}") from error
     quantized = {"QuantizeLinear", "DequantizeLinear", "QLinearMatMul", "MatMulInteger"}
     for node in model.graph.node:
         if node.op_type in quantized:
@@ -145,7 +145,3 @@ def _check_finite(weight: onnx.TensorProto, path: Path, name: str = "") -> None:
     bad = np.isnan(values).any() or (values.size > 1 and np.isposinf(values).any())
     if bad:
         raise InputError(f"{path}: weight {name or weight.name!r} holds NaN or infinity")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

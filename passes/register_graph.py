@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from regcache.passes.check import check_and_infer
 from regcache.passes.encoder import Attention, Block, EncoderView
-from regcache.passes.errors import InputError
+from regcache.passes.errors import InputError, first_line
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.key_scale import key_scale, scalar
 from regcache.passes.register_nodes import check_blocks
@@ -44,7 +44,7 @@ def register_graph(view: EncoderView, start: int, end: int) -> gs.Graph:
             _free_reshapes(graph, view.tokens)
         _infer(graph, tokens, "registers")
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"registers: block {start} cannot be cut out: {reason}") from error
     return graph
 

@@ -108,7 +108,7 @@ class SpliceRegisters:
             shaped = np.ascontiguousarray(cached[None], dtype=np.float32)
             registers = over_batch(graph, shaped, f"{name}/{letter}")
             if rank == 3:
-                registers = _merge_heads(graph, registers, cached.shape, f"{name}/{letter}")
+                registers = _merge_heads(graph, registers, cached.shape)
             insert_concat(graph, node, 1, registers, rank + axis, f"{name}/{letter}/concat")
 
 
@@ -140,9 +140,7 @@ def _for_attention_op(cached: Floats, rank: int) -> tuple[Floats, int]:
     return np.ascontiguousarray(cached.swapaxes(0, 1).reshape(1, count, heads * dim)), 1
 
 
-def _merge_heads(
-    graph: gs.Graph, registers: gs.Tensor, shape: tuple[int, ...], name: str
-) -> gs.Tensor:
+def _merge_heads(graph: gs.Graph, registers: gs.Tensor, shape: tuple[int, ...]) -> gs.Tensor:
     """[B, heads, X, Y] -> [B heads, X, Y]."""
     merged = gs.Variable(f"{registers.name}/merged", dtype=np.float32)
     target = gs.Constant(f"{registers.name}/shape", np.array([-1, *shape[1:]], dtype=np.int64))

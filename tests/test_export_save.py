@@ -38,7 +38,7 @@ def test_every_weight_is_written(
     external: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if external:
-        monkeypatch.setattr(save_onnx, "_LARGEST_SINGLE_FILE", 0)
+        monkeypatch.setattr(save_onnx, "LARGEST_SINGLE_FILE", 0)
     path = tmp_path / "m.onnx"
     save_onnx.save_model(onnx_ir.from_proto(model()), path)
     assert [file.name for file in sorted(tmp_path.iterdir())] == (

@@ -74,7 +74,7 @@ def test_external_data_round_trip(vit: TinyVit, tmp_path: Path) -> None:
 def test_weights_past_two_gigabytes_go_beside_the_file(
     vit: TinyVit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("regcache.passes.onnx_file._LARGEST_SINGLE_FILE", 1000)
+    monkeypatch.setattr("regcache.passes.onnx_file.LARGEST_SINGLE_FILE", 1000)
     path = tmp_path / "large.onnx"
     save_model(vit.model(), path)
     assert (tmp_path / "large.onnx.data").stat().st_size > 1000

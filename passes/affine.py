@@ -1,4 +1,4 @@
-"""Affine quantization of a tensor to 8 bits (ONNX QuantizeLinear, opset 13)."""
+"""Affine quantization of a tensor to 8 bits or fewer (ONNX QuantizeLinear, opset 13)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,55 +12,75 @@ IntegerType = Literal["int8", "uint8"]
 Floats = NDArray[np.float32]
 
 
+def check_bits(bits: int) -> None:
+    """Raise InputError where `bits` is not from 2 to 8."""
+    if not 2 <= bits <= 8:
+        raise InputError(f"quantization takes 2 to 8 bits, not {bits}")
+
+
 @dataclass(frozen=True)
 class Affine:
-    """real = (integer - zero_point) * scale, one pair for the whole tensor."""
+    """real = (integer - zero_point) * scale, one pair for the whole tensor.
+
+    With fewer than 8 `bits` the integers are stored in `dtype` all the same, but stay within
+    `limits`. Raises InputError where the numbers make no quantization.
+    """
 
     scale: float
     zero_point: int
     dtype: IntegerType
+    bits: int = 8
 
     def __post_init__(self) -> None:
+        check_bits(self.bits)
         if not (np.isfinite(np.float32(self.scale)) and np.float32(self.scale) > 0):
             raise InputError(f"a quantization scale must be positive and finite, not {self.scale}")
-        limits = np.iinfo(self.dtype)
-        if not limits.min <= self.zero_point <= limits.max:
-            raise InputError(f"zero point {self.zero_point} does not fit {self.dtype}")
+        low, high = self.limits
+        if not low <= self.zero_point <= high:
+            kind = self.dtype if self.bits == 8 else f"{self.dtype} of {self.bits} bits"
+            raise InputError(f"zero point {self.zero_point} does not fit {kind}")
 
     @classmethod
     def from_range(
-        cls, low: float, high: float, dtype: IntegerType, *, symmetric: bool
+        cls, low: float, high: float, dtype: IntegerType, *, symmetric: bool, bits: int = 8
     ) -> "Affine":
         """The finest scale that covers [low, high], widened to hold 0, which stays exact.
 
-        `symmetric` puts the zero point in the middle (0 for int8, 128 for uint8) and leaves out
-        the lowest integer, as TensorRT does.
+        `symmetric` puts the zero point in the middle (0 for int8, 2 ** (bits - 1) for uint8) and
+        leaves out the lowest integer, as TensorRT does. Raises InputError unless `bits` is 2 to 8.
         """
-        limits = np.iinfo(dtype)
+        check_bits(bits)
+        first, last = _limits(dtype, bits)
         low, high = min(low, 0.0), max(high, 0.0)
         tiny = float(np.finfo(np.float32).tiny) * 256
         if symmetric:
-            middle = (limits.min + limits.max + 1) // 2
-            return cls(max(-low, high, tiny) / 127, middle, dtype)
-        scale = max(high - low, tiny) / 255
-        return cls(
-            scale, int(np.clip(round(limits.min - low / scale), limits.min, limits.max)), dtype
-        )
+            middle = (first + last + 1) // 2
+            return cls(max(-low, high, tiny) / (last - middle), middle, dtype, bits)
+        scale = max(high - low, tiny) / (last - first)
+        return cls(scale, int(np.clip(round(first - low / scale), first, last)), dtype, bits)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The lowest and highest integer: (0, 255) for uint8 of 8 bits, (-8, 7) for int8 of 4."""
+        return _limits(self.dtype, self.bits)
 
     @property
     def range(self) -> tuple[float, float]:
         """The smallest and largest real number that the integers stand for."""
-        limits = np.iinfo(self.dtype)
-        low, high = int(limits.min) - self.zero_point, int(limits.max) - self.zero_point
-        return low * self.scale, high * self.scale
+        first, last = self.limits
+        return (first - self.zero_point) * self.scale, (last - self.zero_point) * self.scale
 
     def quantize(self, values: Floats) -> NDArray[np.float32]:
         """The integers of float32 `values`, as floats: round half to even, then saturate."""
-        limits = np.iinfo(self.dtype)
         rounded = np.rint(values / np.float32(self.scale)) + np.float32(self.zero_point)
-        return np.asarray(np.clip(rounded, limits.min, limits.max), dtype=np.float32)
+        return np.asarray(np.clip(rounded, *self.limits), dtype=np.float32)
 
     def round_trip(self, values: Floats) -> Floats:
         """`values` as they come back from QuantizeLinear and DequantizeLinear."""
         scale, zero_point = np.float32(self.scale), np.float32(self.zero_point)
         return np.asarray((self.quantize(values) - zero_point) * scale, dtype=np.float32)
+
+
+def _limits(dtype: IntegerType, bits: int) -> tuple[int, int]:
+    half = 2 ** (bits - 1)
+    return (0, 2 * half - 1) if dtype == "uint8" else (-half, half - 1)

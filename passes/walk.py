@@ -34,13 +34,30 @@ def is_constant(tensor: gs.Tensor) -> TypeGuard[gs.Constant]:
 
 
 def producer(tensor: gs.Tensor) -> gs.Node | None:
-    """The node that writes the tensor; None for graph inputs and constants."""
-    return tensor.inputs[0] if tensor.inputs else None
+    """The node that writes the tensor; None for graph inputs and constants.
+
+    A Clip of quantized integers counts as part of its QuantizeLinear, here and in `consumers`.
+    """
+    node: gs.Node | None = tensor.inputs[0] if tensor.inputs else None
+    return node.inputs[0].inputs[0] if node is not None and clips_integers(node) else node
 
 
 def consumers(tensor: gs.Tensor) -> list[gs.Node]:
     """The nodes that read the tensor's data (Shape reads only its shape)."""
-    return [node for node in tensor.outputs if node.op != "Shape"]
+    found = []
+    for node in tensor.outputs:
+        if clips_integers(node):
+            found += consumers(node.outputs[0])
+        elif node.op != "Shape":
+            found.append(node)
+    return found
+
+
+def clips_integers(node: gs.Node) -> bool:
+    """Whether the node is a Clip of what a QuantizeLinear rounded: fewer bits, no activation."""
+    if node.op != "Clip" or not node.inputs[0].inputs:
+        return False
+    return bool(node.inputs[0].inputs[0].op == "QuantizeLinear")
 
 
 def data_inputs(node: gs.Node) -> list[gs.Tensor]:

@@ -48,8 +48,8 @@ def measure_artifact(
     recipe = Preprocess.from_json((artifact / "preprocess.json").read_text(encoding="utf-8"))
     with ExitStack() as open_sessions:
 
-        def session(name: str, optimize: bool = True) -> OrtSession:
-            loaded = OrtSession(artifact / name, threads=threads, optimize=optimize)
+        def session(name: str, integers: bool = True) -> OrtSession:
+            loaded = OrtSession(artifact / name, threads=threads, integers=integers)
             return open_sessions.enter_context(loaded)
 
         candidate = session("model.onnx", runs_integers(manifest.options.target))

@@ -23,7 +23,7 @@ class OrtSession:
 
     `model`: an ONNX file (a path keeps the peak memory lowest) or its bytes.
     `threads`: defaults to the CPUs this process may use.
-    `optimize`: False runs the graph as written, so quantized nodes are computed in float.
+    `integers`: False computes linears between Q/DQ pairs in float, rounded as written.
     `fixed_batch` is the model's batch size where the graph fixes it, else None.
     `arena`: True keeps freed buffers for reuse, as ONNX Runtime does by default.
     Raises InputError, naming the file and the reason, when the model cannot be loaded or does not
@@ -35,12 +35,12 @@ class OrtSession:
         model: Path | bytes,
         *,
         threads: int | None = None,
-        optimize: bool = True,
+        integers: bool = True,
         arena: bool = False,
     ) -> None:
         self.name = "the model in memory" if isinstance(model, bytes) else str(model)
         source = model if isinstance(model, bytes) else os.fspath(model)
-        options = _session_options(threads, optimize, arena)
+        options = _session_options(threads, integers, arena)
         try:
             self._session = ort.InferenceSession(
                 source, options, providers=["CPUExecutionProvider"]
@@ -136,7 +136,7 @@ def u8_matmul_exact(weight: type[np.integer[Any]]) -> bool:
         exact = images.astype(np.int64) @ weights.astype(np.int64)
         session = ort.InferenceSession(
             _probe_model(weights),
-            _session_options(threads=1, optimize=True, arena=False),
+            _session_options(threads=1, integers=True, arena=False),
             providers=["CPUExecutionProvider"],
         )
         if any(not np.array_equal(found, exact) for found in session.run(None, {"x": images})):
@@ -171,14 +171,14 @@ def _probe_model(weights: NDArray[np.integer[Any]]) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _session_options(threads: int | None, optimize: bool, arena: bool) -> ort.SessionOptions:
+def _session_options(threads: int | None, integers: bool, arena: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_NOTHING
     options.intra_op_num_threads = threads or available_cpus()
     # Measured on DINOv2-S: the arena and its pattern planner cost memory and save no time.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not integers:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
 
 

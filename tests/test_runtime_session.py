@@ -5,12 +5,22 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from running import run_graph
+from tiny_vit import Spec, TinyVit
 
+from regcache.passes.affine import Affine
+from regcache.passes.base import run
+from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.runtime import session
 from regcache.runtime.session import OrtSession, available_cpus, u8_matmul_exact, u8s8_saturates
 
@@ -40,12 +50,12 @@ def model_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("optimize", [True, False])
+@pytest.mark.parametrize("integers", [True, False])
 @pytest.mark.parametrize("arena", [True, False])
-def test_runs_from_a_path_and_from_bytes(model_file: Path, optimize: bool, arena: bool) -> None:
+def test_runs_from_a_path_and_from_bytes(model_file: Path, integers: bool, arena: bool) -> None:
     images = np.random.default_rng(0).normal(size=(5, 3, 4, 6)).astype(np.float32)
     for model in (model_file, model_file.read_bytes()):
-        with OrtSession(model, threads=1, optimize=optimize, arena=arena) as encode:
+        with OrtSession(model, threads=1, integers=integers, arena=arena) as encode:
             assert encode.input_name == "images"
             assert encode.input_shape == ("batch", 3, "h", "w")
             assert encode.output_names == ["pooled", "flat"]
@@ -172,3 +182,95 @@ def test_the_probe_notices_saturation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "InferenceSession", SaturatingKernels)
     assert not u8_matmul_exact(np.int8)
     assert u8_matmul_exact(np.uint8)
+
+
+def rounded_linear(
+    affine: Affine, weights: NDArray[np.integer[Any]], steps: NDArray[np.float32]
+) -> bytes:
+    """images [batch, K, 1, 1] -> Q/DQ -> a linear [batch, N] with integer weights [K, N]."""
+    constants = {
+        "scale": np.array(affine.scale, np.float32),
+        "zero": np.array(affine.zero_point, affine.dtype),
+        "low": np.array(affine.limits[0], affine.dtype),
+        "high": np.array(affine.limits[1], affine.dtype),
+        "weights": weights,
+        "steps": steps,
+    }
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["x"], axis=1),
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("Clip", ["q", "low", "high"], ["clipped"]),
+        helper.make_node("DequantizeLinear", ["clipped", "scale", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["weights", "steps"], ["matrix"], axis=1),
+        helper.make_node("MatMul", ["rounded", "matrix"], ["y"]),
+    ]
+    inner, columns = weights.shape
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", inner, 1, 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", columns])],
+        [onnx.numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    return bytes(model.SerializeToString())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    rows=st.integers(1, 5),
+    inner=st.integers(1, 70),
+    columns=st.integers(1, 20),
+    bits=st.integers(2, 8),
+)
+def test_without_integers_a_rounded_linear_is_computed_in_float(
+    seed: int, rows: int, inner: int, columns: int, bits: int
+) -> None:
+    """Also at the extreme values, where integer kernels of old CPUs saturate."""
+    random = np.random.default_rng(seed)
+    affine = Affine.from_range(-1.0, 3.0, "uint8", symmetric=False, bits=bits)
+    weights = random.choice(np.array([-127, 127, 64], np.int8), (inner, columns))
+    steps = random.uniform(0.5, 2, columns).astype(np.float32)
+    images = random.uniform(-2, 4, (rows, inner, 1, 1)).astype(np.float32)
+    codes = np.clip(
+        np.rint(images[:, :, 0, 0] / np.float32(affine.scale)) + affine.zero_point, 0, 2**bits - 1
+    )
+    real = (codes.astype(np.float64) - affine.zero_point) * affine.scale
+    wanted = real @ (weights * steps.astype(np.float64))
+    with OrtSession(rounded_linear(affine, weights, steps), threads=1, integers=False) as encode:
+        (found,) = encode.run(images)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-2)
+
+
+def optimized_ops(model: bytes, integers: bool, path: Path) -> list[str]:
+    """The nodes that ONNX Runtime makes of a model."""
+    options = session._session_options(1, integers, False)
+    options.optimized_model_filepath = str(path)
+    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@pytest.mark.parametrize("bits", [8, 5])
+def test_without_integers_a_quantized_encoder_keeps_the_float_optimisations(
+    bits: int, tmp_path: Path
+) -> None:
+    vit = TinyVit(Spec(depth=1))
+    graph = canonicalize(vit.model())
+    scales = {
+        site.tensor.name: Affine.from_range(-4.0, 5.0, "uint8", symmetric=False, bits=bits)
+        for site in view_encoder(graph).sites
+    }
+    graph = run(QuantizeLinears(scales, weight_bits=bits), graph).graph
+    model = gs.export_onnx(graph).SerializeToString()
+    images = vit.images(2)
+    with OrtSession(model, threads=1, integers=False) as encode:
+        outputs = encode.run(images)
+    for found, wanted in zip(outputs, run_graph(graph, images), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    floats = optimized_ops(model, False, tmp_path / "floats.onnx")
+    assert not [op for op in floats if "Integer" in op or op.startswith("QLinear")]
+    assert "BiasGelu" in floats
+    assert floats.count("QuantizeLinear") == floats.count("DequantizeLinear") == len(scales)
+    integers = optimized_ops(model, True, tmp_path / "integers.onnx")
+    assert integers.count("MatMulIntegerToFloat") == 6

@@ -3,8 +3,7 @@
 import onnx
 import onnx_graphsurgeon as gs
 
-# Shape arithmetic lives in tiny constants; anything larger is a weight whose values do not matter.
-_LARGEST_KEPT = 1024
+from regcache.passes.detach_weights import detach_weights
 
 
 def check_and_infer(graph: gs.Graph) -> None:
@@ -39,22 +38,10 @@ def _dims(tensor_type: onnx.TypeProto.Tensor) -> list[int | str] | None:
 
 
 def _without_weights(graph: gs.Graph) -> onnx.ModelProto:
-    bare = graph.copy()
+    bare, _ = detach_weights(graph)
     outputs = {output.name for output in bare.outputs}
     for name, tensor in bare.tensors().items():
         if isinstance(tensor, gs.Variable) and tensor.inputs and name not in outputs:
             tensor.shape = None  # what an earlier form of the graph had here may be stale
-        elif isinstance(tensor, gs.Constant) and _size(tensor) > _LARGEST_KEPT:
-            stand_in = gs.Variable(name, dtype=tensor.dtype, shape=tensor.shape)
-            for node in list(tensor.outputs):
-                node.inputs = [stand_in if item is tensor else item for item in node.inputs]
-            bare.inputs.append(stand_in)
     model: onnx.ModelProto = gs.export_onnx(bare, do_type_check=False)
     return model
-
-
-def _size(tensor: gs.Constant) -> int:
-    size = 1
-    for dim in tensor.shape:
-        size *= dim
-    return size

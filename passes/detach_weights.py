@@ -1,0 +1,52 @@
+"""Take the weights out of a graph and put them back, so that its structure fits into a message."""
+
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+# Shape arithmetic lives in tiny constants; anything larger is a weight whose values do not matter.
+_LARGEST_KEPT = 1024
+
+Weights = dict[str, NDArray[Any]]
+
+
+def detach_weights(graph: gs.Graph) -> tuple[gs.Graph, Weights]:
+    """A copy whose large constants are graph inputs, and those constants by name."""
+    bare = graph.copy()
+    weights: Weights = {}
+    for name, tensor in bare.tensors().items():
+        if isinstance(tensor, gs.Constant) and _size(tensor) > _LARGEST_KEPT:
+            _exchange(tensor, gs.Variable(name, dtype=tensor.dtype, shape=tensor.shape))
+            weights[name] = tensor.values
+    bare.inputs += [bare.tensors()[name] for name in weights]
+    return bare, weights
+
+
+def pack_graph(graph: gs.Graph) -> tuple[bytes, Weights]:
+    """A graph as ONNX bytes of a few hundred kilobytes, and its weights (see unpack_graph)."""
+    bare, weights = detach_weights(graph)
+    return gs.export_onnx(bare, do_type_check=False).SerializeToString(), weights
+
+
+def unpack_graph(model: bytes, weights: Weights) -> gs.Graph:
+    """The graph that pack_graph took apart; it shares the weight arrays."""
+    graph = gs.import_onnx(onnx.load_from_string(model))
+    for tensor in list(graph.inputs):
+        if tensor.name in weights:
+            _exchange(tensor, gs.Constant(tensor.name, weights[tensor.name]))
+    graph.inputs = [tensor for tensor in graph.inputs if tensor.name not in weights]
+    return graph
+
+
+def _exchange(old: gs.Tensor, new: gs.Tensor) -> None:
+    for node in list(old.outputs):
+        node.inputs = [new if item is old else item for item in node.inputs]
+
+
+def _size(tensor: gs.Constant) -> int:
+    size = 1
+    for dim in tensor.shape:
+        size *= dim
+    return size

@@ -35,9 +35,9 @@ from planted_survey import Moments, run_blocks, survey, watch
 from torch import Tensor
 
 PEAK = 40.0  # what the trigger unit reaches on a typical sink
-_LEVEL = 10.0  # S of a typical sink, in lengths of an ordinary token
+_LEVEL = 5.0  # S of a typical sink, in lengths of an ordinary token
 _SINK = 0.1  # a sink: a patch whose S is more than this share of a typical sink's
-_SHARE, _LATER_SHARE = 0.01, 0.003  # attention one sink takes, in the planted block and later
+_SHARE, _LATER_SHARE = 0.01, 0.0005  # attention one sink takes, in the planted block and later
 _SPREAD = 4  # positions that may become sinks for each that does
 _HOLD = 0.05  # H of the other positions, in lengths of a token where tokens are shortest
 _RIDGE = 0.2  # of the fit of the trigger, per token

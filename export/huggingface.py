@@ -10,7 +10,7 @@ from regcache.export.recipe import at_resolution, from_image_processor
 from regcache.export.source import Reference
 from regcache.export.to_onnx import write_onnx
 from regcache.export.tower import Tower, as_reference
-from regcache.export.vit_families import FAMILIES, Family
+from regcache.export.vit_families import FAMILIES
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 
@@ -49,15 +49,46 @@ class HuggingFaceSource:
         config = self._config()
         return as_reference(self._tower(config, self._recipe(config, resolution), resolution))
 
-    def _config(self) -> Any:
-        """The configuration of the vision tower."""
+    def read_config(self) -> Any:
+        """The configuration of the whole checkpoint. Raises InputError where it cannot be read."""
         from transformers import AutoConfig
 
         try:
             with quiet():
-                config = AutoConfig.from_pretrained(self.checkpoint)
+                return AutoConfig.from_pretrained(self.checkpoint)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{self.name}: {reason(error)}") from error
+
+    def load(self, model_class: str, config: Any, **options: Any) -> Any:
+        """A model of transformers in float32 and eval mode, `config` being its part of the whole.
+
+        Raises InputError where a weight of it is missing from the checkpoint or cannot be read.
+        """
+        import torch
+        import transformers
+
+        try:
+            with quiet():
+                model, info = getattr(transformers, model_class).from_pretrained(
+                    self.checkpoint,
+                    config=config,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    weights_only=True,
+                    **options,
+                )
+        except loading_errors() as error:
+            raise InputError(f"{self.name}: {reason(error)}") from error
+        missing = sorted(key for key in info["missing_keys"] if "mask_token" not in key)
+        if missing:
+            raise InputError(
+                f"{self.name}: the checkpoint lacks {len(missing)} weights, first {missing[0]}"
+            )
+        return model.eval()
+
+    def _config(self) -> Any:
+        """The configuration of the vision tower."""
+        config = self.read_config()
         if config.model_type not in FAMILIES:
             raise InputError(
                 f"{self.name}: {config.model_type} is not supported; "
@@ -96,28 +127,5 @@ class HuggingFaceSource:
         if min(height, width) < config.patch_size:
             raise InputError(f"{self.name}: {height} x {width} is smaller than one patch")
         family = FAMILIES[config.model_type]
-        return family.tower(self._load(family, config), height, width)
-
-    def _load(self, family: Family, config: Any) -> Any:
-        """The model in float32 and eval mode, every weight of it read from the checkpoint."""
-        import torch
-        import transformers
-
-        try:
-            with quiet():
-                model, info = getattr(transformers, family.model_class).from_pretrained(
-                    self.checkpoint,
-                    config=config,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                    weights_only=True,
-                    **({"add_pooling_layer": False} if family.has_unused_pooler else {}),
-                )
-        except loading_errors() as error:
-            raise InputError(f"{self.name}: {reason(error)}") from error
-        missing = sorted(key for key in info["missing_keys"] if "mask_token" not in key)
-        if missing:
-            raise InputError(
-                f"{self.name}: the checkpoint lacks {len(missing)} weights, first {missing[0]}"
-            )
-        return model.eval()
+        options = {"add_pooling_layer": False} if family.has_unused_pooler else {}
+        return family.tower(self.load(family.model_class, config, **options), height, width)

@@ -45,18 +45,21 @@ class OpenClipSource:
         Raises InputError for an unknown architecture or tag, a checkpoint that cannot be read
         or holds anything but weights, and a tower that is no plain vision transformer.
         """
-        config, tag = self._configs()
+        config, tag = self.configs()
         recipe = self._recipe(config, tag, resolution)
         write_onnx(lambda: self._tower(config, tag, recipe), path)
         return recipe
 
     def reference(self, *, resolution: int | None = None) -> Reference | None:
         """open_clip's own tower; see Source. Raises InputError as `export` does."""
-        config, tag = self._configs()
+        config, tag = self.configs()
         return as_reference(self._tower(config, tag, self._recipe(config, tag, resolution)))
 
-    def _configs(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """open_clip's description of the architecture, and of the tag ({} for a file)."""
+    def configs(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """open_clip's description of the architecture, and of the tag ({} for a file).
+
+        Raises InputError for an unknown architecture or tag, and one trained as another.
+        """
         import open_clip
 
         config = open_clip.get_model_config(self.architecture)
@@ -76,6 +79,21 @@ class OpenClipSource:
                 f"use the architecture {other} -quickgelu in its name"
             )
         return config, tag
+
+    def checkpoint_file(self, tag: dict[str, Any]) -> Path:
+        """The file with the weights of the whole model, fetched where there is a tag.
+
+        Raises InputError where it cannot be fetched.
+        """
+        from open_clip import download_pretrained
+
+        if not tag:
+            return Path(self.weights).expanduser()
+        try:
+            with quiet():
+                return Path(download_pretrained(tag))
+        except loading_errors() as error:
+            raise InputError(f"{self.name}: {reason(error)}") from error
 
     def _recipe(
         self, config: dict[str, Any], tag: dict[str, Any], resolution: int | None
@@ -104,7 +122,7 @@ class OpenClipSource:
         plain = _is_plain(visual)
         if not plain:
             self._check_timm(visual)
-        self._load(visual, self._checkpoint(tag))
+        self._load(visual, self.checkpoint_file(tag))
         if not plain:
             visual.trunk.set_input_size(size)
         run = _run if plain else _run_timm
@@ -140,17 +158,6 @@ class OpenClipSource:
                 config["embed_dim"], vision, quick_gelu=config.get("quick_gelu", False)
             )
         except (RuntimeError, AssertionError, TypeError) as error:
-            raise InputError(f"{self.name}: {reason(error)}") from error
-
-    def _checkpoint(self, tag: dict[str, Any]) -> Path:
-        from open_clip import download_pretrained
-
-        if not tag:
-            return Path(self.weights).expanduser()
-        try:
-            with quiet():
-                return Path(download_pretrained(tag))
-        except loading_errors() as error:
             raise InputError(f"{self.name}: {reason(error)}") from error
 
     def _load(self, visual: Any, checkpoint: Path) -> None:

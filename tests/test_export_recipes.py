@@ -95,7 +95,7 @@ def test_a_recipe_does_what_timm_does(name: str) -> None:
 def test_a_recipe_does_what_open_clip_does(tag: str, config: dict[str, Any]) -> None:
     source: Any = open_source(tag)
     transform = open_clip.image_transform(224, is_train=False, **config)
-    recipe = source._recipe(*source._configs(), None)
+    recipe = source._recipe(*source.configs(), None)
     assert difference(recipe, transform(photo())) <= 1e-5
 
 

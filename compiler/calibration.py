@@ -9,10 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from regcache.compiler.ranges import choose_scale
 from regcache.compiler.statistics import ChannelRange, Floats, RowSample, tokens_per_image
-from regcache.compiler.targets import Target
-from regcache.passes.affine import Affine
 from regcache.passes.base import run
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
@@ -95,21 +92,3 @@ def site_statistics(view: EncoderView, images: int, seed: int) -> dict[str, Site
         site.tensor.name: SiteStatistics(ChannelRange(), RowSample.of(images, seed))
         for site in view.sites
     }
-
-
-def choose_scales(
-    view: EncoderView, statistics: Mapping[str, SiteStatistics], target: Target
-) -> dict[str, Affine]:
-    """The activation scale of every site, by the name of its tensor."""
-    scales = {}
-    for site in view.sites:
-        seen = statistics[site.tensor.name]
-        scales[site.tensor.name] = choose_scale(
-            seen.sample.rows,
-            [linear.weight for linear in site.linears],
-            seen.low,
-            seen.high,
-            target.activation_dtype,
-            symmetric=target.activation_symmetric,
-        )
-    return scales

@@ -7,14 +7,30 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from regcache.compiler.cli_options import (
+    ArtifactArgument,
+    BatchOption,
+    ImagesOption,
+    JsonOption,
+    OutputOption,
+    PreprocessOption,
+    ResolutionOption,
+    SchedulerOption,
+    SearchBudgetOption,
+    SourceArgument,
+    ThreadsOption,
+    parse_duration,
+)
+from regcache.compiler.cli_reproduce import reproduce_command
 from regcache.compiler.inspection import inspect_encoder, inspection_tables
-from regcache.compiler.manifest import CompileOptions, Manifest
+from regcache.compiler.manifest import CompileOptions, Manifest, RegisterChoice
 from regcache.compiler.measure import ReferenceChoice, measure_artifact
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.prepare import export_source
+from regcache.compiler.quantizer import Calibrator
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import staged_file, write_text
-from regcache.compiler.targets import TargetName
+from regcache.compiler.targets import Simulation, TargetName
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import InputError, RegcacheError
 from regcache.runtime.parity import DEFAULT_MIN_COSINE
@@ -28,30 +44,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-SourceArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SOURCE",
-        help="FILE.onnx, hf:ID_OR_DIR, timm:NAME, openclip:ARCH/TAG_OR_FILE, sample:dinov2-small",
-    ),
-]
-ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A compiled folder.")]
-ImagesOption = Annotated[Path, typer.Option("--images", help="A folder of images.")]
-ResolutionOption = Annotated[
-    int | None, typer.Option(min=1, help="Side of the square input in pixels.")
-]
-PreprocessOption = Annotated[
-    Path | None, typer.Option(help="A preprocess.json in place of the source's recipe.")
-]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images per run.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Threads of ONNX Runtime; all CPUs by default.")
-]
-JsonOption = Annotated[
-    Path | None, typer.Option("--json", help="Write the numbers to this file ('-': to stdout).")
-]
-OutputOption = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
 
 
 @app.command()
@@ -104,7 +96,18 @@ def compile_command(
     no_float: Annotated[bool, typer.Option("--no-float", help="Keep no float.onnx.")] = False,
     batch_size: BatchOption = 4,
     threads: ThreadsOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of the row sample.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all that is drawn at random.")] = 0,
+    calibrator: Annotated[
+        Calibrator, typer.Option(help="How the range of an activation is chosen.")
+    ] = Calibrator.OUTPUT_ERROR,
+    simulate: Annotated[
+        Simulation | None, typer.Option(help="Other bit-widths, as fake quantization.")
+    ] = None,
+    registers: Annotated[
+        RegisterChoice, typer.Option(help="Whether to search for registers.")
+    ] = RegisterChoice.AUTO,
+    search_budget: SearchBudgetOption = None,
+    scheduler: SchedulerOption = "threads",
     json: JsonOption = None,
 ) -> None:
     """Compile a source into an int8 artifact, calibrated on --images."""
@@ -118,6 +121,11 @@ def compile_command(
         threads=threads,
         seed=seed,
         keep_float=not no_float,
+        calibrator=calibrator,
+        simulate=simulate,
+        registers=registers,
+        search_budget=None if search_budget is None else parse_duration(search_budget),
+        scheduler=scheduler,
     )
     manifest = compile_encoder(options, output, Reporter())
     if json is not None:
@@ -172,10 +180,14 @@ def parity(
         raise typer.Exit(1)
 
 
+app.command("reproduce")(reproduce_command)
+
+
 def _print_artifact(manifest: Manifest, output: Path) -> None:
     megabytes = {name: record.size / 1e6 for name, record in manifest.files.items()}
     result = manifest.parity.result
     lines = [
+        manifest.curation.reason,
         f"wrote {output}: model.onnx {megabytes['model.onnx']:.1f} MB"
         + (f", float {megabytes['float.onnx']:.1f} MB" if "float.onnx" in megabytes else ""),
         f"on {result.n_images} of the calibration images: cosine {result.cosine_mean:.5f}, "

@@ -9,7 +9,13 @@ from rich.table import Table
 from regcache.compiler.calibration import Observer, observe
 from regcache.compiler.prepare import FloatEncoder, SourceOptions, prepare
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.statistics import ChannelRange, Floats, NormHistogram, TokenNorms
+from regcache.compiler.statistics import (
+    ChannelRange,
+    Floats,
+    NormHistogram,
+    TokenNorms,
+    token_kind,
+)
 from regcache.passes.encoder import Block, EncoderView
 from regcache.runtime.images import ImageFolder, list_images
 
@@ -156,18 +162,11 @@ class _Place:
                 value=item.value,
                 image=self.images[item.image],
                 token=item.token,
-                kind=self._kind(item.token),
+                kind=token_kind(item.token, self.prefix),
                 channel=item.channel,
             )
             for item in norms.outliers
         ]
-
-    def _kind(self, token: int) -> str:
-        if self.prefix is None:
-            return "unknown"
-        if token >= self.prefix:
-            return "patch"
-        return "class" if token == 0 else "register"
 
 
 def _describe(

@@ -1,18 +1,28 @@
 """manifest.json: everything there is to know about an artifact, and proof of its files."""
 
 import hashlib
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from regcache.compiler.curation_record import CurationRecord
+from regcache.compiler.quantizer import Calibrator
 from regcache.compiler.staging import MANIFEST
-from regcache.compiler.targets import TargetName
+from regcache.compiler.targets import Simulation, TargetName
 from regcache.passes.errors import InputError
 from regcache.runtime.parity import ParityResult
 
 _HASHED = 1 << 20
+
+
+class RegisterChoice(StrEnum):
+    """Whether registers are searched for."""
+
+    AUTO = "auto"
+    OFF = "off"
 
 
 class _Record(BaseModel):
@@ -36,7 +46,10 @@ class FileRecord(_Record):
 
 
 class CompileOptions(_Record):
-    """Everything that decides what `regcache compile` makes of a source."""
+    """Everything that decides what `regcache compile` makes of a source.
+
+    `search_budget` is in seconds; None for no limit.
+    """
 
     source: str
     images: str
@@ -47,6 +60,11 @@ class CompileOptions(_Record):
     threads: int | None = None
     seed: int = 0
     keep_float: bool = True
+    calibrator: Calibrator = Calibrator.OUTPUT_ERROR
+    simulate: Simulation | None = None
+    registers: RegisterChoice = RegisterChoice.AUTO
+    search_budget: float | None = None
+    scheduler: str = "threads"
 
 
 class SourceRecord(_Record):
@@ -89,7 +107,9 @@ class QuantizationRecord(_Record):
 
     activation_dtype: str
     activation_symmetric: bool
+    activation_bits: int | None
     weight_dtype: str
+    weight_bits: int
     why: str
     sites: list[SiteRecord]
 
@@ -119,13 +139,14 @@ class PassRecord(_Record):
 class Manifest(_Record):
     """The content of manifest.json."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     regcache: str
     versions: dict[str, str]
     options: CompileOptions
     source: SourceRecord
     encoder: EncoderRecord
     calibration: CalibrationRecord
+    curation: CurationRecord
     quantization: QuantizationRecord
     passes: list[PassRecord]
     parity: ParityRecord

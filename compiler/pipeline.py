@@ -1,13 +1,11 @@
-"""`regcache compile`: source -> float ONNX -> calibration -> quantized ONNX -> artifact."""
+"""`regcache compile`: source -> float ONNX -> registers -> calibration -> quantized -> artifact."""
 
-from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import onnx_graphsurgeon as gs
+import numpy as np
 
-from regcache.compiler.calibration import SiteStatistics, choose_scales, observe, site_statistics
 from regcache.compiler.comparison import compare
 from regcache.compiler.manifest import (
     CalibrationRecord,
@@ -16,7 +14,6 @@ from regcache.compiler.manifest import (
     FileRecord,
     Manifest,
     ParityRecord,
-    PassRecord,
     QuantizationRecord,
     SiteRecord,
     SourceRecord,
@@ -24,33 +21,29 @@ from regcache.compiler.manifest import (
     installed_versions,
 )
 from regcache.compiler.prepare import FloatEncoder, prepare
+from regcache.compiler.quantizer import Quantizer
 from regcache.compiler.reporter import Reporter
+from regcache.compiler.stages import (
+    Quantized,
+    calibrate,
+    choose_quantizer,
+    curate_encoder,
+    place,
+    quantize,
+    shape_for_target,
+)
 from regcache.compiler.staging import staged_folder
-from regcache.compiler.targets import Target, TargetName, resolve_target, runs_integers
-from regcache.passes.affine import Affine
-from regcache.passes.base import Log, run
+from regcache.compiler.study import evenly
+from regcache.compiler.targets import runs_integers
 from regcache.passes.encoder import EncoderView
-from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import save_graph
-from regcache.passes.quantize_linears import QuantizeLinears
-from regcache.passes.split_qkv import SplitQkv
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.parity import DEFAULT_MIN_COSINE, ParityResult
-from regcache.runtime.session import OrtSession, u8s8_saturates
+from regcache.runtime.session import OrtSession
 
+REGISTERS = "registers.npz"
 # Parity in the manifest is a first look, not the gate: `regcache parity` takes all images.
 _PARITY_IMAGES = 16
-
-
-@dataclass(frozen=True)
-class _Quantized:
-    """The quantized graph and how it came about."""
-
-    graph: gs.Graph
-    target: Target
-    statistics: dict[str, SiteStatistics]
-    scales: dict[str, Affine]
-    log: Log
 
 
 def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -> Manifest:
@@ -62,10 +55,20 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
     paths = list_images(Path(options.images))
     with staged_folder(output) as staging:
         encoder = prepare(options, staging, reporter)
-        encoder, shaped = _shape_for_target(encoder, options.target)
+        encoder, passes = shape_for_target(encoder, options.target)
+        quantizer = choose_quantizer(options)
         folder = ImageFolder(paths, encoder.recipe, encoder.batch(options.batch_size))
         folder.on_skip = reporter.skipped
-        quantized = _quantize(encoder, folder, options, staging, reporter)
+        curated = curate_encoder(
+            encoder, folder, quantizer, options, _journal_beside(output), reporter
+        )
+        placed, more = place(encoder, curated)
+        if curated.setting.count:
+            np.savez(staging / REGISTERS, tokens=curated.tokens)
+        statistics = calibrate(placed, folder, options, staging, reporter)
+        count, why = len(encoder.view.linears), quantizer.target.why
+        reporter.step(f"quantizing {count} linears ({why})")
+        quantized = quantize(placed, statistics, quantizer)
         calibration = CalibrationRecord(
             images=len(paths) - len(folder.skipped),
             skipped=[f"{item.path.name}: {item.reason}" for item in folder.skipped],
@@ -85,8 +88,9 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
             ),
             encoder=_describe(encoder.view),
             calibration=calibration,
-            quantization=_quantization_record(encoder.view, quantized),
-            passes=[*shaped, _pass_record(QuantizeLinears.name, quantized.log)],
+            curation=curated.record,
+            quantization=_quantization_record(placed.view, quantizer, quantized),
+            passes=[*passes, *more, quantized.log],
             parity=ParityRecord(result=parity),
             files=hash_files(staging),
         )
@@ -94,43 +98,8 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
     return manifest
 
 
-def _shape_for_target(
-    encoder: FloatEncoder, target: TargetName
-) -> tuple[FloatEncoder, list[PassRecord]]:
-    """Bring the float graph into the form that the target computes in int8."""
-    if runs_integers(target):
-        return encoder, []
-    result = run(SplitQkv(), encoder.graph)
-    shaped = replace(encoder, graph=result.graph, view=view_encoder(result.graph))
-    return shaped, [_pass_record(SplitQkv.name, result.log)]
-
-
-def _quantize(
-    encoder: FloatEncoder,
-    folder: ImageFolder,
-    options: CompileOptions,
-    staging: Path,
-    reporter: Reporter,
-) -> _Quantized:
-    """Calibrate, choose the scales and insert the Q/DQ pairs."""
-    on_cpu = options.target is TargetName.ORT_CPU
-    target = resolve_target(options.target, u8s8_saturates=on_cpu and u8s8_saturates())
-    statistics = site_statistics(encoder.view, len(folder.paths), options.seed)
-    observed = staging / "observed.onnx"
-    batches = reporter.images(folder, len(folder.paths), "calibrating")
-    observe(
-        encoder.graph,
-        statistics,
-        (batch.images for batch in batches),
-        observed,
-        threads=options.threads,
-    )
-    for path in staging.glob(f"{observed.name}*"):
-        path.unlink()
-    reporter.step(f"quantizing {len(encoder.view.linears)} linears ({target.why})")
-    scales = choose_scales(encoder.view, statistics, target)
-    result = run(QuantizeLinears(scales, target.weight_dtype), encoder.graph)
-    return _Quantized(result.graph, target, statistics, scales, result.log)
+def _journal_beside(output: Path) -> Path:
+    return output.absolute().parent / f".{output.name}.search.jsonl"
 
 
 def _first_look(
@@ -143,12 +112,12 @@ def _first_look(
     """Parity of model.onnx with the float ONNX on a few calibration images."""
     unreadable = {item.path for item in folder.skipped}
     readable = [path for path in folder.paths if path not in unreadable]
-    some = readable[:: max(1, len(readable) // _PARITY_IMAGES)][:_PARITY_IMAGES]
+    some = evenly(readable, _PARITY_IMAGES)
     session = partial(OrtSession, threads=options.threads)
     integers = runs_integers(options.target)
     with (
         session(encoder.path) as reference,
-        session(staging / "model.onnx", optimize=integers) as candidate,
+        session(staging / "model.onnx", integers=integers) as candidate,
     ):
         meter = compare(
             reference.run,
@@ -173,10 +142,14 @@ def _describe(view: EncoderView) -> EncoderRecord:
     )
 
 
-def _quantization_record(view: EncoderView, quantized: _Quantized) -> QuantizationRecord:
-    target, sites = quantized.target, []
+def _quantization_record(
+    view: EncoderView, quantizer: Quantizer, quantized: Quantized
+) -> QuantizationRecord:
+    target, sites = quantizer.target, []
     for site in view.sites:
-        scale = quantized.scales[site.tensor.name]
+        scale = quantized.scales.get(site.tensor.name)
+        if scale is None:
+            continue
         seen = quantized.statistics[site.tensor.name]
         sites.append(
             SiteRecord(
@@ -192,12 +165,9 @@ def _quantization_record(view: EncoderView, quantized: _Quantized) -> Quantizati
     return QuantizationRecord(
         activation_dtype=target.activation_dtype,
         activation_symmetric=target.activation_symmetric,
+        activation_bits=target.activation_bits,
         weight_dtype=target.weight_dtype,
+        weight_bits=target.weight_bits,
         why=target.why,
         sites=sites,
     )
-
-
-def _pass_record(name: str, log: Log) -> PassRecord:
-    skips = [f"{skip.site}: {skip.reason}" for skip in log.skips]
-    return PassRecord(name=name, edits=len(log.edits), skips=skips)

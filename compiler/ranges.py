@@ -22,6 +22,7 @@ def choose_scale(
     dtype: IntegerType,
     *,
     symmetric: bool,
+    bits: int = 8,
 ) -> Affine:
     """The affine scale whose rounding and clipping disturbs the layer's output least.
 
@@ -33,13 +34,14 @@ def choose_scale(
     measure = _error_measure(rows, weights)
 
     def error(bounds: tuple[float, float]) -> float:
-        return measure(Affine.from_range(*bounds, dtype, symmetric=symmetric).round_trip(rows))
+        scale = Affine.from_range(*bounds, dtype, symmetric=symmetric, bits=bits)
+        return measure(scale.round_trip(rows))
 
     best = min(((low * share, high * share) for share in _JOINT), key=error)
     if not symmetric:
         best = min([best, *((best[0] * share, best[1]) for share in _SINGLE)], key=error)
         best = min([best, *((best[0], best[1] * share) for share in _SINGLE)], key=error)
-    return Affine.from_range(*best, dtype, symmetric=symmetric)
+    return Affine.from_range(*best, dtype, symmetric=symmetric, bits=bits)
 
 
 def _error_measure(rows: Floats, weights: Sequence[Floats]) -> Callable[[Floats], float]:

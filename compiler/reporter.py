@@ -1,12 +1,15 @@
 """What a command tells its user while it works: bars on a terminal, plain lines elsewhere."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from regcache.runtime.images import Batch, Skipped
+
+T = TypeVar("T")
 
 
 class Reporter:
@@ -29,13 +32,28 @@ class Reporter:
 
     def images(self, batches: Iterable[Batch], total: int, label: str) -> Iterator[Batch]:
         """Pass batches through, counting their images."""
+        return self._count(batches, total, f"{label}: {total} images", label, _images_in)
+
+    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
+        """Pass items through, counting them."""
+        return self._count(items, total, f"{label}: {total}", label, lambda _: 1)
+
+    def _count(
+        self, items: Iterable[T], total: int, line: str, label: str, size: Callable[[T], int]
+    ) -> Iterator[T]:
+        if not total:
+            return
         if not self.console.is_terminal:
-            self.step(f"{label}: {total} images")
-            yield from batches
+            self.step(line)
+            yield from items
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bar:
             task = bar.add_task(label, total=total)
-            for batch in batches:
-                yield batch
-                bar.advance(task, len(batch.paths))
+            for item in items:
+                yield item
+                bar.advance(task, size(item))
+
+
+def _images_in(batch: Batch) -> int:
+    return len(batch.paths)

@@ -171,3 +171,12 @@ def _largest(values: Floats, count: int) -> NDArray[np.intp]:
     flat = values.ravel()
     count = min(count, flat.size)
     return np.argpartition(flat, flat.size - count)[flat.size - count :]
+
+
+def token_kind(token: int, prefix: int | None) -> str:
+    """What stands at a position: "class", "register", "patch", or "unknown" without `prefix`."""
+    if prefix is None:
+        return "unknown"
+    if token >= prefix:
+        return "patch"
+    return "class" if token == 0 else "register"

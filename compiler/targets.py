@@ -1,6 +1,6 @@
 """What each deployment target can run, as the number formats of its Q/DQ pairs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from regcache.passes.affine import IntegerType
@@ -14,15 +14,40 @@ class TargetName(StrEnum):
     TENSORRT_RTX = "tensorrt-rtx"
 
 
+class Simulation(StrEnum):
+    """Bit-widths that the literature reports, as fake quantization: weights, activations."""
+
+    W8A8 = "w8a8"
+    W6A6 = "w6a6"
+    W4A4 = "w4a4"
+    W4A16 = "w4a16"
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a weight."""
+        return int(self.value[1])
+
+    @property
+    def activation_bits(self) -> int | None:
+        """Bits of an activation; None where it stays float."""
+        return None if self is Simulation.W4A16 else int(self.value[3])
+
+
 @dataclass(frozen=True)
 class Target:
-    """Number formats: activations per tensor, weights per channel and symmetric."""
+    """Number formats: activations per tensor, weights per channel and symmetric.
+
+    Integers of fewer than 8 bits are simulated inside 8. `activation_bits` is None where only
+    weights are quantized: 4 bits in groups of 32 input channels.
+    """
 
     name: TargetName
     activation_dtype: IntegerType
     activation_symmetric: bool
     weight_dtype: IntegerType
     why: str
+    activation_bits: int | None = 8
+    weight_bits: int = 8
 
 
 def resolve_target(name: TargetName, *, u8s8_saturates: bool) -> Target:
@@ -37,6 +62,16 @@ def resolve_target(name: TargetName, *, u8s8_saturates: bool) -> Target:
         why = "U8U8: this CPU's U8S8 kernels saturate in 16 bits"
         return Target(name, "uint8", False, "uint8", why)
     return Target(name, "uint8", False, "int8", "U8S8: this CPU's kernels are exact")
+
+
+def simulate(target: Target, simulation: Simulation) -> Target:
+    """The target's rules with other bit-widths."""
+    return replace(
+        target,
+        activation_bits=simulation.activation_bits,
+        weight_bits=simulation.weight_bits,
+        why=f"{simulation.value}, simulated; {target.why}",
+    )
 
 
 def runs_integers(name: TargetName) -> bool:

@@ -1,0 +1,51 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regcache.passes.errors import InputError
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="FILE.onnx, hf:ID_OR_DIR, timm:NAME, openclip:ARCH/TAG_OR_FILE, sample:dinov2-small",
+    ),
+]
+ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A compiled folder.")]
+ImagesOption = Annotated[Path, typer.Option("--images", help="A folder of images.")]
+ResolutionOption = Annotated[
+    int | None, typer.Option(min=1, help="Side of the square input in pixels.")
+]
+PreprocessOption = Annotated[
+    Path | None, typer.Option(help="A preprocess.json in place of the source's recipe.")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images per run.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads of ONNX Runtime; all CPUs by default.")
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the numbers to this file ('-': to stdout).")
+]
+SchedulerOption = Annotated[
+    str,
+    typer.Option(help="What runs the search: threads, processes, or a Dask tcp://HOST:PORT."),
+]
+SearchBudgetOption = Annotated[
+    str | None, typer.Option(help="Time for the search: 90s, 5m, 1h; no limit by default.")
+]
+OutputOption = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90s", "5m", "1h" or "300". Raises InputError for anything else."""
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in "smh" else (text, "s")
+    try:
+        seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+    except ValueError:
+        seconds = float("nan")
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"{text!r} is no duration: write 90s, 5m or 1h")
+    return seconds

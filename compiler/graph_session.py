@@ -1,0 +1,69 @@
+"""Sessions of graphs in memory, and hidden states that stream through them."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from regcache.compiler.statistics import tokens_per_image
+from regcache.passes.onnx_file import LARGEST_SINGLE_FILE, save_model, weight_bytes
+from regcache.runtime.session import OrtSession
+
+Floats = NDArray[np.float32]
+
+
+def open_graph(
+    graph: gs.Graph, *, threads: int | None = None, integers: bool = False
+) -> OrtSession:
+    """A session of a graph; one that is too large for a message goes through a temporary file."""
+    model = gs.export_onnx(graph)
+    if weight_bytes(model) < LARGEST_SINGLE_FILE:
+        return OrtSession(model.SerializeToString(), threads=threads, integers=integers)
+    with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(model, path)
+        return OrtSession(path, threads=threads, integers=integers)
+
+
+def stream(
+    session: OrtSession, inputs: Floats, batch: int, workers: int = 1
+) -> Iterator[list[NDArray[Any]]]:
+    """The outputs for `inputs` [N, ...], `batch` of them at a time, in order.
+
+    `workers` runs share the session. A batch that the graph fixes takes precedence.
+    """
+    yield from _map_chunks(session.run, session.fixed_batch or batch, inputs, workers)
+
+
+def stream_tokens(
+    session: OrtSession, inputs: Floats, batch: int, workers: int = 1
+) -> Iterator[list[Floats]]:
+    """The same for outputs that hold sequences: each as [B, T, K] (see tokens_per_image)."""
+
+    def run(chunk: Floats) -> list[Floats]:
+        full = session.filled(chunk)
+        return [tokens_per_image(item, len(full))[: len(chunk)] for item in session.run(full)]
+
+    yield from _map_chunks(run, session.fixed_batch or batch, inputs, workers)
+
+
+def _map_chunks(
+    run: Callable[[Floats], list[NDArray[Any]]], size: int, inputs: Floats, workers: int
+) -> Iterator[list[NDArray[Any]]]:
+    chunks = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+    if workers == 1:
+        yield from map(run, chunks)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(run, chunks)
+
+
+def run_all(session: OrtSession, inputs: Floats, batch: int, workers: int = 1) -> list[Floats]:
+    """All outputs for `inputs` [N, ...], one array each."""
+    parts = zip(*stream(session, inputs, batch, workers), strict=True)
+    return [np.concatenate(part) for part in parts]

@@ -1,0 +1,78 @@
+"""Results of a search, written down one by one, so that a killed search goes on where it was."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+
+class Journal:
+    """A file of JSON lines beside the artifact: first the study's key, then a result a line.
+
+    A file of another study, or one whose last line was cut off, is used as far as it goes.
+    """
+
+    def __init__(self, path: Path, study_key: str) -> None:
+        self.path = path
+        self._results, length = _read(path, study_key)
+        self._file: IO[str] = path.open("a", encoding="utf-8")
+        self._file.truncate(length)  # what is good is never written anew: a kill cannot lose it
+        if not length:
+            self._append({"study": study_key})
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._results
+
+    def __getitem__(self, key: str) -> Any:
+        return self._results[key]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def put(self, key: str, value: Any) -> None:
+        """Note a result: anything that JSON can hold. Floats come back bit for bit."""
+        self._results[key] = value
+        self._append({"key": key, "value": value})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def remove(self) -> None:
+        """Delete the file: the search is done."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def _read(path: Path, study_key: str) -> tuple[dict[str, Any], int]:
+    """The results of this study in a file, and the length in bytes of what is good of it."""
+    found: dict[str, Any] = {}
+    length = 0
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError:
+        return found, length
+    for line in lines:
+        if not line.endswith(b"\n"):
+            break
+        try:
+            item = json.loads(line)
+            if length:
+                found[item["key"]] = item["value"]
+            elif item["study"] != study_key:
+                break
+        except (ValueError, KeyError, TypeError):  # the line that a kill cut off
+            break
+        length += len(line)
+    return found, length

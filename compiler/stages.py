@@ -1,0 +1,132 @@
+"""The stages of `regcache compile` between the float encoder and the quantized graph."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from regcache.compiler.calibration import SiteStatistics, observe, site_statistics
+from regcache.compiler.curation import Curated, SearchOptions, curate
+from regcache.compiler.curation_record import CurationRecord
+from regcache.compiler.manifest import CompileOptions, PassRecord, RegisterChoice
+from regcache.compiler.prepare import FloatEncoder
+from regcache.compiler.quantizer import Quantizer
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.setting import Setting, place_registers
+from regcache.compiler.study import LEAST_IMAGES, ReferenceImages, Study
+from regcache.compiler.targets import TargetName, resolve_target, runs_integers, simulate
+from regcache.passes.affine import Affine
+from regcache.passes.base import Log, run
+from regcache.passes.errors import InputError
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.split_qkv import SplitQkv
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.session import u8s8_saturates
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The quantized graph and how it came about."""
+
+    graph: gs.Graph
+    statistics: dict[str, SiteStatistics]
+    scales: dict[str, Affine]
+    log: PassRecord
+
+
+def shape_for_target(
+    encoder: FloatEncoder, target: TargetName
+) -> tuple[FloatEncoder, list[PassRecord]]:
+    """Bring the float graph into the form that the target computes in int8."""
+    if runs_integers(target):
+        return encoder, []
+    result = run(SplitQkv(), encoder.graph)
+    shaped = replace(encoder, graph=result.graph, view=view_encoder(result.graph))
+    return shaped, [pass_record(SplitQkv.name, result.log)]
+
+
+def choose_quantizer(options: CompileOptions) -> Quantizer:
+    """The base quantizer that the options ask for."""
+    on_cpu = options.target is TargetName.ORT_CPU
+    target = resolve_target(options.target, u8s8_saturates=on_cpu and u8s8_saturates())
+    if options.simulate is not None:
+        target = simulate(target, options.simulate)
+    return Quantizer(target, options.calibrator)
+
+
+def curate_encoder(
+    encoder: FloatEncoder,
+    folder: ImageFolder,
+    quantizer: Quantizer,
+    options: CompileOptions,
+    journal: Path,
+    reporter: Reporter,
+) -> Curated:
+    """Search for registers, unless there is a reason not to; the record says which.
+
+    `journal` is where results are noted until the search is done.
+    """
+    if options.registers is RegisterChoice.OFF:
+        return _none(encoder, "no registers: not asked for")
+    if not quantizer.quantizes_activations:
+        return _none(encoder, "no registers: activations stay float")
+    images = ReferenceImages.of(folder)
+    if images.count < LEAST_IMAGES:
+        return _none(
+            encoder,
+            f"no registers: a search needs {LEAST_IMAGES} images, there are {images.count}",
+        )
+    study = Study.of(encoder.graph, images, quantizer, batch=folder.batch_size, seed=options.seed)
+    search = SearchOptions(journal, options.scheduler, options.threads, options.search_budget)
+    try:
+        return curate(study, search, reporter)
+    except InputError as error:
+        raise InputError(f"{options.source}: {error}") from error
+
+
+def _none(encoder: FloatEncoder, reason: str) -> Curated:
+    tokens = np.zeros((0, encoder.view.width), np.float32)
+    return Curated(Setting(), tokens, CurationRecord(reason=reason))
+
+
+def place(encoder: FloatEncoder, curated: Curated) -> tuple[FloatEncoder, list[PassRecord]]:
+    """The encoder with what curation decided on."""
+    if not curated.setting.changes:
+        return encoder, []
+    graph, logs = place_registers(encoder.graph, encoder.view, curated.setting, curated.tokens)
+    placed = replace(encoder, graph=graph, view=view_encoder(graph))
+    return placed, [pass_record(name, log) for name, log in logs.items()]
+
+
+def calibrate(
+    encoder: FloatEncoder,
+    folder: ImageFolder,
+    options: CompileOptions,
+    scratch: Path,
+    reporter: Reporter,
+) -> dict[str, SiteStatistics]:
+    """Run the images once in float, for statistics of every activation, by its tensor's name."""
+    statistics = site_statistics(encoder.view, len(folder.paths), options.seed)
+    observed = scratch / "observed.onnx"
+    batches = reporter.images(folder, len(folder.paths), "calibrating")
+    images = (batch.images for batch in batches)
+    observe(encoder.graph, statistics, images, observed, threads=options.threads)
+    for path in scratch.glob(f"{observed.name}*"):
+        path.unlink()
+    return statistics
+
+
+def quantize(
+    encoder: FloatEncoder, statistics: dict[str, SiteStatistics], quantizer: Quantizer
+) -> Quantized:
+    """Choose the scales and quantize the linears."""
+    scales = quantizer.scales(encoder.view.sites, statistics)
+    step = quantizer.step(scales)
+    result = run(step, encoder.graph)
+    return Quantized(result.graph, statistics, scales, pass_record(step.name, result.log))
+
+
+def pass_record(name: str, log: Log) -> PassRecord:
+    skips = [f"{skip.site}: {skip.reason}" for skip in log.skips]
+    return PassRecord(name=name, edits=len(log.edits), skips=skips)

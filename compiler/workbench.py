@@ -1,0 +1,175 @@
+"""What the search's tasks share within a process: hidden states that are computed once."""
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration import SiteStatistics, site_statistics
+from regcache.compiler.graph_session import open_graph, run_all, stream_tokens
+from regcache.compiler.registers import RegisterCapture
+from regcache.compiler.statistics import NormHistogram, TokenNorms
+from regcache.compiler.study import Study
+from regcache.passes.affine import Affine
+from regcache.passes.base import run
+from regcache.passes.cut_graph import cut_graph
+from regcache.passes.encoder import Block, Site
+from regcache.passes.errors import InputError
+from regcache.passes.find_blocks import view_encoder
+from regcache.runtime.session import OrtSession, available_cpus
+from regcache.runtime.similarity import row_cosines
+
+Floats = NDArray[np.float32]
+T = TypeVar("T")
+
+
+class Workbench:
+    """A study, run once in float and once quantized, with its hidden states at block boundaries.
+
+    `streams`: names of the residual stream at the input of every block, then after the last.
+    `fit`, `quantized`: those hidden states [N, T, width], of the `fit` images in float and of the
+    `rank` images quantized. `norms`: of the tokens of streams and activations; `patch_norms`:
+    l-infinity, of patches alone, of activations. `references`: pooled float outputs of the `rank`
+    and `decide` images. Every session runs on one thread, so that no result depends on who
+    computes it.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.graph = study, study.graph
+        self.view = view_encoder(study.graph)
+        self.depth = len(self.view.blocks)
+        blocks = self.view.blocks
+        self.streams = [block.input.name for block in blocks] + [blocks[-1].output.name]
+        self.pooled = study.graph.outputs[0].name
+        _check_layout(self.graph, blocks)
+        self._lock, self._kept = threading.RLock(), dict[Any, Any]()
+        self.norms = {name: TokenNorms() for name in (*self.streams, *self.tensors)}
+        self.patch_norms = {name: NormHistogram() for name in self.tensors}
+        self.fit, statistics = self._run_float()
+        self.scales: dict[str, Affine] = study.quantizer.scales(self.view.sites, statistics)
+        self.quantized, pooled = self._run_quantized()
+        self.references = {
+            "rank": self._pooled(study.images.rank),
+            "decide": self._pooled(study.images.decide),
+        }
+        self.baseline = embedding_errors(self.references["rank"], pooled)
+
+    @property
+    def tensors(self) -> list[str]:
+        """The activations that feed the blocks' linears."""
+        return [site.tensor.name for site in self.view.sites]
+
+    def sites(self, start: int, end: int) -> list[Site]:
+        """The sites of blocks [start, end)."""
+        inside = {
+            linear.input.name for block in self.view.blocks[start:end] for linear in block.linears
+        }
+        return [site for site in self.view.sites if site.tensor.name in inside]
+
+    def kept(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` returns, made once under `key`."""
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = make()
+            found: T = self._kept[key]
+            return found
+
+    def block(self, index: int) -> OrtSession:
+        """One block in float."""
+        return self._part(self.streams[index], self.streams[index + 1])
+
+    def head(self) -> OrtSession:
+        """What follows the last block, in float."""
+        return self._part(self.streams[-1], self.pooled)
+
+    def capture(self, start: int) -> RegisterCapture:
+        """Keys and values of registers from block `start` on."""
+        make = lambda: RegisterCapture(self.view, start, self.depth, threads=1)  # noqa: E731
+        return self.kept(("capture", start), make)
+
+    def _part(self, start: str, end: str) -> OrtSession:
+        make = lambda: open_graph(cut_graph(self.graph, start, [end]), threads=1)  # noqa: E731
+        return self.kept((start, end), make)
+
+    def _run_float(self) -> tuple[list[Floats], dict[str, SiteStatistics]]:
+        images = self.study.images.fit
+        statistics = site_statistics(self.view, len(images), self.study.seed)
+        names = [*self.streams, *self.tensors]
+        session = open_graph(cut_graph(self.graph, None, names), threads=1)
+        hidden: list[list[Floats]] = []
+        for outputs in stream_tokens(session, images, self.study.batch, available_cpus()):
+            for name, tokens in zip(names, outputs, strict=True):
+                self.norms[name].update(tokens)
+                if name in statistics:
+                    statistics[name].update(tokens)
+                    patches = tokens[:, self.view.prefix_tokens or 0 :]
+                    self.patch_norms[name].update(np.abs(patches).max(axis=-1))
+            hidden.append(outputs[: len(self.streams)])
+        return [np.concatenate(part) for part in zip(*hidden, strict=True)], statistics
+
+    def _run_quantized(self) -> tuple[list[Floats], Floats]:
+        graph = run(self.study.quantizer.step(self.scales), self.graph).graph
+        session = open_graph(cut_graph(graph, None, [*self.streams, self.pooled]), threads=1)
+        *hidden, pooled = run_all(
+            session, self.study.images.rank, self.study.batch, available_cpus()
+        )
+        return hidden, pooled
+
+    def _pooled(self, images: Floats) -> Floats:
+        session = self.kept(
+            "float", lambda: open_graph(cut_graph(self.graph, None, [self.pooled]), threads=1)
+        )
+        return run_all(session, images, self.study.batch, available_cpus())[0]
+
+
+def _check_layout(graph: gs.Graph, blocks: Iterable[Block]) -> None:
+    """Refuse the sequence-first hidden states [T, B, width] of some exporters."""
+    batch = graph.inputs[0].shape[0]
+    for block in blocks:
+        first, *rest = block.input.shape
+        if isinstance(first, int) and first != batch:
+            raise InputError(
+                f"registers: the hidden state at block {block.index}, {[first, *rest]}, does not "
+                "have the batch in front"
+            )
+
+
+def collect(
+    session: OrtSession,
+    inputs: Floats,
+    sites: Iterable[Site],
+    statistics: dict[str, SiteStatistics],
+    batch: int,
+) -> None:
+    """Feed the sites' activations, which are the session's outputs, to their statistics."""
+    names = [site.tensor.name for site in sites]
+    for outputs in stream_tokens(session, inputs, batch):
+        for name, tokens in zip(names, outputs, strict=True):
+            statistics[name].update(tokens)
+
+
+def embedding_errors(reference: Floats, candidate: Floats) -> NDArray[np.float64]:
+    """1 - cosine of each pooled output [N, ...] to its reference."""
+    flat = (item.reshape(len(item), -1).astype(np.float64) for item in (reference, candidate))
+    return 1 - row_cosines(*flat)
+
+
+_benches: dict[str, Workbench] = {}
+_opening = threading.Lock()
+
+
+def workbench(study: Study) -> Workbench:
+    """The workbench of a study, made once per process; only the latest is kept."""
+    with _opening:
+        if study.key not in _benches:
+            _benches.clear()
+            _benches[study.key] = Workbench(study)
+        return _benches[study.key]
+
+
+def close_workbench() -> None:
+    """Free the memory of the latest study."""
+    _benches.clear()

@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(BIN)/python examples/demo_photos.py $(DEMO)
 	$(BIN)/python benchmarks/compile_cost.py sample:dinov2-small --images $(DEMO)/calibration
 	$(BIN)/python benchmarks/register_cost.py sample:dinov2-small
+	$(BIN)/python benchmarks/curation_cost.py sample:dinov2-small --images $(DEMO)/calibration
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,7 +2,10 @@
 
 Each is measured in a process of its own, in one run: the ratio is what counts.
 
-    python benchmarks/compile_cost.py SOURCE --images DIR [--batch-size 4] [--json FILE]
+    python benchmarks/compile_cost.py SOURCE --images DIR [--batch-size 4] [--registers off]
+        [--json FILE]
+
+The budget is for a compile without a search for registers; curation_cost.py measures that.
 """
 
 import json
@@ -37,6 +40,7 @@ def main(
     source: str,
     images: Annotated[Path, typer.Option()],
     batch_size: int = 4,
+    registers: str = "off",
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Print float pass, compile time, their budget, and peak memory."""
@@ -47,7 +51,7 @@ def main(
             raise typer.BadParameter("the source has no preprocessing recipe")
         command = [sys.executable, "-m", "regcache.compiler", "compile", source]
         command += ["--images", str(images), "-o", f"{scratch}/artifact"]
-        command += ["--batch-size", str(batch_size)]
+        command += ["--batch-size", str(batch_size), "--registers", registers]
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         start = time.perf_counter()
         subprocess.run(command, check=True)

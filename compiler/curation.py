@@ -28,6 +28,7 @@ from regcache.compiler.statistics import TokenNorms, token_kind
 from regcache.compiler.study import Study
 from regcache.compiler.trial import Trial, TrialResult, decide_setting
 from regcache.compiler.workbench import Workbench, close_workbench, workbench
+from regcache.passes.errors import InputError
 from regcache.runtime.session import available_cpus
 
 Floats = NDArray[np.float32]
@@ -56,12 +57,20 @@ class Curated:
     record: CurationRecord
 
 
+class UnsearchableError(InputError):
+    """The encoder cannot be cut at its blocks, so that nothing can be searched."""
+
+
 def curate(study: Study, options: SearchOptions, reporter: Reporter) -> Curated:
     """Find registers and sink deletion that lower the error of the quantized encoder for certain.
 
     Every image set of the study needs an image. The search goes on where a killed one with the
-    same study stopped. Raises InputError where the encoder cannot be cut at its blocks.
+    same study stopped. Raises UnsearchableError where the encoder cannot be cut at its blocks.
     """
+    try:
+        bench = workbench(study)
+    except InputError as error:
+        raise UnsearchableError(str(error)) from error
     deadline = None if options.budget is None else time.monotonic() + options.budget
     count = options.workers or available_cpus()
     with (
@@ -72,7 +81,7 @@ def curate(study: Study, options: SearchOptions, reporter: Reporter) -> Curated:
             reporter.step(f"going on with a search of {len(journal)} results")
         tasks = Tasks(workers, workers.share(study), journal, reporter, deadline)
         try:
-            curated = _curate(workbench(study), tasks, reporter)
+            curated = _curate(bench, tasks, reporter)
         finally:
             close_workbench()
         journal.remove()
@@ -101,6 +110,7 @@ def _curate(bench: Workbench, tasks: Tasks, reporter: Reporter) -> Curated:
     blocks = {str(index): index for index in range(bench.depth)}
     found = tasks.run("measuring sensitivity", block_damage, blocks, BlockDamage, to_the_end=True)
     damaged = list(found.values())
+    bench.release()
     damage = {name: one for block in damaged for name, one in block.sites.items()}
     sensitive = most_sensitive_block(bench, damage)
     candidates, universality = find_candidates(bench, sensitive)

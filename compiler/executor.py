@@ -17,7 +17,7 @@ import signal
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -25,9 +25,10 @@ from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from regcache.compiler.dask_workers import DaskWorkers
-from regcache.compiler.workers import PastDeadlineError, R, S, Shared, Workers, X, passed
+from regcache.compiler.workers import NotBegunError, R, S, Shared, Workers, X, passed
 from regcache.passes.errors import InputError, first_line
 
 __all__ = ["Shared", "Workers", "open_workers"]
@@ -90,7 +91,7 @@ class _Threads(Workers):
 
 def _run_in_time(function: Callable[[S, X], R], study: S, setting: X, deadline: float | None) -> R:
     if passed(deadline):
-        raise PastDeadlineError
+        raise NotBegunError
     return function(study, setting)
 
 
@@ -103,6 +104,7 @@ class _Processes(Workers):
         # Nothing is ever sent: workers leave when this process has closed its end, or died.
         self._lifeline, self._end = self._context.Pipe(duplex=False)
         self._folder = tempfile.TemporaryDirectory(prefix="regcache-")
+        self._stops: WeakKeyDictionary[Future[Any], Path] = WeakKeyDictionary()
         self._pool = self._new_pool()
 
     def _new_pool(self) -> ProcessPoolExecutor:
@@ -120,6 +122,7 @@ class _Processes(Workers):
         return Shared(path)
 
     def close(self, *, wait: bool) -> None:
+        self._cancel_waiting([future for future in self._stops if not future.done()])
         if not wait:
             self._end.close()
         self._pool.shutdown(cancel_futures=True)
@@ -135,12 +138,23 @@ class _Processes(Workers):
     ) -> Future[R]:
         # What a worker cannot unpickle must end the task: inside the pool it would end the worker.
         call = pickle.dumps((function, setting), pickle.HIGHEST_PROTOCOL)
+        stop = Path(self._folder.name) / f"{uuid.uuid4().hex}.stop"
+        arguments = (shared.handle, call, deadline, stop)
         try:
-            return self._pool.submit(_run_in_process, shared.handle, call, deadline)
+            future = self._pool.submit(_run_in_process, *arguments)
         except BrokenProcessPool:
             self._pool.shutdown()
             self._pool = self._new_pool()
-            return self._pool.submit(_run_in_process, shared.handle, call, deadline)
+            future = self._pool.submit(_run_in_process, *arguments)
+        self._stops[future] = stop
+        return future
+
+    def _cancel_waiting(self, futures: Iterable[Future[R]]) -> None:
+        # Not Future.cancel: it does not reach what the pool has queued for its workers, and when a
+        # worker dies, a cancelled future ends the pool's own thread, and others wait for ever.
+        with suppress(OSError):
+            for future in futures:
+                self._stops[future].touch()
 
     def _deaths(self, error: BaseException | None) -> int:
         return int(isinstance(error, BrokenProcessPool))
@@ -164,10 +178,10 @@ def _load_study(path: Path) -> Any:
     return pickle.loads(path.read_bytes())
 
 
-def _run_in_process(path: Path, call: bytes, deadline: float | None) -> Any:
+def _run_in_process(path: Path, call: bytes, deadline: float | None, stop: Path) -> Any:
     # The monotonic clock is the machine's, so parent and worker read the same.
-    if passed(deadline):
-        raise PastDeadlineError
+    if passed(deadline) or stop.exists():
+        raise NotBegunError
     try:
         function, setting = pickle.loads(call)
         return function(_load_study(path), setting)

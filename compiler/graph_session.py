@@ -1,8 +1,13 @@
 """Sessions of graphs in memory, and hidden states that stream through them."""
 
+import ctypes
+import gc
+import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,9 @@ def open_graph(
     """A session of a graph; one that is too large for a message goes through a temporary file."""
     model = gs.export_onnx(graph)
     if weight_bytes(model) < LARGEST_SINGLE_FILE:
-        return OrtSession(model.SerializeToString(), threads=threads, integers=integers)
+        content = model.SerializeToString()
+        del model  # before the session makes copies of its own
+        return OrtSession(content, threads=threads, integers=integers)
     with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
         path = Path(folder) / "model.onnx"
         save_model(model, path)
@@ -40,16 +47,17 @@ def stream(
     yield from _map_chunks(session.run, session.fixed_batch or batch, inputs, workers)
 
 
-def stream_tokens(
-    session: OrtSession, inputs: Floats, batch: int, workers: int = 1
-) -> Iterator[list[Floats]]:
-    """The same for outputs that hold sequences: each as [B, T, K] (see tokens_per_image)."""
+def stream_tokens(session: OrtSession, inputs: Floats, workers: int = 1) -> Iterator[list[Floats]]:
+    """The same for outputs that hold sequences: each as [B, T, K] (see tokens_per_image).
+
+    One image at a time, for every activation of an encoder together is large.
+    """
 
     def run(chunk: Floats) -> list[Floats]:
         full = session.filled(chunk)
         return [tokens_per_image(item, len(full))[: len(chunk)] for item in session.run(full)]
 
-    yield from _map_chunks(run, session.fixed_batch or batch, inputs, workers)
+    yield from _map_chunks(run, session.fixed_batch or 1, inputs, workers)
 
 
 def _map_chunks(
@@ -60,10 +68,24 @@ def _map_chunks(
         yield from map(run, chunks)
         return
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(run, chunks)
+        running: deque[Future[list[NDArray[Any]]]] = deque()
+        for chunk in chunks:  # no further ahead than workers, for what a run yields is large
+            if len(running) == workers:
+                yield running.popleft().result()
+            running.append(pool.submit(run, chunk))
+        while running:
+            yield running.popleft().result()
 
 
 def run_all(session: OrtSession, inputs: Floats, batch: int, workers: int = 1) -> list[Floats]:
     """All outputs for `inputs` [N, ...], one array each."""
     parts = zip(*stream(session, inputs, batch, workers), strict=True)
     return [np.concatenate(part) for part in parts]
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system: glibc keeps what many threads freed in pieces."""
+    gc.collect()  # graphs are cycles of nodes and tensors
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

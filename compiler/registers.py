@@ -48,7 +48,7 @@ def capture_registers(
     if not len(tokens):
         empty = np.zeros((len(view.blocks[start:end]), view.heads, 0, view.head_dim), np.float32)
         return empty, empty
-    return RegisterCapture(view, start, end).operands(tokens)
+    return RegisterCapture(view, start, end, threads=1).operands(tokens)
 
 
 def _check(view: EncoderView, tokens: Floats) -> None:

@@ -39,9 +39,8 @@ def screened_ranges(study: Study, screen: Screen) -> Ranges:
         ("segment", start, end), lambda: cut_graph(bench.graph, bench.streams[start], ends)
     )
     if len(screen.tokens):
-        keys, values = bench.capture(start).operands(screen.tokens)
-        count = end - start
-        segment = run(SpliceRegisters(0, count, keys[:count], values[:count]), segment).graph
+        keys, values = bench.capture(start, end).operands(screen.tokens)
+        segment = run(SpliceRegisters(0, end - start, keys, values), segment).graph
     low, high = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     session = open_graph(segment, threads=1)
     for outputs in stream(session, bench.fit[start][: study.screening_images], study.batch):

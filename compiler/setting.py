@@ -7,8 +7,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from regcache.compiler.registers import RegisterCapture
-from regcache.passes.base import Log, run
+from regcache.compiler.registers import capture_registers
+from regcache.passes.base import Log, Pass, run
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.encoder import EncoderView
 from regcache.passes.splice_register_tokens import SpliceRegisterTokens
@@ -66,34 +66,24 @@ class Setting(BaseModel):
 def place_registers(
     graph: gs.Graph, view: EncoderView, setting: Setting, tokens: Floats
 ) -> tuple[gs.Graph, dict[str, Log]]:
-    """The graph with `setting` and its registers [R, width]; see apply_setting."""
-    capture = None
-    if setting.candidates and setting.mode == "kv":
-        capture = RegisterCapture(view, setting.start, setting.end)
-    return apply_setting(graph, setting, tokens, capture)
-
-
-def apply_setting(
-    graph: gs.Graph, setting: Setting, tokens: Floats, capture: RegisterCapture | None
-) -> tuple[gs.Graph, dict[str, Log]]:
     """The graph with `setting`, and what each pass did. `tokens`: the registers [R, width].
 
-    `capture` computes their keys and values in mode kv, from block `setting.start` on. Raises
+    `view` is of `graph`, in float: it gives the registers' keys and values in mode kv. Raises
     InputError where a pass refuses the graph.
     """
     logs: dict[str, Log] = {}
     if setting.delete_count:
         deleted = run(DeleteSinks(setting.delete_at, setting.delete_count), graph)
         graph, logs[DeleteSinks.name] = deleted.graph, deleted.log
-    if setting.candidates and setting.mode == "token":
-        step = SpliceRegisterTokens(setting.start, setting.end, tokens)
+    if setting.candidates:
+        step = _splice(view, setting, tokens)
         spliced = run(step, graph)
         graph, logs[step.name] = spliced.graph, spliced.log
-    elif setting.candidates:
-        assert capture is not None
-        keys, values = capture.operands(tokens)
-        blocks = setting.end - setting.start
-        kv = SpliceRegisters(setting.start, setting.end, keys[:blocks], values[:blocks])
-        spliced = run(kv, graph)
-        graph, logs[kv.name] = spliced.graph, spliced.log
     return graph, logs
+
+
+def _splice(view: EncoderView, setting: Setting, tokens: Floats) -> Pass:
+    start, end = setting.start, setting.end
+    if setting.mode == "token":
+        return SpliceRegisterTokens(start, end, tokens)
+    return SpliceRegisters(start, end, *capture_registers(view, start, end, tokens))

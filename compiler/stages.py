@@ -7,7 +7,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from regcache.compiler.calibration import SiteStatistics, observe, site_statistics
-from regcache.compiler.curation import Curated, SearchOptions, curate
+from regcache.compiler.curation import Curated, SearchOptions, UnsearchableError, curate
 from regcache.compiler.curation_record import CurationRecord
 from regcache.compiler.manifest import CompileOptions, PassRecord, RegisterChoice
 from regcache.compiler.prepare import FloatEncoder
@@ -81,6 +81,9 @@ def curate_encoder(
     search = SearchOptions(journal, options.scheduler, options.threads, options.search_budget)
     try:
         return curate(study, search, reporter)
+    except UnsearchableError as error:
+        reporter.warn(f"{options.source}: searched for no registers: {error}")
+        return _none(encoder, f"no registers: nothing could be searched: {error}")
     except InputError as error:
         raise InputError(f"{options.source}: {error}") from error
 

@@ -17,8 +17,8 @@ Floats = NDArray[np.float32]
 T = TypeVar("T")
 
 
-# The fewest images that a search can split in three, and the most that it looks at.
-LEAST_IMAGES = 6
+# The fewest images to search with, so that eight are left to decide, and the most looked at.
+LEAST_IMAGES = 16
 _MOST_IMAGES = 48
 
 
@@ -32,8 +32,12 @@ class ReferenceImages:
 
     @classmethod
     def deal(cls, images: Floats) -> "ReferenceImages":
-        """Every third image to each set, so that all three see the whole folder."""
-        return cls(images[0::3], images[1::3], images[2::3])
+        """A quarter to fit, a quarter to rank, half to decide; each sees the whole folder.
+
+        Half, because a bootstrap over few images is too sure of itself.
+        """
+        half = np.concatenate([images[2::4], images[3::4]])
+        return cls(images[0::4], images[1::4], half)
 
     @classmethod
     def of(cls, folder: ImageFolder) -> "ReferenceImages":

@@ -7,8 +7,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration import site_statistics
-from regcache.compiler.graph_session import open_graph, run_all
-from regcache.compiler.setting import Setting, apply_setting
+from regcache.compiler.graph_session import open_graph, return_memory, run_all
+from regcache.compiler.setting import Setting, place_registers
 from regcache.compiler.study import Study
 from regcache.compiler.workbench import Workbench, collect, embedding_errors, workbench
 from regcache.passes.affine import Affine
@@ -55,8 +55,10 @@ def try_setting(study: Study, trial: Trial) -> TrialResult:
         return TrialResult(refused=str(error))
     tail = cut_graph(graph, bench.streams[first], [bench.pooled])
     quantized = run(study.quantizer.step(_new_scales(bench, graph, first)), tail).graph
-    session = open_graph(quantized, threads=1)
-    return _result(bench, "rank", run_all(session, bench.quantized[first], study.batch)[0])
+    with open_graph(quantized, threads=1) as session:
+        outputs = run_all(session, bench.quantized[first], study.batch)[0]
+    return_memory()
+    return _result(bench, "rank", outputs)
 
 
 def decide_setting(study: Study, trial: Trial) -> TrialResult:
@@ -78,10 +80,7 @@ def _result(bench: Workbench, images: str, outputs: Floats) -> TrialResult:
 
 
 def _placed(bench: Workbench, trial: Trial) -> gs.Graph:
-    setting = trial.setting
-    uses_kv = setting.candidates and setting.mode == "kv"
-    capture = bench.capture(setting.start) if uses_kv else None
-    return apply_setting(bench.graph, setting, trial.tokens, capture)[0]
+    return place_registers(bench.graph, bench.view, trial.setting, trial.tokens)[0]
 
 
 def _new_scales(bench: Workbench, graph: gs.Graph, first: int) -> dict[str, Affine]:
@@ -91,5 +90,5 @@ def _new_scales(bench: Workbench, graph: gs.Graph, first: int) -> dict[str, Affi
     names = [site.tensor.name for site in sites]
     session = open_graph(cut_graph(graph, bench.streams[first], names), threads=1)
     statistics = site_statistics(bench.view, len(study.images.fit), study.seed)
-    collect(session, bench.fit[first], sites, statistics, study.batch)
+    collect(session, bench.fit[first], sites, statistics)
     return study.quantizer.scales(sites, statistics)

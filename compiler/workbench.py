@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration import SiteStatistics, site_statistics
-from regcache.compiler.graph_session import open_graph, run_all, stream_tokens
+from regcache.compiler.graph_session import open_graph, return_memory, run_all, stream_tokens
 from regcache.compiler.registers import RegisterCapture
 from regcache.compiler.statistics import NormHistogram, TokenNorms
 from regcache.compiler.study import Study
@@ -51,10 +51,8 @@ class Workbench:
         self.fit, statistics = self._run_float()
         self.scales: dict[str, Affine] = study.quantizer.scales(self.view.sites, statistics)
         self.quantized, pooled = self._run_quantized()
-        self.references = {
-            "rank": self._pooled(study.images.rank),
-            "decide": self._pooled(study.images.decide),
-        }
+        self.references = self._run_references()
+        return_memory()
         self.baseline = embedding_errors(self.references["rank"], pooled)
 
     @property
@@ -85,10 +83,16 @@ class Workbench:
         """What follows the last block, in float."""
         return self._part(self.streams[-1], self.pooled)
 
-    def capture(self, start: int) -> RegisterCapture:
-        """Keys and values of registers from block `start` on."""
-        make = lambda: RegisterCapture(self.view, start, self.depth, threads=1)  # noqa: E731
-        return self.kept(("capture", start), make)
+    def capture(self, start: int, end: int) -> RegisterCapture:
+        """Keys and values of registers in blocks [start, end)."""
+        make = lambda: RegisterCapture(self.view, start, end, threads=1)  # noqa: E731
+        return self.kept(("capture", start, end), make)
+
+    def release(self) -> None:
+        """Free what `kept` made: the next who needs it makes it anew."""
+        with self._lock:
+            self._kept.clear()
+        return_memory()
 
     def _part(self, start: str, end: str) -> OrtSession:
         make = lambda: open_graph(cut_graph(self.graph, start, [end]), threads=1)  # noqa: E731
@@ -100,7 +104,7 @@ class Workbench:
         names = [*self.streams, *self.tensors]
         session = open_graph(cut_graph(self.graph, None, names), threads=1)
         hidden: list[list[Floats]] = []
-        for outputs in stream_tokens(session, images, self.study.batch, available_cpus()):
+        for outputs in stream_tokens(session, images, available_cpus()):
             for name, tokens in zip(names, outputs, strict=True):
                 self.norms[name].update(tokens)
                 if name in statistics:
@@ -118,11 +122,13 @@ class Workbench:
         )
         return hidden, pooled
 
-    def _pooled(self, images: Floats) -> Floats:
-        session = self.kept(
-            "float", lambda: open_graph(cut_graph(self.graph, None, [self.pooled]), threads=1)
-        )
-        return run_all(session, images, self.study.batch, available_cpus())[0]
+    def _run_references(self) -> dict[str, Floats]:
+        images = self.study.images
+        with open_graph(cut_graph(self.graph, None, [self.pooled]), threads=1) as session:
+            return {
+                name: run_all(session, part, self.study.batch, available_cpus())[0]
+                for name, part in (("rank", images.rank), ("decide", images.decide))
+            }
 
 
 def _check_layout(graph: gs.Graph, blocks: Iterable[Block]) -> None:
@@ -142,11 +148,10 @@ def collect(
     inputs: Floats,
     sites: Iterable[Site],
     statistics: dict[str, SiteStatistics],
-    batch: int,
 ) -> None:
     """Feed the sites' activations, which are the session's outputs, to their statistics."""
     names = [site.tensor.name for site in sites]
-    for outputs in stream_tokens(session, inputs, batch):
+    for outputs in stream_tokens(session, inputs):
         for name, tokens in zip(names, outputs, strict=True):
             statistics[name].update(tokens)
 

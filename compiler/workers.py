@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -19,8 +19,8 @@ _LIVES = 3  # worker processes that may die over one task before it is blamed
 _POLL = 5.0  # seconds between two looks at the cluster
 
 
-class PastDeadlineError(Exception):
-    """The deadline had passed before the task began; never leaves `Workers.map`."""
+class NotBegunError(Exception):
+    """The deadline or the end of the loop came before the task began; stays in `Workers.map`."""
 
 
 class Shared(Generic[S]):
@@ -57,7 +57,7 @@ class Workers(ABC):
         settings: Iterable[X],
         *,
         deadline: float | None = None,
-    ) -> Iterator[R]:
+    ) -> Generator[R, None, None]:
         """Yield `function(study, setting)` for each setting, in order, as soon as the next is done.
 
         `function` is a module's function that the workers can import. `settings` is read as
@@ -98,12 +98,11 @@ class Workers(ABC):
                 else:
                     raise error
         finally:
-            for task in tasks:
-                task.future.cancel()
+            self._cancel_waiting(_unfinished(tasks))
 
     def _never_ran(self, error: BaseException, over: bool) -> bool:
         """Whether a task that ended with `error` is one that the deadline kept from running."""
-        if isinstance(error, PastDeadlineError):
+        if isinstance(error, NotBegunError):
             return True
         return over and (isinstance(error, CancelledError) or self._deaths(error) > 0)
 
@@ -150,7 +149,7 @@ class Workers(ABC):
         return 0
 
     def _cancel_waiting(self, futures: Iterable[Future[R]]) -> None:
-        """At the deadline: cancel what has not begun."""
+        """Cancel what has not begun."""
         for future in futures:
             future.cancel()
 

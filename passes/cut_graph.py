@@ -49,6 +49,8 @@ def _start_at(part: gs.Graph, start: gs.Variable) -> None:
     for node in part.nodes:
         if node.op == "Shape" and node.inputs[0] in part.inputs and _reads_batch(node):
             node.inputs[0] = start
+            node.attrs.update(start=0, end=1)  # the rank is another
+            node.outputs[0].shape = [1]
     start.inputs.clear()
     start.dtype = start.dtype or np.dtype(np.float32)
     part.inputs = [start]

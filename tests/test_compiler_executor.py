@@ -84,11 +84,10 @@ def wait_until(holds: Callable[[], object]) -> None:
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    # Nobody may have collected the exit status of an orphan.
-    stat = Path(f"/proc/{pid}/stat")
-    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+    return state != "Z"  # an orphan whose exit nobody has collected
 
 
 @every_kind
@@ -152,6 +151,17 @@ def test_an_error_of_a_task_is_raised_at_its_place(scheduler: str, tmp_path: Pat
             list(workers.map(tasks.refuse, workers.share(Study(tmp_path)), [7]))
 
 
+@pytest.mark.parametrize("scheduler", KINDS[:2])
+def test_closing_the_iterator_cancels_what_waits(scheduler: str, tmp_path: Path) -> None:
+    with open_workers(scheduler, 2) as workers:
+        shared = workers.share(Study(tmp_path))
+        results = workers.map(tasks.scale_from_two_on_behind_the_gate, shared, range(100))
+        assert [next(results), next(results), len(begun(tmp_path, 5))] == [0, 2, 0]
+        results.close()
+        (tmp_path / GATE).touch()
+    assert not {4, 5} & set(begun(tmp_path))
+
+
 @process_kinds
 def test_an_error_that_cannot_travel_is_told(scheduler: str, tmp_path: Path) -> None:
     with (
@@ -192,6 +202,11 @@ def never() -> Iterator[int]:
     yield 0
 
 
+def behind_the_gate(folder: Path) -> list[int]:
+    """The processes that are in the middle of a task."""
+    return [pid for setting, pid in begun(folder).items() if setting >= 2]
+
+
 @process_kinds
 def test_a_killed_process_loses_nothing(
     scheduler: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -200,8 +215,8 @@ def test_a_killed_process_loses_nothing(
     with open_workers(scheduler, 2) as workers:
         results = workers.map(task, workers.share(Study(tmp_path)), range(12))
         first = next(results)
-        wait_until(lambda: begun(tmp_path, 2))
-        victim = begun(tmp_path, 2)[2]
+        wait_until(lambda: behind_the_gate(tmp_path))
+        victim = behind_the_gate(tmp_path)[0]
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: not alive(victim))
         (tmp_path / GATE).touch()
@@ -210,15 +225,16 @@ def test_a_killed_process_loses_nothing(
         assert found == list(workers.map(task, workers.share(Study(tmp_path)), range(12)))
 
 
-@process_kinds
-def test_a_study_whose_holders_all_died_is_sent_again(scheduler: str, tmp_path: Path) -> None:
-    with open_workers(scheduler, 2) as workers:
+@pytest.mark.parametrize("scheduler", ["dask"], indirect=True)
+def test_a_study_whose_holders_all_died_is_sent_again(
+    scheduler: str, cluster: Any, tmp_path: Path
+) -> None:
+    with open_workers(scheduler) as workers:
         shared = workers.share(Study(tmp_path))
         results = workers.map(tasks.scale_from_two_on_behind_the_gate, shared, range(12))
         first = next(results)
-        wait_until(lambda: len({2, 3} & set(begun(tmp_path))) == 2)
-        victims = {begun(tmp_path)[2], begun(tmp_path)[3]}
-        assert len(victims) == 2
+        wait_until(lambda: behind_the_gate(tmp_path))
+        victims = [nanny.pid for nanny in cluster.workers.values()]
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
         wait_until(lambda: not any(map(alive, victims)))

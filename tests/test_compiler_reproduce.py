@@ -292,12 +292,12 @@ def test_a_limit_is_spread_over_classes_and_said(encoder: Path, files: Files) ->
     run = run_cli(
         *("--model", encoder, "--imagenet", files.val, "--limit", 7, "--json", "-"),
         *("--bits", "w4a16", "--train", files.train, "--train-limit", 6),
-        *("--calibration-images", 6),
+        *("--calibration-images", 16),
     )
     assert run.code == 0, run
     table = Table.model_validate_json(run.out)
     assert (table.n_images, table.n_available, table.limit) == (7, 16, 7)
-    assert (table.n_calibration, table.train_limit) == (6, 6)
+    assert (table.n_calibration, table.train_limit) == (12, 6)
     chosen = Counter(path.parent.name for path in run.reads if path.is_relative_to(files.val))
     assert sorted(chosen.values()) == [2, 2, 3]
     assert "at most 7 of each: spread evenly, classes balanced" in table.markdown()

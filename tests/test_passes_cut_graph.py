@@ -92,13 +92,12 @@ def test_registers_on_either_side_of_the_cut(name: str, start: int, end: int) ->
     graph = canonicalize(vit.model())
     spliced = run(SpliceRegisters(start, end, keys, values), graph).graph
     assert any(node.op == "Expand" and "kv" in node.name for node in spliced.nodes)
-    plan = Registers(start, end, keys, values)
+    images = vit.images(3)
+    wanted = vit.reference(images, Registers(start, end, keys, values))
     for boundary in boundaries(view_encoder(spliced)):
-        for batch in (1, 3):
-            images = vit.images(batch)
-            found = run_in_parts(spliced, [boundary], images)
-            for one, truth in zip(found, vit.reference(images, plan), strict=True):
-                np.testing.assert_allclose(one, truth, rtol=1e-4, atol=1e-4)
+        found = run_in_parts(spliced, [boundary], images)
+        for one, truth in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, truth, rtol=1e-4, atol=1e-4)
 
 
 def test_several_tensors_in_the_order_asked_for() -> None:
@@ -119,13 +118,13 @@ def test_a_cut_at_the_images_is_none() -> None:
     assert gs.export_onnx(by_name) == gs.export_onnx(plain)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     heads=st.integers(1, 3),
     head_dim=st.integers(2, 5),
     grid=st.integers(2, 3),
     prefix=st.integers(0, 3),
-    depth=st.integers(1, 4),
+    depth=st.integers(1, 3),
     batch=st.integers(1, 5),
     seed=st.integers(0, 1000),
     data=st.data(),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from planted import PEAK, Planted, Planting, draw_planting, plant
+from planted import PEAK, Planted, Planting, plant
 from planted_photos import halves, model_graph, natural
 from running import run_graph
 
@@ -18,7 +18,7 @@ from regcache.compiler.quantizer import Calibrator, Quantizer
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.setting import Setting, place_registers
 from regcache.compiler.study import ReferenceImages, Study
-from regcache.compiler.targets import Simulation, TargetName, resolve_target, simulate
+from regcache.compiler.targets import TargetName, resolve_target
 from regcache.compiler.trial import Trial, decide_setting
 from regcache.passes.base import run
 from regcache.passes.find_blocks import view_encoder
@@ -29,9 +29,8 @@ pytestmark = [pytest.mark.sample, pytest.mark.xdist_group("planted")]
 CPU = resolve_target(TargetName.ORT_CPU, u8s8_saturates=False)
 CASES = [
     (Planting(block=5), Quantizer(CPU, Calibrator.MIN_MAX)),
-    (draw_planting(2), Quantizer(simulate(CPU, Simulation.W6A6), Calibrator.MIN_MAX)),
 ]
-NAMES = ["w8a8", "w6a6"]
+NAMES = ["w8a8"]
 
 
 @cache

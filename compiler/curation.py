@@ -161,6 +161,9 @@ def _reason(search: Search, best: Setting, before: float, seen: Improvement | No
     if seen is None:
         if not search.tried:
             return "no registers: nothing was tried" + _unfinished(search)
+        if best not in search.tried:
+            refused = next(iter(search.tried.values())).refused
+            return f"no registers: the passes refuse all {len(search.tried)} settings: {refused}"
         error = search.tried[best].mean
         return (
             f"no registers: the best of {len(search.tried)} settings ({best}) has an error of "

@@ -11,6 +11,7 @@ from regcache.compiler.study import Study
 from regcache.compiler.workbench import workbench
 from regcache.passes.base import run
 from regcache.passes.cut_graph import cut_graph
+from regcache.passes.errors import InputError
 from regcache.passes.splice_registers import SpliceRegisters
 
 Floats = NDArray[np.float32]
@@ -30,6 +31,7 @@ def screened_ranges(study: Study, screen: Screen) -> Ranges:
     """The width of the range of every activation of blocks [start, end), by the tensor's name.
 
     In float, on the first of the `fit` images; registers in mode kv, whatever will be shipped.
+    Empty where a pass refuses the registers.
     """
     bench = workbench(study)
     start, end = screen.start, screen.end
@@ -39,8 +41,11 @@ def screened_ranges(study: Study, screen: Screen) -> Ranges:
         ("segment", start, end), lambda: cut_graph(bench.graph, bench.streams[start], ends)
     )
     if len(screen.tokens):
-        keys, values = bench.capture(start, end).operands(screen.tokens)
-        segment = run(SpliceRegisters(0, end - start, keys, values), segment).graph
+        try:
+            keys, values = bench.capture(start, end).operands(screen.tokens)
+            segment = run(SpliceRegisters(0, end - start, keys, values), segment).graph
+        except InputError:
+            return {}
     low, high = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     session = open_graph(segment, threads=1)
     for outputs in stream(session, bench.fit[start][: study.screening_images], study.batch):

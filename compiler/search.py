@@ -155,7 +155,7 @@ class Search:
         scores = {}
         for chosen, start in registers_at:
             plain, ranges = found.get(f"{start} []"), found.get(f"{start} {list(chosen)}")
-            if plain is not None and ranges is not None:
+            if plain and ranges:
                 now = sum(self.damage[name] for name in plain)
                 scores[chosen, start] = predicted_damage(self.damage, plain, ranges) - now
         return scores

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import numpy as np
@@ -77,6 +78,7 @@ class Study:
         digest = hashlib.sha256()
         model, weights = pack_graph(graph)
         digest.update(model)
+        digest.update(version("regcache").encode())  # another version searches differently
         for name in sorted(weights):
             digest.update(np.ascontiguousarray(weights[name]).data)
         for part in (images.fit, images.rank, images.decide):

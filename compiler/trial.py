@@ -51,10 +51,10 @@ def try_setting(study: Study, trial: Trial) -> TrialResult:
         return TrialResult(tuple(bench.baseline.tolist()))
     try:
         graph = _placed(bench, trial)
+        tail = cut_graph(graph, bench.streams[first], [bench.pooled])
+        quantized = run(study.quantizer.step(_new_scales(bench, graph, first)), tail).graph
     except InputError as error:
         return TrialResult(refused=str(error))
-    tail = cut_graph(graph, bench.streams[first], [bench.pooled])
-    quantized = run(study.quantizer.step(_new_scales(bench, graph, first)), tail).graph
     with open_graph(quantized, threads=1) as session:
         outputs = run_all(session, bench.quantized[first], study.batch)[0]
     return_memory()

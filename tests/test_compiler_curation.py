@@ -177,6 +177,20 @@ def test_no_time_tries_nothing_but_measures_sensitivity(study: Study, tmp_path: 
     assert "ran out of time" in found.record.reason
 
 
+def test_passes_that_refuse_everything_leave_no_registers(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise InputError("the scores are masked")
+
+    for module in ("screening", "setting"):
+        monkeypatch.setattr(importlib.import_module(f"regcache.compiler.{module}"), "run", refuse)
+    found = run(study, tmp_path / "journal")
+    assert not found.setting.changes
+    assert "refuse all 5 settings: the scores are masked" in found.record.reason
+    assert all(tried.error is None for tried in found.record.tried)
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with importlib.import_module("distributed").LocalCluster(

@@ -45,7 +45,7 @@ class DaskWorkers(Workers):
             what = f"the scheduler {address}"
             raise MissingExtraError(what, extra="scale", module="distributed") from error
         self._begun: set[str] = set()
-        self._tokens: WeakKeyDictionary[Future[Any], str] = WeakKeyDictionary()
+        self._remote: WeakKeyDictionary[Future[Any], tuple[str, Any]] = WeakKeyDictionary()
         self._threads, self._seen = 0, float("-inf")
         self._empty_since: float | None = None
         with ExitStack() as stack:
@@ -57,7 +57,6 @@ class DaskWorkers(Workers):
                 reason = first_line(error)
                 raise InputError(f"{address}: no Dask scheduler answers: {reason}") from error
             stack.callback(self._client.close)
-            self._executor = self._client.get_executor(pure=False)
             self._stack = stack.pop_all()
 
     def share(self, study: S) -> Shared[S]:
@@ -73,7 +72,7 @@ class DaskWorkers(Workers):
     def close(self, *, wait: bool) -> None:
         # Of a scheduler that is gone there is nothing to release.
         with suppress(Exception):
-            self._executor.shutdown(wait=False)
+            self._cancel_waiting([future for future in self._remote if not future.done()])
         self._stack.close()
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -99,9 +98,19 @@ class DaskWorkers(Workers):
         token = uuid.uuid4().hex
         call = pickle.dumps((function, setting), pickle.HIGHEST_PROTOCOL)
         arguments = (scattered.future, call, token if deadline is not None else None)
-        future: Future[R] = self._ask(self._executor.submit, _run_on_dask, *arguments)
-        self._tokens[future] = token
+        remote = self._ask(self._client.submit, _run_on_dask, *arguments, pure=False)
+        future: Future[R] = Future()
+        self._remote[future] = token, remote
+        self._client.loop.add_callback(self._pass_on, remote, future)
         return future
+
+    async def _pass_on(self, remote: Any, future: Future[R]) -> None:
+        """Do what Dask's own executor does, which never ends a future whose result gets lost."""
+        try:
+            future.set_result(await self._client.gather(remote, asynchronous=True))
+        except Exception as error:
+            lost = isinstance(error, OSError) and remote.status != "error"
+            future.set_exception(CancelledError(str(error)) if lost else error)
 
     def _deaths(self, error: BaseException | None) -> int:
         if isinstance(error, self._dask.KilledWorker):
@@ -109,9 +118,10 @@ class DaskWorkers(Workers):
         return int(isinstance(error, CancelledError))
 
     def _cancel_waiting(self, futures: Iterable[Future[R]]) -> None:
-        for future in futures:
-            if self._tokens[future] not in self._begun:
-                future.cancel()
+        remote = [self._remote[future] for future in futures]
+        waiting = [task for token, task in remote if token not in self._begun]
+        if waiting:
+            self._ask(self._client.cancel, waiting)
 
     def _why_stuck(self) -> str | None:
         now = time.monotonic()

@@ -45,9 +45,15 @@ def start_cluster(folder: Path, workers: int) -> Any:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Two processes under a scheduler that itself gives up a task after one death."""
-    dask = importlib.import_module("dask")
+    importlib.import_module("distributed")  # its defaults must be there before they are changed
+    options = {
+        "distributed.scheduler.allowed-failures": 0,
+        "distributed.comm.timeouts.connect": "5s",
+        # Else the cluster looks back at each death and ends a worker that died again since.
+        "distributed.deploy.lost-worker-timeout": "1 hour",
+    }
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        importlib.import_module("dask").config.set(options),
         start_cluster(tmp_path_factory.mktemp("dask"), 2) as cluster,
     ):
         yield cluster
@@ -214,13 +220,13 @@ def test_a_killed_process_loses_nothing(
     task = tasks.scale_from_two_on_behind_the_gate
     with open_workers(scheduler, 2) as workers:
         results = workers.map(task, workers.share(Study(tmp_path)), range(12))
-        first = next(results)
+        first = [next(results), next(results)]
         wait_until(lambda: behind_the_gate(tmp_path))
         victim = behind_the_gate(tmp_path)[0]
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: not alive(victim))
         (tmp_path / GATE).touch()
-        found = [first, *results]
+        found = [*first, *results]
     with open_workers("threads", 2) as workers:
         assert found == list(workers.map(task, workers.share(Study(tmp_path)), range(12)))
 
@@ -232,14 +238,14 @@ def test_a_study_whose_holders_all_died_is_sent_again(
     with open_workers(scheduler) as workers:
         shared = workers.share(Study(tmp_path))
         results = workers.map(tasks.scale_from_two_on_behind_the_gate, shared, range(12))
-        first = next(results)
+        first = [next(results), next(results)]
         wait_until(lambda: behind_the_gate(tmp_path))
         victims = [nanny.pid for nanny in cluster.workers.values()]
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
         wait_until(lambda: not any(map(alive, victims)))
         (tmp_path / GATE).touch()
-        assert [first, *results] == [2 * setting for setting in range(12)]
+        assert [*first, *results] == [2 * setting for setting in range(12)]
         assert list(workers.map(tasks.scale, shared, range(3))) == [0, 2, 4]
 
 

@@ -4,9 +4,11 @@ Polygraphy's loaders cannot name the GPUs to build for, and without names the bu
 machine's own GPU; so this talks to TensorRT-RTX's Python API. An engine runs on a GPU only.
 """
 
+import gc
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,24 @@ class EngineBuild:
     seconds: float
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold off the cyclic garbage collector.
+
+    The logger runs under a lock of TensorRT's that the destructor of an older builder waits for:
+    a collection inside the logger would wait for itself.
+    """
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collection()
 def build_engine(
     model: Path,
     *,
@@ -96,6 +116,7 @@ def build_engine(
     )
 
 
+@_no_collection()
 def supported_compute_capabilities() -> tuple[str, ...]:
     """The compute capabilities that the installed TensorRT-RTX builds for, as "8.6".
 

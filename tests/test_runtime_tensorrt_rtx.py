@@ -1,5 +1,6 @@
 """Engines from the real TensorRT-RTX, and one-line refusals of what it does not take."""
 
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -204,6 +205,17 @@ class TestRefusals:
         reason = refusal(write(tmp_path / "m.onnx", nodes))
         assert reason.startswith(f"{op} 'head/odd': TensorRT-RTX 1.")
         assert reason.endswith("has no such operator")
+
+    def test_a_collection_never_waits_for_the_logger(self, tmp_path: Path) -> None:
+        """Of refused builders, which tracebacks keep in cycles until the collector comes."""
+        path = write(tmp_path / "m.onnx", [helper.make_node("Det", ["x"], ["y"])])
+        thresholds = gc.get_threshold()
+        gc.set_threshold(1)
+        try:
+            assert len({refusal(path) for _ in range(5)}) == 1
+        finally:
+            gc.set_threshold(*thresholds)
+        assert gc.isenabled()
 
     def test_a_nameless_node(self, tmp_path: Path) -> None:
         path = write(tmp_path / "m.onnx", [helper.make_node("Det", ["x"], ["y"])])

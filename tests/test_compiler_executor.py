@@ -43,7 +43,7 @@ def start_cluster(folder: Path, workers: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def lasting_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Two processes under a scheduler that itself gives up a task after one death."""
     importlib.import_module("distributed")  # its defaults must be there before they are changed
     options = {
@@ -60,14 +60,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
+def cluster(lasting_cluster: Any) -> Any:
+    """The cluster with both processes up: a nanny gives up a worker that is killed early."""
+    nannies = lasting_cluster.workers.values()
+    wait_until(lambda: len(nannies) == 2 and all(map(up, nannies)))
+    return lasting_cluster
+
+
+@pytest.fixture
 def scheduler(request: pytest.FixtureRequest) -> str:
     """The scheduler of a test's kind."""
     if request.param != "dask":
         return str(request.param)
-    cluster: Any = request.getfixturevalue("cluster")
-    # A nanny gives up a worker that is killed while it starts.
-    wait_until(lambda: len(cluster.workers) == 2 and all(map(up, cluster.workers.values())))
-    return str(cluster.scheduler_address)
+    return str(request.getfixturevalue("cluster").scheduler_address)
 
 
 def up(nanny: Any) -> bool:
@@ -214,9 +219,7 @@ def behind_the_gate(folder: Path) -> list[int]:
 
 
 @process_kinds
-def test_a_killed_process_loses_nothing(
-    scheduler: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_killed_process_loses_nothing(scheduler: str, tmp_path: Path) -> None:
     task = tasks.scale_from_two_on_behind_the_gate
     with open_workers(scheduler, 2) as workers:
         results = workers.map(task, workers.share(Study(tmp_path)), range(12))

@@ -19,6 +19,7 @@ from regcache.compiler.curation_record import (
 )
 from regcache.compiler.decision import Improvement, measure_improvement
 from regcache.compiler.executor import open_workers
+from regcache.compiler.graph_session import return_memory
 from regcache.compiler.journal import Journal
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.search import Search, Tasks
@@ -110,7 +111,7 @@ def _curate(bench: Workbench, tasks: Tasks, reporter: Reporter) -> Curated:
     blocks = {str(index): index for index in range(bench.depth)}
     found = tasks.run("measuring sensitivity", block_damage, blocks, BlockDamage, to_the_end=True)
     damaged = list(found.values())
-    bench.release()
+    return_memory()
     damage = {name: one for block in damaged for name, one in block.sites.items()}
     sensitive = most_sensitive_block(bench, damage)
     candidates, universality = find_candidates(bench, sensitive)

@@ -101,7 +101,9 @@ class Search:
 
     def registers(self, setting: Setting) -> Floats:
         """The register tokens [R, width] of a setting."""
-        return registers(self.candidates, setting)
+        chosen = [self.candidates[index].vector for index in setting.candidates]
+        width = self.candidates[0].vector.shape[0] if self.candidates else 0
+        return np.stack(chosen) if chosen else np.zeros((0, width), np.float32)
 
     def _short_list(self) -> list[Setting]:
         """Registers for each start whose screens promise something, best first."""
@@ -148,7 +150,7 @@ class Search:
         wanted = [*registers_at, *(((), start) for start in sorted({s for _, s in registers_at}))]
         payloads = {}
         for chosen, start in wanted:
-            tokens = registers(self.candidates, Setting(candidates=chosen))
+            tokens = self.registers(Setting(candidates=chosen))
             payloads[f"{start} {list(chosen)}"] = Screen(tokens, start, end)
         found = self.tasks.run("screening registers", screened_ranges, payloads, Ranges)
         self.screened += len(registers_at)
@@ -217,10 +219,3 @@ class Search:
             if wanted(setting) and result.refused is None
         ]
         return min(tried, key=lambda setting: self.tried[setting].mean, default=None)
-
-
-def registers(candidates: list[Candidate], setting: Setting) -> Floats:
-    """The register tokens [R, width] of a setting."""
-    chosen = [candidates[index].vector for index in setting.candidates]
-    width = candidates[0].vector.shape[0] if candidates else 0
-    return np.stack(chosen) if chosen else np.zeros((0, width), np.float32)

@@ -75,28 +75,14 @@ class Workbench:
             found: T = self._kept[key]
             return found
 
-    def block(self, index: int) -> OrtSession:
-        """One block in float."""
-        return self._part(self.streams[index], self.streams[index + 1])
-
-    def head(self) -> OrtSession:
-        """What follows the last block, in float."""
-        return self._part(self.streams[-1], self.pooled)
+    def tail(self, block: int) -> OrtSession:
+        """What follows the input of a block, in float; the head alone for block `depth`."""
+        return open_graph(cut_graph(self.graph, self.streams[block], [self.pooled]), threads=1)
 
     def capture(self, start: int, end: int) -> RegisterCapture:
         """Keys and values of registers in blocks [start, end)."""
         make = lambda: RegisterCapture(self.view, start, end, threads=1)  # noqa: E731
         return self.kept(("capture", start, end), make)
-
-    def release(self) -> None:
-        """Free what `kept` made: the next who needs it makes it anew."""
-        with self._lock:
-            self._kept.clear()
-        return_memory()
-
-    def _part(self, start: str, end: str) -> OrtSession:
-        make = lambda: open_graph(cut_graph(self.graph, start, [end]), threads=1)  # noqa: E731
-        return self.kept((start, end), make)
 
     def _run_float(self) -> tuple[list[Floats], dict[str, SiteStatistics]]:
         images = self.study.images.fit

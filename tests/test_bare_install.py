@@ -16,10 +16,14 @@ MODULES = [
 ]
 # What the extras bring; the imports of these find nothing, as where they are not installed.
 OPTIONAL = {
+    "dask",
+    "distributed",
     "open_clip",
     "onnxscript",
     "polygraphy",
     "safetensors",
+    "sentencepiece",
+    "sklearn",
     "tensorrt",
     "tensorrt_rtx",
     "timm",

@@ -20,6 +20,7 @@ from regcache.passes.walk import (
     linears_behind,
     producer,
     skip_back,
+    skip_factors,
     upstream,
 )
 
@@ -147,10 +148,11 @@ def _projections(roots: Sequence[gs.Node], prefix: str) -> tuple[Linear, ...]:
 
 
 def _linear_after(context: gs.Node, name: str) -> Linear:
-    for node in downstream(context.outputs[0], SHAPE_OPS | NORMS):
+    passed = SHAPE_OPS | NORMS | {"Mul"}
+    for node in downstream(context.outputs[0], passed):
         if is_linear(node):
             return _as_linear(node, name)
-        if node.op not in SHAPE_OPS | NORMS:
+        if node.op not in passed or len(data_inputs(node)) != 1:
             raise _MismatchError(node, "stands between attention and its output projection")
     raise _MismatchError(context, "no output projection follows")
 
@@ -217,7 +219,7 @@ def _linears_before_activation(tensor: gs.Tensor) -> list[gs.Node]:
 def _activation(fc1: Sequence[Linear], fc2: Linear) -> str:
     if len(fc1) == 2:
         return "swiglu"
-    name = identify_activation(fc1[0].output, fc2.input)
+    name = identify_activation(fc1[0].output, skip_factors(fc2.input))
     if name is not None:
         return name
     # One packed linear that is split into gate and value has twice fc2's inputs.

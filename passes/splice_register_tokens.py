@@ -13,7 +13,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.register_nodes import MARK, Writer, check_blocks, marked, over_batch
 from regcache.passes.token_positions import Positions, between, find_positions
-from regcache.passes.walk import consumers
+from regcache.passes.walk import consumers, is_output
 
 Floats = NDArray[np.float32]
 
@@ -60,7 +60,7 @@ class SpliceRegisterTokens:
             raise InputError("registers: sinks are deleted between these blocks")
         for block in view.blocks[self.start : self.end - 1]:
             leaves = any(id(node) not in inside for node in consumers(block.output))
-            if leaves or any(item is block.output for item in graph.outputs):
+            if leaves or is_output(graph, block.output):
                 raise InputError(f"registers: the output of block {block.index} leaves the encoder")
         find_positions(region, view)
 

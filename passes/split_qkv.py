@@ -40,7 +40,7 @@ class SplitQkv:
             projections = block.attention.projections
             if len(projections) != 1:
                 continue
-            thirds = _thirds(projections[0])
+            thirds = packed_thirds(projections[0])
             if thirds is None:
                 skips.append(Skip(projections[0].name, "the packed axes are not in timm's order"))
                 continue
@@ -56,7 +56,7 @@ class SplitQkv:
             assert len(other.linears) - len(one.linears) in (0, 2)
 
 
-def _thirds(packed: Linear) -> list[gs.Variable] | None:
+def packed_thirds(packed: Linear) -> list[gs.Variable] | None:
     """The tensors [B, heads, T, head_dim] that are the queries, keys and values."""
     following = consumers(packed.output)
     if packed.quantized or len(following) != 1 or following[0].op != "Reshape":

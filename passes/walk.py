@@ -53,6 +53,11 @@ def consumers(tensor: gs.Tensor) -> list[gs.Node]:
     return found
 
 
+def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Whether the graph gives the tensor away."""
+    return any(item is tensor for item in graph.outputs)
+
+
 def clips_integers(node: gs.Node) -> bool:
     """Whether the node is a Clip of what a QuantizeLinear rounded: fewer bits, no activation."""
     if node.op != "Clip" or not node.inputs[0].inputs:
@@ -109,6 +114,15 @@ def skip_back(tensor: gs.Tensor, ops: frozenset[str] = SHAPE_OPS) -> gs.Tensor:
         if node is None or node.op not in ops or len(data_inputs(node)) != 1:
             return tensor
         (tensor,) = data_inputs(node)
+
+
+def skip_factors(tensor: gs.Tensor) -> gs.Tensor:
+    """The tensor before a Mul by one constant per channel; itself where there is none."""
+    node = producer(tensor)
+    if node is None or node.op != "Mul":
+        return tensor
+    vectors = [item for item in node.inputs if is_constant(item) and item.values.size > 1]
+    return data_inputs(node)[0] if len(vectors) == 1 else tensor
 
 
 def downstream(tensor: gs.Tensor, ops: frozenset[str]) -> Iterator[gs.Node]:

@@ -1,7 +1,7 @@
 """Put Q/DQ pairs around the linears of a vision encoder (ONNX QuantizeLinear, opset 13)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -17,13 +17,22 @@ from regcache.passes.walk import clips_integers, stored_weight
 
 
 @dataclass(frozen=True)
+class RoundedWeight:
+    """A weight as integers, int8 [K, N], and the step of each output channel, float32 [N]."""
+
+    integers: NDArray[np.int8]
+    scales: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class QuantizeLinears:
     """Quantize the blocks' linears: activations per tensor, weights per output channel.
 
     `activations` gives the scale of each site by the name of its tensor; linears that read the
     same tensor share one Q/DQ pair, with a Clip of the integers between where the scale has fewer
     than 8 bits. Weights are symmetric in `weight_dtype`, their integers `weight_bits` wide without
-    the lowest (8 bits: +-127, and for uint8 a zero point of 128). `only` names the linears to
+    the lowest (8 bits: +-127, and for uint8 a zero point of 128): those that `weights` gives, by
+    the linear's name, else the nearest to the float weight. `only` names the linears to
     quantize ("blocks.3.fc1"), None means all. Biases, norms, softmax, the residual stream and the
     other linears stay float, also one that reads the same tensor.
     Refused: a site that `activations` does not name, one with nothing in `only`, a linear that is
@@ -34,6 +43,7 @@ class QuantizeLinears:
     weight_dtype: IntegerType = "int8"
     weight_bits: int = 8
     only: frozenset[str] | None = None
+    weights: Mapping[str, RoundedWeight] = field(default_factory=dict)
     name: ClassVar[str] = "quantize_linears"
     parity: ClassVar[Parity] = Lossy()
 
@@ -43,9 +53,17 @@ class QuantizeLinears:
         unknown = self.activations.keys() - graph.tensors().keys()
         if unknown:
             raise InputError(f"quantize_linears: no tensor {min(unknown)!r} in the graph")
-        linears = {linear.name for linear in view_encoder(graph).linears}
-        if self.only is not None and self.only - linears:
-            raise InputError(f"quantize_linears: no linear {min(self.only - linears)!r}")
+        linears = {linear.name: linear for linear in view_encoder(graph).linears}
+        for name in sorted((self.only or frozenset()) | self.weights.keys()):
+            if name not in linears:
+                raise InputError(f"quantize_linears: no linear {name!r}")
+        last = 2 ** (self.weight_bits - 1) - 1
+        for name, given in self.weights.items():
+            shape = linears[name].weight_shape
+            if given.integers.shape != shape or given.scales.shape != shape[1:]:
+                raise InputError(f"quantize_linears: the integers of {name} do not fit {shape}")
+            if np.abs(given.integers.astype(np.int16)).max(initial=0) > last:
+                raise InputError(f"quantize_linears: an integer of {name} is beyond +-{last}")
 
     def rewrite(self, graph: gs.Graph) -> Log:
         """Insert the Q/DQ pairs and replace the weights by integers."""
@@ -102,9 +120,13 @@ class QuantizeLinears:
         """The DequantizeLinear output for a linear's weight; equal weights may share a constant."""
         constant = stored_weight(linear.matmul)
         assert constant is not None
-        if constant.name not in done:
-            name = _free_name(constant.name, taken)
-            integers, scales = quantize_weight(constant.values, self.weight_bits)
+        given = self.weights.get(linear.name)
+        key = constant.name if given is None else linear.name
+        if key not in done:
+            name = _free_name(key, taken)
+            if given is None:
+                given = quantize_weight(constant.values, self.weight_bits)
+            integers, scales = given.integers, given.scales
             middle = 2 ** (self.weight_bits - 1) if self.weight_dtype == "uint8" else 0
             stored = (integers.astype(np.int16) + middle).astype(self.weight_dtype)
             inputs = [
@@ -116,13 +138,11 @@ class QuantizeLinears:
             graph.nodes.append(
                 gs.Node("DequantizeLinear", f"{name}/dq", {"axis": 1}, inputs, [output])
             )
-            done[constant.name] = output
-        return done[constant.name]
+            done[key] = output
+        return done[key]
 
 
-def quantize_weight(
-    weight: NDArray[np.float32], bits: int = 8
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_weight(weight: NDArray[np.float32], bits: int = 8) -> RoundedWeight:
     """Symmetric int8 of a weight [K, N] with one scale per output channel [N].
 
     The integers span +-(2 ** (bits - 1) - 1), which is +-127 for 8 bits.
@@ -133,7 +153,7 @@ def quantize_weight(
     scales = np.where(peaks > 0, peaks / np.float32(last), np.float32(1)).astype(np.float32)
     scales = np.maximum(scales, np.finfo(np.float32).tiny)
     integers = np.clip(np.rint(weight / scales), -last, last).astype(np.int8)
-    return integers, scales
+    return RoundedWeight(integers, scales)
 
 
 def _dequantized_activation(

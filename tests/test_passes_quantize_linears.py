@@ -335,7 +335,8 @@ WEIGHTS = hnp.arrays(
 
 @given(weight=WEIGHTS, bits=st.integers(2, 8))
 def test_weights_round_to_within_half_a_step(weight: np.ndarray, bits: int) -> None:
-    integers, steps = quantize_weight(weight, bits)
+    rounded = quantize_weight(weight, bits)
+    integers, steps = rounded.integers, rounded.scales
     assert integers.dtype == np.int8
     last = 2**bits // 2 - 1
     assert np.abs(integers.astype(int)).max(initial=0) <= last

@@ -18,6 +18,22 @@ from regcache.passes.onnx_file import save_graph
 from regcache.runtime.session import OrtSession
 
 
+class Activation(Protocol):
+    """What is known of an activation [..., K]: its range, and rows [S, K] that stand for all."""
+
+    @property
+    def low(self) -> float:
+        """Smallest value."""
+
+    @property
+    def high(self) -> float:
+        """Largest value."""
+
+    @property
+    def rows(self) -> Floats:
+        """A sample of its rows."""
+
+
 class Observer(Protocol):
     """Something that takes in activations [B, T, K] batch by batch."""
 
@@ -42,10 +58,76 @@ class SiteStatistics:
         """Largest value of any channel."""
         return float(self.channels.high.max())
 
+    @property
+    def rows(self) -> Floats:
+        """The sampled rows [S, K]."""
+        return self.sample.rows
+
     def update(self, tokens: Floats) -> None:
         """Take in activations [B, T, K]."""
         self.channels.update(tokens)
         self.sample.update(tokens)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """An activation seen: `lows`, `highs` [K] of its channels, and rows [S, K] that stand for all.
+
+    No array is written to.
+    """
+
+    lows: Floats
+    highs: Floats
+    rows: Floats
+
+    @property
+    def low(self) -> float:
+        """Smallest value of any channel."""
+        return float(self.lows.min())
+
+    @property
+    def high(self) -> float:
+        """Largest value of any channel."""
+        return float(self.highs.max())
+
+    def divided(self, factors: Floats) -> "Observed":
+        """The same activation with its channels divided by positive `factors` [K]."""
+        return Observed(self.lows / factors, self.highs / factors, self.rows / factors)
+
+
+@dataclass
+class HalvedStatistics:
+    """Statistics of every other image apart: what one half suggests is tried on the other."""
+
+    halves: tuple[SiteStatistics, SiteStatistics]
+    images: int = 0
+
+    def update(self, tokens: Floats) -> None:
+        """Take in activations [B, T, K], images in the order they come."""
+        for half, statistics in enumerate(self.halves):
+            part = tokens[(half + self.images) % 2 :: 2]
+            if len(part):
+                statistics.update(part)
+        self.images += len(tokens)
+
+    @property
+    def observed(self) -> tuple[Observed, ...]:
+        """What each half saw; one alone where there was a single image."""
+        return tuple(
+            Observed(half.channels.low, half.channels.high, half.rows)
+            for half in self.halves
+            if half.sample.images
+        )
+
+    @property
+    def whole(self) -> Observed:
+        """What all images together show."""
+        seen = self.observed
+        return Observed(
+            np.min([half.lows for half in seen], axis=0),
+            np.max([half.highs for half in seen], axis=0),
+            np.concatenate([half.rows for half in seen]),
+        )
 
 
 def observe(
@@ -84,6 +166,15 @@ def _finite_tokens(name: str, activation: Floats, batch: int) -> Floats:
     if not np.isfinite(np.sum(tokens, dtype=np.float64)):
         raise InputError(f"{name}: the float model computes NaN or infinity there")
     return tokens
+
+
+def halved_statistics(view: EncoderView, images: int, seed: int) -> dict[str, HalvedStatistics]:
+    """Empty statistics for every site, by tensor name, sized for a number of images."""
+
+    def half(number: int) -> SiteStatistics:
+        return SiteStatistics(ChannelRange(), RowSample.of(-(-images // 2), seed + number))
+
+    return {site.tensor.name: HalvedStatistics((half(0), half(1))) for site in view.sites}
 
 
 def site_statistics(view: EncoderView, images: int, seed: int) -> dict[str, SiteStatistics]:

@@ -11,6 +11,7 @@ from regcache.compiler.cli_options import (
     ArtifactArgument,
     BatchOption,
     ImagesOption,
+    Int8ShareOption,
     JsonOption,
     OutputOption,
     PreprocessOption,
@@ -23,7 +24,7 @@ from regcache.compiler.cli_options import (
 )
 from regcache.compiler.cli_reproduce import reproduce_command
 from regcache.compiler.inspection import inspect_encoder, inspection_tables
-from regcache.compiler.manifest import CompileOptions, Manifest, RegisterChoice
+from regcache.compiler.manifest import CompileOptions, Manifest, RegisterChoice, Rounding
 from regcache.compiler.measure import ReferenceChoice, measure_artifact
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.prepare import export_source
@@ -103,6 +104,13 @@ def compile_command(
     simulate: Annotated[
         Simulation | None, typer.Option(help="Other bit-widths, as fake quantization.")
     ] = None,
+    equalize: Annotated[
+        bool, typer.Option("--equalize/--no-equalize", help="Whether channels are evened out.")
+    ] = True,
+    rounding: Annotated[
+        Rounding, typer.Option(help="How weights become integers.")
+    ] = Rounding.GPTQ,
+    int8_share: Int8ShareOption = None,
     registers: Annotated[
         RegisterChoice, typer.Option(help="Whether to search for registers.")
     ] = RegisterChoice.AUTO,
@@ -123,6 +131,9 @@ def compile_command(
         keep_float=not no_float,
         calibrator=calibrator,
         simulate=simulate,
+        equalize=equalize,
+        rounding=rounding,
+        int8_share=int8_share,
         registers=registers,
         search_budget=None if search_budget is None else parse_duration(search_budget),
         scheduler=scheduler,

@@ -36,6 +36,14 @@ SchedulerOption = Annotated[
 SearchBudgetOption = Annotated[
     str | None, typer.Option(help="Time for the search: 90s, 5m, 1h; no limit by default.")
 ]
+Int8ShareOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Least share of the linears' work that stays int8; by default what suits the target.",
+    ),
+]
 OutputOption = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
 
 

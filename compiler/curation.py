@@ -1,7 +1,8 @@
 """Curate the registers: which layer is sensitive, what helps it, and whether that is certain."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,24 @@ def curate(study: Study, options: SearchOptions, reporter: Reporter) -> Curated:
     Every image set of the study needs an image. The search goes on where a killed one with the
     same study stopped. Raises UnsearchableError where the encoder cannot be cut at its blocks.
     """
+    with _tasks(study, options, reporter) as (bench, tasks):
+        return _curate(bench, tasks, reporter)
+
+
+def measure_sensitivity(
+    study: Study, options: SearchOptions, reporter: Reporter
+) -> list[SensitivityRecord]:
+    """The damage of each activation alone, without a search; see curate for what is raised."""
+    with _tasks(study, options, reporter) as (bench, tasks):
+        damaged = _block_damages(bench, tasks)
+        return _sensitivity(bench, _site_damages(damaged))
+
+
+@contextmanager
+def _tasks(
+    study: Study, options: SearchOptions, reporter: Reporter
+) -> Iterator[tuple[Workbench, Tasks]]:
+    """The study's workbench, and workers with a journal that goes once all went well."""
     try:
         bench = workbench(study)
     except InputError as error:
@@ -80,13 +99,22 @@ def curate(study: Study, options: SearchOptions, reporter: Reporter) -> Curated:
     ):
         if len(journal):
             reporter.step(f"going on with a search of {len(journal)} results")
-        tasks = Tasks(workers, workers.share(study), journal, reporter, deadline)
         try:
-            curated = _curate(bench, tasks, reporter)
+            yield bench, Tasks(workers, workers.share(study), journal, reporter, deadline)
         finally:
             close_workbench()
         journal.remove()
-    return curated
+
+
+def _block_damages(bench: Workbench, tasks: Tasks) -> list[BlockDamage]:
+    blocks = {str(index): index for index in range(bench.depth)}
+    found = tasks.run("measuring sensitivity", block_damage, blocks, BlockDamage, to_the_end=True)
+    return_memory()
+    return list(found.values())
+
+
+def _site_damages(damaged: list[BlockDamage]) -> dict[str, float]:
+    return {name: one for block in damaged for name, one in block.sites.items()}
 
 
 def most_sensitive_block(bench: Workbench, damage: Mapping[str, float]) -> int:
@@ -108,11 +136,8 @@ def most_sensitive_block(bench: Workbench, damage: Mapping[str, float]) -> int:
 
 
 def _curate(bench: Workbench, tasks: Tasks, reporter: Reporter) -> Curated:
-    blocks = {str(index): index for index in range(bench.depth)}
-    found = tasks.run("measuring sensitivity", block_damage, blocks, BlockDamage, to_the_end=True)
-    damaged = list(found.values())
-    return_memory()
-    damage = {name: one for block in damaged for name, one in block.sites.items()}
+    damaged = _block_damages(bench, tasks)
+    damage = _site_damages(damaged)
     sensitive = most_sensitive_block(bench, damage)
     candidates, universality = find_candidates(bench, sensitive)
     search = Search(tasks, candidates, damage, sensitive, bench.depth)

@@ -9,9 +9,10 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from regcache.compiler.curation_record import CurationRecord
+from regcache.compiler.placement import ParetoPoint
 from regcache.compiler.quantizer import Calibrator
 from regcache.compiler.staging import MANIFEST
-from regcache.compiler.targets import Simulation, TargetName
+from regcache.compiler.targets import Simulation, TargetName, default_int8_share
 from regcache.passes.errors import InputError
 from regcache.runtime.parity import ParityResult
 
@@ -23,6 +24,13 @@ class RegisterChoice(StrEnum):
 
     AUTO = "auto"
     OFF = "off"
+
+
+class Rounding(StrEnum):
+    """How weights become integers: by the error at the layer's output, or each to the nearest."""
+
+    GPTQ = "gptq"
+    NEAREST = "nearest"
 
 
 class _Record(BaseModel):
@@ -48,7 +56,8 @@ class FileRecord(_Record):
 class CompileOptions(_Record):
     """Everything that decides what `regcache compile` makes of a source.
 
-    `search_budget` is in seconds; None for no limit.
+    `search_budget` is in seconds; None for no limit. `int8_share`: the least share of the linears'
+    multiply-accumulates that stays int8; None for the target's default.
     """
 
     source: str
@@ -65,6 +74,14 @@ class CompileOptions(_Record):
     registers: RegisterChoice = RegisterChoice.AUTO
     search_budget: float | None = None
     scheduler: str = "threads"
+    equalize: bool = True
+    rounding: Rounding = Rounding.GPTQ
+    int8_share: float | None = None
+
+    @property
+    def share(self) -> float:
+        """`int8_share`, or the target's default."""
+        return default_int8_share(self.target) if self.int8_share is None else self.int8_share
 
 
 class SourceRecord(_Record):
@@ -91,6 +108,7 @@ class SiteRecord(_Record):
     """The quantization of one activation and of the linears that read it.
 
     `observed` is the range seen in calibration, `covered` the one that the integers stand for.
+    `equalization`: how its channels were evened out before, if they were.
     """
 
     site: str
@@ -100,10 +118,15 @@ class SiteRecord(_Record):
     scale: float
     zero_point: int
     dtype: str
+    equalization: str | None = None
 
 
 class QuantizationRecord(_Record):
-    """Number formats, and the ranges that calibration chose."""
+    """Number formats, the ranges that calibration chose, and what stays float.
+
+    `int8_share`: of the multiply-accumulates of the blocks' linears. `pareto`: what other shares
+    would cost, where the damage of each layer was measured.
+    """
 
     activation_dtype: str
     activation_symmetric: bool
@@ -111,6 +134,9 @@ class QuantizationRecord(_Record):
     weight_dtype: str
     weight_bits: int
     why: str
+    int8_share: float
+    left_float: list[str]
+    pareto: list[ParetoPoint]
     sites: list[SiteRecord]
 
 
@@ -139,7 +165,7 @@ class PassRecord(_Record):
 class Manifest(_Record):
     """The content of manifest.json."""
 
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     regcache: str
     versions: dict[str, str]
     options: CompileOptions

@@ -20,7 +20,9 @@ from regcache.compiler.manifest import (
     hash_files,
     installed_versions,
 )
+from regcache.compiler.placement import Placement
 from regcache.compiler.prepare import FloatEncoder, prepare
+from regcache.compiler.quantization import Equalized, Finisher
 from regcache.compiler.quantizer import Quantizer
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.stages import (
@@ -29,7 +31,7 @@ from regcache.compiler.stages import (
     choose_quantizer,
     curate_encoder,
     place,
-    quantize,
+    search_options,
     shape_for_target,
 )
 from regcache.compiler.staging import staged_folder
@@ -59,19 +61,25 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
         quantizer = choose_quantizer(options)
         folder = ImageFolder(paths, encoder.recipe, encoder.batch(options.batch_size))
         folder.on_skip = reporter.skipped
-        curated = curate_encoder(
-            encoder, folder, quantizer, options, _journal_beside(output), reporter
-        )
+        search = search_options(options, _journal_beside(output))
+        statistics = calibrate(encoder, folder, options, staging, reporter)
+        skipped = list(folder.skipped)
+        finisher = Finisher(quantizer, folder, options, staging, search, reporter)
+        equalized = finisher.equalize(encoder, statistics)
+        curated = curate_encoder(equalized.encoder, folder, quantizer, options, search, reporter)
         placed, more = place(encoder, curated)
-        if curated.setting.count:
+        sensitivity = curated.record.sensitivity
+        if curated.setting.changes:
             np.savez(staging / REGISTERS, tokens=curated.tokens)
-        statistics = calibrate(placed, folder, options, staging, reporter)
-        count, why = len(encoder.view.linears), quantizer.target.why
-        reporter.step(f"quantizing {count} linears ({why})")
-        quantized = quantize(placed, statistics, quantizer)
+            statistics = calibrate(placed, folder, options, staging, reporter)
+            equalized = finisher.equalize(placed, statistics)
+            sensitivity = []  # it was measured without registers
+        placement = finisher.place(equalized, sensitivity)
+        reporter.step(f"quantizing linears ({quantizer.target.why})")
+        quantized = finisher.quantize(equalized, placement)
         calibration = CalibrationRecord(
-            images=len(paths) - len(folder.skipped),
-            skipped=[f"{item.path.name}: {item.reason}" for item in folder.skipped],
+            images=len(folder.paths),
+            skipped=[f"{item.path.name}: {item.reason}" for item in skipped],
         )
         save_graph(quantized.graph, staging / "model.onnx")
         parity = _first_look(encoder, folder, options, staging, reporter)
@@ -89,8 +97,8 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
             encoder=_describe(encoder.view),
             calibration=calibration,
             curation=curated.record,
-            quantization=_quantization_record(placed.view, quantizer, quantized),
-            passes=[*passes, *more, quantized.log],
+            quantization=_quantization_record(equalized, placement, quantizer, quantized),
+            passes=[*passes, *more, *equalized.logs, *quantized.logs],
             parity=ParityRecord(result=parity),
             files=hash_files(staging),
         )
@@ -110,9 +118,7 @@ def _first_look(
     reporter: Reporter,
 ) -> ParityResult:
     """Parity of model.onnx with the float ONNX on a few calibration images."""
-    unreadable = {item.path for item in folder.skipped}
-    readable = [path for path in folder.paths if path not in unreadable]
-    some = evenly(readable, _PARITY_IMAGES)
+    some = evenly(folder.paths, _PARITY_IMAGES)
     session = partial(OrtSession, threads=options.threads)
     integers = runs_integers(options.target)
     with (
@@ -143,10 +149,10 @@ def _describe(view: EncoderView) -> EncoderRecord:
 
 
 def _quantization_record(
-    view: EncoderView, quantizer: Quantizer, quantized: Quantized
+    equalized: Equalized, placement: Placement, quantizer: Quantizer, quantized: Quantized
 ) -> QuantizationRecord:
     target, sites = quantizer.target, []
-    for site in view.sites:
+    for site in equalized.encoder.view.sites:
         scale = quantized.scales.get(site.tensor.name)
         if scale is None:
             continue
@@ -160,6 +166,7 @@ def _quantization_record(
                 scale=scale.scale,
                 zero_point=scale.zero_point,
                 dtype=scale.dtype,
+                equalization=equalized.how.get(site.name),
             )
         )
     return QuantizationRecord(
@@ -169,5 +176,8 @@ def _quantization_record(
         weight_dtype=target.weight_dtype,
         weight_bits=target.weight_bits,
         why=target.why,
+        int8_share=placement.share,
+        left_float=list(placement.left_float),
+        pareto=list(placement.pareto),
         sites=sites,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration import SiteStatistics
+from regcache.compiler.calibration import Observed
 from regcache.compiler.manifest import CompileOptions
 from regcache.compiler.prepare import FloatEncoder, prepare
 from regcache.compiler.quantizer import Calibrator, Quantizer
@@ -27,6 +27,7 @@ from regcache.compiler.stages import (
     curate_encoder,
     place,
     quantize,
+    search_options,
     shape_for_target,
 )
 from regcache.compiler.study import evenly
@@ -109,8 +110,6 @@ class _Workshop:
         """Every row of the table with its graph; where nothing ships, two rows share one."""
         yield Recipe(bits="float"), self.encoder.path
         statistics = self._calibrate(self.encoder)
-        unreadable = {item.path for item in self.folder.skipped}
-        self.folder.paths = [path for path in self.folder.paths if path not in unreadable]
         for simulation in plan.simulations:
             if simulation.activation_bits is None:
                 yield self._weights_only(simulation, statistics)
@@ -119,7 +118,7 @@ class _Workshop:
                 yield from self._off_and_on(simulation, calibrator, statistics)
 
     def _weights_only(
-        self, simulation: Simulation, statistics: dict[str, SiteStatistics]
+        self, simulation: Simulation, statistics: dict[str, Observed]
     ) -> tuple[Recipe, Path]:
         recipe = Recipe(
             bits=simulation.value,
@@ -130,7 +129,7 @@ class _Workshop:
         return recipe, self._save(recipe, self.encoder, statistics, quantizer)
 
     def _off_and_on(
-        self, simulation: Simulation, calibrator: Calibrator, statistics: dict[str, SiteStatistics]
+        self, simulation: Simulation, calibrator: Calibrator, statistics: dict[str, Observed]
     ) -> Iterator[tuple[Recipe, Path]]:
         """The base quantizer without registers, then with what the search decides to ship."""
         off = Recipe(bits=simulation.value, quantizer=calibrator.value)
@@ -139,9 +138,9 @@ class _Workshop:
         quantizer = choose_quantizer(options)
         without = self._save(off, self.encoder, statistics, quantizer)
         yield off, without
-        journal = self.scratch / f"{off.bits}-{off.quantizer}.jsonl"
+        search = search_options(options, self.scratch / f"{off.bits}-{off.quantizer}.jsonl")
         curated = curate_encoder(
-            self.encoder, self.folder, quantizer, options, journal, self.reporter
+            self.encoder, self.folder, quantizer, options, search, self.reporter
         )
         shipped = {"registers": str(curated.setting), "reason": curated.record.reason}
         on = off.model_copy(update=shipped)
@@ -151,14 +150,15 @@ class _Workshop:
         placed, _ = place(self.encoder, curated)
         yield on, self._save(on, placed, self._calibrate(placed), quantizer)
 
-    def _calibrate(self, encoder: FloatEncoder) -> dict[str, SiteStatistics]:
-        return calibrate(encoder, self.folder, self.options, self.scratch, self.reporter)
+    def _calibrate(self, encoder: FloatEncoder) -> dict[str, Observed]:
+        seen = calibrate(encoder, self.folder, self.options, self.scratch, self.reporter)
+        return {name: statistics.whole for name, statistics in seen.items()}
 
     def _save(
         self,
         recipe: Recipe,
         encoder: FloatEncoder,
-        statistics: dict[str, SiteStatistics],
+        statistics: dict[str, Observed],
         quantizer: Quantizer,
     ) -> Path:
         kind = "off" if recipe.registers == "off" else "on"

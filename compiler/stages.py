@@ -1,12 +1,18 @@
 """The stages of `regcache compile` between the float encoder and the quantized graph."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from regcache.compiler.calibration import SiteStatistics, observe, site_statistics
+from regcache.compiler.calibration import (
+    Activation,
+    HalvedStatistics,
+    halved_statistics,
+    observe,
+)
 from regcache.compiler.curation import Curated, SearchOptions, UnsearchableError, curate
 from regcache.compiler.curation_record import CurationRecord
 from regcache.compiler.manifest import CompileOptions, PassRecord, RegisterChoice
@@ -30,9 +36,9 @@ class Quantized:
     """The quantized graph and how it came about."""
 
     graph: gs.Graph
-    statistics: dict[str, SiteStatistics]
+    statistics: Mapping[str, Activation]
     scales: dict[str, Affine]
-    log: PassRecord
+    logs: list[PassRecord]
 
 
 def shape_for_target(
@@ -55,18 +61,20 @@ def choose_quantizer(options: CompileOptions) -> Quantizer:
     return Quantizer(target, options.calibrator)
 
 
+def search_options(options: CompileOptions, journal: Path) -> SearchOptions:
+    """Where a search runs; `journal` is where results are noted until it is done."""
+    return SearchOptions(journal, options.scheduler, options.threads, options.search_budget)
+
+
 def curate_encoder(
     encoder: FloatEncoder,
     folder: ImageFolder,
     quantizer: Quantizer,
     options: CompileOptions,
-    journal: Path,
+    search: SearchOptions,
     reporter: Reporter,
 ) -> Curated:
-    """Search for registers, unless there is a reason not to; the record says which.
-
-    `journal` is where results are noted until the search is done.
-    """
+    """Search for registers, unless there is a reason not to; the record says which."""
     if options.registers is RegisterChoice.OFF:
         return _none(encoder, "no registers: not asked for")
     if not quantizer.quantizes_activations:
@@ -78,7 +86,6 @@ def curate_encoder(
             f"no registers: a search needs {LEAST_IMAGES} images, there are {images.count}",
         )
     study = Study.of(encoder.graph, images, quantizer, batch=folder.batch_size, seed=options.seed)
-    search = SearchOptions(journal, options.scheduler, options.threads, options.search_budget)
     try:
         return curate(study, search, reporter)
     except UnsearchableError as error:
@@ -108,26 +115,36 @@ def calibrate(
     options: CompileOptions,
     scratch: Path,
     reporter: Reporter,
-) -> dict[str, SiteStatistics]:
-    """Run the images once in float, for statistics of every activation, by its tensor's name."""
-    statistics = site_statistics(encoder.view, len(folder.paths), options.seed)
+) -> dict[str, HalvedStatistics]:
+    """Run the images once in float, for statistics of every activation, by its tensor's name.
+
+    Images that cannot be read are taken off the folder's list.
+    """
+    statistics = halved_statistics(encoder.view, len(folder.paths), options.seed)
     observed = scratch / "observed.onnx"
     batches = reporter.images(folder, len(folder.paths), "calibrating")
     images = (batch.images for batch in batches)
     observe(encoder.graph, statistics, images, observed, threads=options.threads)
-    for path in scratch.glob(f"{observed.name}*"):
-        path.unlink()
+    remove_model(observed)
+    unreadable = {item.path for item in folder.skipped}
+    folder.paths = [path for path in folder.paths if path not in unreadable]
     return statistics
 
 
+def remove_model(path: Path) -> None:
+    """Delete an ONNX file and its external data."""
+    for part in path.parent.glob(f"{path.name}*"):
+        part.unlink()
+
+
 def quantize(
-    encoder: FloatEncoder, statistics: dict[str, SiteStatistics], quantizer: Quantizer
+    encoder: FloatEncoder, statistics: Mapping[str, Activation], quantizer: Quantizer
 ) -> Quantized:
-    """Choose the scales and quantize the linears."""
+    """Choose the scales and quantize the linears, to nearest: the plain base quantizer."""
     scales = quantizer.scales(encoder.view.sites, statistics)
     step = quantizer.step(scales)
     result = run(step, encoder.graph)
-    return Quantized(result.graph, statistics, scales, pass_record(step.name, result.log))
+    return Quantized(result.graph, statistics, scales, [pass_record(step.name, result.log)])
 
 
 def pass_record(name: str, log: Log) -> PassRecord:

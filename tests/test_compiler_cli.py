@@ -118,7 +118,9 @@ def test_compile_then_parity(
     manifest = json.loads((artifact / "manifest.json").read_text())
     assert manifest["calibration"] == {"images": 12, "skipped": []}
     assert manifest["encoder"]["blocks"] == 3
-    assert len(manifest["quantization"]["sites"]) == 12
+    quantization = manifest["quantization"]
+    assert len(quantization["sites"]) + len(quantization["left_float"]) == 12
+    assert quantization["int8_share"] >= 0.95
     assert manifest["source"]["recipe"] == "source"
 
     junit, report = tmp_path / "junit.xml", tmp_path / "parity.json"
@@ -140,7 +142,8 @@ def test_the_model_is_integer_and_small(
     cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
 ) -> None:
     artifact = tmp_path / "artifact"
-    assert cli("compile", encoder, "--images", calibration, "-o", artifact).code == 0
+    command = ("compile", encoder, "--images", calibration, "-o", artifact, "--int8-share", 1)
+    assert cli(*command).code == 0
     model = onnx.load(artifact / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
     stored = {weight.name: weight for weight in model.graph.initializer}
@@ -184,7 +187,7 @@ def test_a_packed_projection_is_split_for_tensorrt_only(
     for target, linears in (("ort-cpu", 4), ("tensorrt-rtx", 6)):
         artifact = tmp_path / target
         command = ("compile", path, "--images", calibration, "-o", artifact, "--target", target)
-        assert cli(*command).code == 0
+        assert cli(*command, "--int8-share", 1).code == 0
         weights = onnx.load(artifact / "model.onnx").graph.initializer
         stored = [weight for weight in weights if weight.name.endswith("/quantized")]
         assert len(stored) == linears * SPEC.depth

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration import HalvedStatistics, Observed, SiteStatistics
 from regcache.compiler.statistics import (
     ChannelRange,
     NormHistogram,
@@ -114,3 +115,58 @@ def test_layouts_of_other_exporters() -> None:
     for shape in ((3,), (5, 4), (2, 3, 4, 5), (4, 5, 6)):
         with pytest.raises(ValueError, match="holds no 3 sequences"):
             tokens_per_image(np.zeros(shape, np.float32), 3)
+
+
+def empty_halves(images: int) -> HalvedStatistics:
+    one, other = (
+        SiteStatistics(ChannelRange(), RowSample.of(-(-images // 2), seed)) for seed in (0, 1)
+    )
+    return HalvedStatistics((one, other))
+
+
+@given(shape=SHAPES, cuts=st.lists(st.integers(1, 4), min_size=1, max_size=9))
+def test_halves_see_every_other_image_however_they_come(
+    shape: tuple[int, int, int, int], cuts: list[int]
+) -> None:
+    activations = draw(*shape)
+    seen, images, start = empty_halves(len(activations)), len(activations), 0
+    while start < images:
+        size = cuts[start % len(cuts)]
+        seen.update(activations[start : start + size])
+        start += size
+    assert seen.images == images
+    assert len(seen.observed) == min(images, 2)
+    for half, found in enumerate(seen.observed):
+        part = activations[half::2]
+        np.testing.assert_array_equal(found.lows, part.min(axis=(0, 1)))
+        np.testing.assert_array_equal(found.highs, part.max(axis=(0, 1)))
+        alone = RowSample.of(-(-images // 2), seed=half)
+        alone.update(part)
+        np.testing.assert_array_equal(found.rows, alone.rows)
+        for image in part:  # few images: each is in the sample
+            assert (found.rows == image[0]).all(axis=1).any()
+
+
+@given(shape=SHAPES)
+def test_the_whole_is_both_halves(shape: tuple[int, int, int, int]) -> None:
+    activations = draw(*shape)
+    seen = empty_halves(len(activations))
+    seen.update(activations)
+    whole = seen.whole
+    np.testing.assert_array_equal(whole.lows, activations.min(axis=(0, 1)))
+    np.testing.assert_array_equal(whole.highs, activations.max(axis=(0, 1)))
+    np.testing.assert_array_equal(whole.rows, np.concatenate([half.rows for half in seen.observed]))
+    assert (whole.low, whole.high) == (activations.min(), activations.max())
+
+
+@given(shape=SHAPES)
+def test_dividing_the_channels_of_what_was_observed(shape: tuple[int, int, int, int]) -> None:
+    rows = draw(*shape).reshape(-1, shape[-1])
+    factors = np.exp(np.random.default_rng(shape[0]).normal(size=shape[-1])).astype(np.float32)
+    seen = Observed(rows.min(axis=0), rows.max(axis=0), rows)
+    before, divided = rows.copy(), seen.divided(factors)
+    np.testing.assert_array_equal(divided.rows, rows / factors)
+    np.testing.assert_array_equal(divided.lows, (rows / factors).min(axis=0))
+    np.testing.assert_array_equal(divided.highs, (rows / factors).max(axis=0))
+    assert (divided.low, divided.high) == (divided.rows.min(), divided.rows.max())
+    np.testing.assert_array_equal(seen.rows, before)

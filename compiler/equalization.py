@@ -1,0 +1,124 @@
+"""Choose how far each activation's channels are evened out, by the error that is left."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration import HalvedStatistics, Observed
+from regcache.compiler.quantizer import Quantizer
+from regcache.passes.encoder import EncoderView, Site
+from regcache.passes.equalize import foldable
+from regcache.passes.quantize_linears import quantize_weight
+
+Floats = NDArray[np.float32]
+
+# Exponents of a channel's range: 0 leaves it as it is, 1 makes all ranges alike.
+_RANGE_EXPONENTS = (0.25, 0.5, 0.75)
+# SmoothQuant's exponents: range^a / weight^(1 - a).
+_SMOOTH_EXPONENTS = (0.5, 0.6, 0.75, 0.9)
+# A gain has to be larger than chance, and larger yet where it costs a node.
+_LEAST_GAIN, _LEAST_GAIN_OF_A_NODE = 0.02, 0.10
+# A channel that is nearly always zero must not be blown up.
+_LEAST_RANGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A channel's factor: its range to the power `exponent`, over the weight's if `smooth`."""
+
+    exponent: float
+    smooth: bool = False
+
+    def __str__(self) -> str:
+        name = f"range^{self.exponent:g}"
+        return f"{name} / weight^{1 - self.exponent:g}" if self.smooth else name
+
+    def factors(self, seen: Observed, weight: Floats) -> Floats:
+        """Factors [K] of geometric mean 1. `weight` [K, N] reads the activation."""
+        ranges = np.maximum(np.abs(seen.lows), np.abs(seen.highs)).astype(np.float64)
+        tiny = float(np.finfo(np.float32).tiny)
+        powers = np.maximum(ranges, max(ranges.max() * _LEAST_RANGE, tiny)) ** self.exponent
+        if self.smooth:
+            peaks = np.abs(weight).max(axis=1).astype(np.float64)
+            floor = max(float(peaks.max()) * _LEAST_RANGE, tiny)
+            powers /= np.maximum(peaks, floor) ** (1 - self.exponent)
+        return np.asarray(powers / np.exp(np.log(powers).mean()), np.float32)
+
+
+@dataclass(frozen=True)
+class Equalization:
+    """A rule for one activation, its factors [K], and the share of the error that it leaves."""
+
+    rule: Rule
+    factors: Floats
+    error_left: float
+
+
+def choose_equalizations(
+    view: EncoderView, statistics: Mapping[str, HalvedStatistics], quantizer: Quantizer
+) -> dict[str, Equalization]:
+    """Where evening out the channels helps, by the activation's name.
+
+    The rules of SmoothQuant and plain powers of the range compete. Each takes its factors and the
+    activation's range from one half of the images, and its layer's output error, with activation
+    and weights rounded, is measured on the other: a channel's largest value is seldom seen, and
+    what fits the images at hand too well clips others.
+    """
+    if not quantizer.quantizes_activations:
+        return {}
+    found = {}
+    for site in view.sites:
+        seen = statistics[site.tensor.name]
+        if len(seen.observed) == 2:
+            chosen = _choose(site, seen, quantizer, free=foldable(view, site))
+            if chosen is not None:
+                found[site.tensor.name] = chosen
+    return found
+
+
+def _choose(
+    site: Site, seen: HalvedStatistics, quantizer: Quantizer, *, free: bool
+) -> Equalization | None:
+    rules: list[Rule] = [Rule(exponent) for exponent in _RANGE_EXPONENTS]
+    if free:
+        rules += [Rule(exponent, smooth=True) for exponent in _SMOOTH_EXPONENTS]
+    weights = [linear.weight for linear in site.linears]
+    weight = np.concatenate(weights, axis=1) if len(weights) > 1 else weights[0]
+    fit, other = seen.observed
+    plain = _error(np.ones(len(weight), np.float32), weight, fit, other, quantizer)
+    errors = {
+        rule: _error(rule.factors(fit, weight), weight, fit, other, quantizer) for rule in rules
+    }
+    best = min(rules, key=lambda rule: errors[rule])
+    gain = _LEAST_GAIN if free else _LEAST_GAIN_OF_A_NODE
+    if not errors[best] < plain * (1 - gain):
+        return None
+    return Equalization(best, best.factors(seen.whole, weight), errors[best] / plain)
+
+
+def _error(
+    factors: Floats, weight: Floats, fit: Observed, other: Observed, quantizer: Quantizer
+) -> float:
+    """||Q(X / f) Q(f W) - X W||^2 on the rows of `other`, with the range that `fit` suggests."""
+    scaled = np.asarray(weight * factors[:, None], np.float32)
+    scale = quantizer.scale([scaled], fit.divided(factors))
+    rounded = quantize_weight(scaled, quantizer.target.weight_bits)
+    rows = scale.round_trip(other.rows / factors)
+    difference = rows @ (rounded.integers * rounded.scales) - other.rows @ weight
+    return float(np.square(difference, dtype=np.float64).sum())
+
+
+def equalized_statistics(
+    view: EncoderView,
+    statistics: Mapping[str, HalvedStatistics],
+    equalizations: Mapping[str, Equalization],
+    equalized: EncoderView,
+) -> dict[str, Observed]:
+    """What the `equalized` encoder's activations are, by the names they have there."""
+    found = {}
+    for before, after in zip(view.sites, equalized.sites, strict=True):
+        seen, chosen = statistics[before.tensor.name].whole, equalizations.get(before.tensor.name)
+        found[after.tensor.name] = seen if chosen is None else seen.divided(chosen.factors)
+    return found

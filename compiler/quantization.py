@@ -1,0 +1,154 @@
+"""From a float encoder to accurate int8: equalize, place, choose ranges, round, correct."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration import HalvedStatistics, Observed
+from regcache.compiler.curation import SearchOptions, UnsearchableError, measure_sensitivity
+from regcache.compiler.curation_record import SensitivityRecord
+from regcache.compiler.equalization import choose_equalizations, equalized_statistics
+from regcache.compiler.manifest import CompileOptions, PassRecord, Rounding
+from regcache.compiler.placement import Placement, place_int8
+from regcache.compiler.prepare import FloatEncoder
+from regcache.compiler.quantizer import Quantizer
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.rounding import Rounded, round_weights
+from regcache.compiler.stages import Quantized, pass_record, remove_model
+from regcache.compiler.study import ReferenceImages, Study, evenly
+from regcache.passes.affine import Affine
+from regcache.passes.base import run
+from regcache.passes.correct_bias import CorrectBias
+from regcache.passes.equalize import Equalize
+from regcache.passes.find_blocks import view_encoder
+from regcache.runtime.images import ImageFolder
+
+Floats = NDArray[np.float32]
+
+# Images that ranges are chosen on where only sensitivity is measured.
+_SENSITIVITY_IMAGES = 16
+# Images that weights are rounded by: more add time and no accuracy.
+_ROUNDING_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class Equalized:
+    """An encoder with its channels evened out, and what calibration would see in it.
+
+    `how`: what was done to a site, by the site's name.
+    """
+
+    encoder: FloatEncoder
+    statistics: dict[str, Observed]
+    how: dict[str, str]
+    logs: list[PassRecord]
+
+
+@dataclass(frozen=True)
+class Finisher:
+    """Quantizes float encoders the way that the options ask for.
+
+    `folder`: the calibration images, all readable. `scratch`: where models may be written.
+    """
+
+    quantizer: Quantizer
+    folder: ImageFolder
+    options: CompileOptions
+    scratch: Path
+    search: SearchOptions
+    reporter: Reporter
+
+    def equalize(
+        self, encoder: FloatEncoder, statistics: Mapping[str, HalvedStatistics]
+    ) -> Equalized:
+        """Even out the channels where that helps; the encoder computes the same."""
+        wanted = self.options.equalize
+        chosen = choose_equalizations(encoder.view, statistics, self.quantizer) if wanted else {}
+        step = Equalize({name: one.factors for name, one in chosen.items()})
+        result = run(step, encoder.graph)
+        tensors = {site.name: site.tensor.name for site in encoder.view.sites}
+        done = {tensors[edit.site]: edit for edit in result.log.edits}
+        chosen = {name: chosen[name] for name in done}
+        equalized = replace(encoder, graph=result.graph, view=view_encoder(result.graph))
+        return Equalized(
+            equalized,
+            equalized_statistics(encoder.view, statistics, chosen, equalized.view),
+            {edit.site: f"{chosen[name].rule}, {edit.what}" for name, edit in done.items()},
+            [pass_record(Equalize.name, result.log)] if chosen else [],
+        )
+
+    def place(self, equalized: Equalized, known: Sequence[SensitivityRecord]) -> Placement:
+        """Which linears stay float. `known`: this encoder's sensitivity, where it was measured."""
+        share = self.options.share
+        if not known and share < 1 and self.quantizer.quantizes_activations:
+            known = self._sensitivity(equalized)
+        damage = {record.site: record.damage for record in known}
+        placement = place_int8(equalized.encoder.view.sites, damage, share)
+        if placement.left_float:
+            left = ", ".join(placement.left_float)
+            self.reporter.step(f"{placement.share:.1%} of the linears' work in int8; float: {left}")
+        return placement
+
+    def quantize(self, equalized: Equalized, placement: Placement) -> Quantized:
+        """Choose ranges, round weights by the layers' errors, quantize, correct the biases."""
+        encoder = equalized.encoder
+        sites = [site for site in encoder.view.sites if site.name not in placement.left_float]
+        scales = self.quantizer.scales(sites, equalized.statistics)
+        rounded = Rounded({}, {})
+        if self.options.rounding is Rounding.GPTQ and scales:
+            rounded = self._round(encoder, scales)
+        linears = frozenset(linear.name for site in sites for linear in site.linears)
+        step = self.quantizer.step(scales, rounded.weights, linears)
+        result = run(step, encoder.graph)
+        corrected = run(CorrectBias(rounded.biases), result.graph)
+        logs = [pass_record(step.name, result.log)]
+        if corrected.changed:
+            logs.append(pass_record(CorrectBias.name, corrected.log))
+        return Quantized(corrected.graph, equalized.statistics, scales, logs)
+
+    def _sensitivity(self, equalized: Equalized) -> list[SensitivityRecord]:
+        some = self._some(_SENSITIVITY_IMAGES)
+        images = np.concatenate([batch.images for batch in some])
+        study = Study.of(
+            equalized.encoder.graph,
+            ReferenceImages(images, images[:1], images[:1]),
+            self.quantizer,
+            batch=some.batch_size,
+            seed=self.options.seed,
+        )
+        try:
+            return measure_sensitivity(study, self.search, self.reporter)
+        except UnsearchableError as error:
+            self.reporter.warn(f"{self.options.source}: all linears in int8: {error}")
+            return []
+
+    def _round(self, encoder: FloatEncoder, scales: Mapping[str, Affine]) -> Rounded:
+        some = self._some(_ROUNDING_IMAGES)
+        count = len(some.paths)
+
+        def batches() -> Iterable[Floats]:
+            seen = self.reporter.images(some, count, "rounding weights")
+            return (batch.images for batch in seen)
+
+        path = self.scratch / "rounded.onnx"
+        rounded = round_weights(
+            encoder.graph,
+            encoder.view.sites,
+            scales,
+            batches,
+            path,
+            images=count,
+            bits=self.quantizer.target.weight_bits,
+            seed=self.options.seed,
+            threads=self.options.threads,
+        )
+        remove_model(path)
+        return rounded
+
+    def _some(self, count: int) -> ImageFolder:
+        """Images from all over the folder."""
+        paths = evenly(self.folder.paths, count)
+        return ImageFolder(paths, self.folder.recipe, self.folder.batch_size)

@@ -1,0 +1,286 @@
+"""Evened-out channels: the factors by formula, and the error of layers in float64."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tiny_vit import Spec, TinyVit
+
+from regcache.compiler.calibration import HalvedStatistics, Observed, halved_statistics, observe
+from regcache.compiler.equalization import (
+    Equalization,
+    Rule,
+    choose_equalizations,
+    equalized_statistics,
+)
+from regcache.compiler.quantizer import Calibrator, Quantizer
+from regcache.compiler.targets import Simulation, TargetName, resolve_target, simulate
+from regcache.passes.affine import Affine
+from regcache.passes.base import run
+from regcache.passes.canonicalize import canonicalize
+from regcache.passes.encoder import EncoderView, Site
+from regcache.passes.equalize import Equalize
+from regcache.passes.find_blocks import view_encoder
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+U8S8 = resolve_target(TargetName.ORT_CPU, u8s8_saturates=False)
+S8S8 = resolve_target(TargetName.TENSORRT, u8s8_saturates=False)
+QUANTIZERS = {
+    "u8s8": Quantizer(U8S8),
+    "u8s8 min-max": Quantizer(U8S8, Calibrator.MIN_MAX),
+    "s8s8": Quantizer(S8S8),
+    "s8s8 min-max": Quantizer(S8S8, Calibrator.MIN_MAX),
+    "w6a6": Quantizer(simulate(U8S8, Simulation.W6A6)),
+}
+# Sites of block 1 behind a norm, behind values, and behind GELU.
+NORM, VALUES, GELU = "blocks.1.q+k+v", "blocks.1.out", "blocks.1.fc2"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny encoder and the statistics of its activations."""
+
+    vit: TinyVit
+    graph: gs.Graph
+    view: EncoderView
+    statistics: dict[str, HalvedStatistics]
+    folder: Path
+
+    def site(self, name: str) -> Site:
+        return next(site for site in self.view.sites if site.name == name)
+
+    def choose(self, quantizer: str = "u8s8") -> dict[str, Equalization]:
+        """By the site's name."""
+        found = choose_equalizations(self.view, self.statistics, QUANTIZERS[quantizer])
+        names = {site.tensor.name: site.name for site in self.view.sites}
+        return {names[tensor]: one for tensor, one in found.items()}
+
+
+def observed(graph: gs.Graph, images: Floats, folder: Path) -> dict[str, HalvedStatistics]:
+    statistics = halved_statistics(view_encoder(graph), len(images), seed=0)
+    batches = [images[start : start + 5] for start in range(0, len(images), 5)]
+    observe(graph, statistics, batches, folder / "observed.onnx", threads=1)
+    return statistics
+
+
+def make_case(folder: Path, vit: TinyVit, images: int = 16) -> Case:
+    graph = canonicalize(vit.model())
+    statistics = observed(graph, vit.images(images), folder)
+    return Case(vit, graph, view_encoder(graph), statistics, folder)
+
+
+def with_outliers(spec: Spec | None = None) -> TinyVit:
+    """Channels that are far larger than the others: behind a norm, in V, and behind GELU."""
+    vit = TinyVit(spec or Spec(width=32, hidden=64, heads=4))
+    weights = vit.weights
+    for name in ("1.norm1", "1.norm1.b"):
+        weights[name][3] *= 40
+    for name in ("1.q", "1.k", "1.v"):
+        weights[name][3] /= 40
+    for name in ("1.v", "1.v.b"):
+        weights[name][..., 5] *= 40
+    weights["1.out"][5] /= 40
+    for name in ("1.fc1", "1.fc1.b"):  # where the MLP is gated, this is the one that is not
+        weights[name][..., 7] *= 40
+    weights["1.fc2"][7] /= 40
+    return vit
+
+
+SEEN = st.builds(
+    lambda seed, channels, spread: (
+        np.random.default_rng(seed).normal(size=(6, channels))
+        * np.exp(spread * np.random.default_rng(seed + 1).normal(size=channels))
+    ).astype(np.float32),
+    seed=st.integers(0, 9999),
+    channels=st.integers(1, 12),
+    spread=st.floats(0, 2),
+)
+
+
+def see(rows: Floats) -> Observed:
+    return Observed(rows.min(axis=0), rows.max(axis=0), rows)
+
+
+@given(rows=SEEN, exponent=st.sampled_from([0.25, 0.5, 0.75, 0.9]), smooth=st.booleans())
+def test_factors_by_the_formula(rows: Floats, exponent: float, smooth: bool) -> None:
+    weight = np.random.default_rng(0).normal(size=(rows.shape[1], 5)).astype(np.float32)
+    weight *= np.linspace(0.1, 3, len(weight), dtype=np.float32)[:, None]
+    factors = Rule(exponent, smooth).factors(see(rows), weight)
+    assert factors.dtype == np.float32
+    assert factors.shape == (rows.shape[1],)
+    ranges = np.abs(rows).max(axis=0).astype(np.float64)
+    wanted = np.maximum(ranges, ranges.max() / 1000) ** exponent
+    if smooth:
+        wanted /= np.abs(weight).max(axis=1).astype(np.float64) ** (1 - exponent)
+    wanted /= np.prod(wanted ** (1 / len(wanted)))
+    np.testing.assert_allclose(factors, wanted, rtol=1e-5)
+    assert np.log(factors.astype(np.float64)).mean() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_silent_channels_and_dead_weights_have_factors(smooth: bool) -> None:
+    rows, weight = np.ones((3, 4), np.float32), np.ones((4, 2), np.float32)
+    rows[:, 1], weight[2] = 0, 0
+    for one, other in ((rows, weight), (rows * 0, weight), (rows, weight * 0)):
+        factors = Rule(0.75, smooth).factors(see(one), other)
+        assert np.isfinite(factors).all()
+        assert (factors > 0).all()
+        assert factors.max() / factors.min() < 2000
+    assert str(Rule(0.25)) == "range^0.25"
+    assert str(Rule(0.75, smooth=True)) == "range^0.75 / weight^0.25"
+
+
+def layer_error(
+    scale: Affine, weights: list[Floats], factors: Floats, rows: Floats, bits: int
+) -> float:
+    """||Q(X / f) Q(f W) - X W||^2 in float64."""
+    x, total = rows.astype(np.float64), 0.0
+    integers = np.clip(np.rint(x / factors / scale.scale) + scale.zero_point, *scale.limits)
+    read = (integers - scale.zero_point) * scale.scale
+    for weight in weights:
+        scaled = weight.astype(np.float64) * factors[:, None]
+        steps = np.abs(scaled).max(axis=0) / (2 ** (bits - 1) - 1)
+        total += np.square(read @ (np.rint(scaled / steps) * steps) - x @ weight).sum()
+    return total
+
+
+def whole_error(case: Case, site: Site, factors: Floats, quantizer: Quantizer) -> float:
+    """With the range that all images suggest, over all their rows."""
+    weights = [linear.weight for linear in site.linears]
+    seen = case.statistics[site.tensor.name].whole
+    scaled = [np.asarray(weight * factors[:, None], np.float32) for weight in weights]
+    scale = quantizer.scale(scaled, seen.divided(factors))
+    return layer_error(scale, weights, factors, seen.rows, quantizer.target.weight_bits)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_an_outlying_channel_is_evened_out(tmp_path: Path, quantizer: str) -> None:
+    case = make_case(tmp_path, with_outliers())
+    chosen, how = case.choose(quantizer), QUANTIZERS[quantizer]
+    for name, channel in ((NORM, 3), (VALUES, 5), (GELU, 7)):
+        one, site = chosen[name], case.site(name)
+        assert one.factors.argmax() == channel
+        assert one.factors[channel] > 2 * np.median(one.factors)
+        assert np.log(one.factors).mean() == pytest.approx(0, abs=1e-5)
+        assert 0 < one.error_left < 0.5
+        found = whole_error(case, site, one.factors, how)
+        plain = whole_error(case, site, np.ones_like(one.factors), how)
+        assert found < 0.6 * plain
+    assert not chosen[GELU].rule.smooth  # a Mul of its own: powers of the range alone
+    for one in chosen.values():
+        assert one.error_left < 0.98
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_the_error_left_is_that_of_the_other_half(tmp_path: Path, quantizer: str) -> None:
+    """Factors and range from one half, error on the other; factors that ship from all images."""
+    case, how = make_case(tmp_path, with_outliers()), QUANTIZERS[quantizer]
+    for name, one in case.choose(quantizer).items():
+        site = case.site(name)
+        seen = case.statistics[site.tensor.name]
+        weights = [linear.weight for linear in site.linears]
+        weight = np.concatenate(weights, axis=1)
+        fit, other = seen.observed
+        errors = []
+        for factors in (one.rule.factors(fit, weight), np.ones(len(weight), np.float32)):
+            scale = how.scale([weight * factors[:, None]], fit.divided(factors))
+            bits = how.target.weight_bits
+            errors.append(layer_error(scale, weights, factors, other.rows, bits))
+        assert one.error_left == pytest.approx(errors[0] / errors[1], rel=0.02)
+        np.testing.assert_array_equal(one.factors, one.rule.factors(seen.whole, weight))
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_nothing_where_nothing_is_to_be_gained(tmp_path: Path, quantizer: str) -> None:
+    """Channels of one range, read by weights of one size: every rule leaves them as they are."""
+    vit = TinyVit(Spec())
+    for name, weight in vit.weights.items():
+        if name.endswith((".q", ".k", ".v", ".out", ".fc1", ".fc2")):
+            np.divide(weight, np.abs(weight).max(axis=1, keepdims=True), out=weight)
+    case = make_case(tmp_path, vit)
+    random = np.random.default_rng(0)
+    for site in case.view.sites:
+        statistics = halved_statistics(case.view, 16, seed=0)[site.tensor.name]
+        tokens = random.uniform(-1, 1, (16, 10, site.linears[0].weight_shape[0]))
+        tokens[:, 0] = np.where(np.arange(16) % 4 < 2, 1, -1)[:, None]
+        statistics.update(tokens.astype(np.float32))
+        case.statistics[site.tensor.name] = statistics
+    assert case.choose(quantizer) == {}
+
+
+def test_little_is_not_enough_for_a_mul_of_its_own(tmp_path: Path) -> None:
+    """Sites that cost a node are taken for a gain of a tenth, others for a fiftieth."""
+    for seed in range(4):
+        case = make_case(tmp_path, TinyVit(Spec(seed=seed)))
+        for name, one in case.choose().items():
+            assert one.error_left < (0.9 if name.endswith("fc2") else 0.98)
+
+
+def test_weight_only_and_single_images_give_none(tmp_path: Path) -> None:
+    case = make_case(tmp_path, with_outliers())
+    formats = simulate(U8S8, Simulation.W4A16)
+    assert choose_equalizations(case.view, case.statistics, Quantizer(formats)) == {}
+    assert case.choose()
+    assert make_case(tmp_path, with_outliers(), images=1).choose() == {}
+    assert make_case(tmp_path, with_outliers(), images=2).choose()
+
+
+SPELLED = {
+    "separate": Spec(width=32, hidden=64, heads=4),
+    "fused": Spec(width=32, hidden=64, heads=4, qkv="fused"),
+    "swiglu": Spec(width=32, hidden=64, heads=4, activation="swiglu"),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLED)
+def test_statistics_are_those_of_the_equalized_graph(tmp_path: Path, spelling: str) -> None:
+    case = make_case(tmp_path, with_outliers(SPELLED[spelling]))
+    chosen = choose_equalizations(case.view, case.statistics, QUANTIZERS["u8s8"])
+    graph = run(Equalize({name: one.factors for name, one in chosen.items()}), case.graph).graph
+    equalized = view_encoder(graph)
+    found = equalized_statistics(case.view, case.statistics, chosen, equalized)
+    assert_agree(found, observed(graph, case.vit.images(16), tmp_path))
+    changed = {name for name in case.statistics if name not in found}
+    assert changed == {site.tensor.name for site in behind_a_mul(case, chosen)}
+    plain = equalized_statistics(case.view, case.statistics, {}, case.view)
+    for name, seen in case.statistics.items():
+        np.testing.assert_array_equal(plain[name].rows, seen.whole.rows)
+
+
+def behind_a_mul(case: Case, chosen: Mapping[str, Equalization]) -> Iterator[Site]:
+    for site in case.view.sites:
+        folded = case.vit.spec.activation == "swiglu" or not site.name.endswith("fc2")
+        if site.tensor.name in chosen and not folded:
+            yield site
+
+
+def assert_agree(found: Mapping[str, Observed], again: Mapping[str, HalvedStatistics]) -> None:
+    """Ranges, and the sampled rows but for each image's largest, which may be another now."""
+    assert found.keys() == again.keys()
+    for name, seen in found.items():
+        whole = again[name].whole
+        slack = 1e-4 * max(abs(whole.low), whole.high)
+        rows, wanted = (
+            item.rows.reshape(16, 10, -1)[:, [0, *range(2, 10)]] for item in (seen, whole)
+        )
+        for one, other in ((seen.lows, whole.lows), (seen.highs, whole.highs), (rows, wanted)):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=slack)
+
+
+def test_a_site_is_chosen_by_itself(tmp_path: Path) -> None:
+    case = make_case(tmp_path, with_outliers())
+    whole, one = case.choose(), case.site(NORM)
+    alone = replace(case, view=view_encoder(case.graph))
+    alone.statistics[one.tensor.name].halves[1].sample.images = 0  # as of a single image
+    found = alone.choose()
+    assert found.keys() == whole.keys() - {NORM}
+    for name, equalization in found.items():
+        np.testing.assert_array_equal(equalization.factors, whole[name].factors)

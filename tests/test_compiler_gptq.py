@@ -1,0 +1,276 @@
+"""GPTQ against the method spelled out in float64, brute force and rounding to nearest."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from regcache.compiler import gptq
+from regcache.compiler.gptq import choose_steps, round_by_error
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+SEEDS = st.integers(0, 9999)
+# Of a step: what float32 may move a number by before it is rounded.
+_DOUBT = 0.02
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight [K, N], what is known of its inputs, and steps [G, N]."""
+
+    weight: Floats
+    gram: Doubles
+    steps: Floats
+    last: int
+
+    @classmethod
+    def draw(cls, seed: int, rows: int, columns: int, samples: int, **more: int) -> "Layer":
+        """Inputs that correlate, with channels of unequal size."""
+        random = np.random.default_rng(seed)
+        x = correlated(random, samples, rows)
+        weight = random.standard_normal((rows, columns)).astype(np.float32)
+        groups, last = more.get("groups", 1), more.get("last", 127)
+        moments = np.square(x).mean(axis=0)
+        return cls(weight, x.T @ x, choose_steps(weight, moments, last, groups), last)
+
+    @property
+    def row_steps(self) -> Floats:
+        """The step of every weight [K, N], group by group."""
+        size = -(-len(self.weight) // len(self.steps))
+        return np.asarray(np.repeat(self.steps, size, axis=0)[: len(self.weight)], np.float64)
+
+    @property
+    def damped(self) -> Doubles:
+        """The Gram matrix and a hundredth of its mean diagonal."""
+        return np.asarray(self.gram + np.eye(len(self.gram)) * np.diag(self.gram).mean() / 100)
+
+    @property
+    def order(self) -> list[int]:
+        """Channels by second moment, the largest first."""
+        return sorted(range(len(self.gram)), key=lambda row: -self.gram[row, row])
+
+    def round(self) -> NDArray[np.int8]:
+        return round_by_error(self.weight, self.gram, self.steps, self.last)
+
+    def nearest(self) -> Doubles:
+        rounded = np.rint(self.weight.astype(np.float64) / self.row_steps)
+        return np.asarray(np.clip(rounded, -self.last, self.last))
+
+    def errors(self, integers: NDArray[np.generic], gram: Doubles | None = None) -> Doubles:
+        """diag(E^T G E): the squared error of each output channel [N]."""
+        lost = integers.astype(np.float64) * self.row_steps - self.weight
+        moments = self.gram if gram is None else gram
+        return np.asarray(np.einsum("kn,kj,jn->n", lost, moments, lost), np.float64)
+
+
+def correlated(random: np.random.Generator, samples: int, rows: int) -> Doubles:
+    """Inputs [S, K] that lie near a few directions, in channels of unequal size."""
+    hidden = random.standard_normal((samples, max(rows // 2, 1)))
+    x = hidden @ random.standard_normal((hidden.shape[1], rows))
+    x += 0.3 * random.standard_normal((samples, rows)) + random.normal(size=rows)
+    return np.asarray(x * np.exp(0.5 * random.normal(size=rows)))
+
+
+def slow_gptq(layer: Layer) -> tuple[Doubles, Doubles, Doubles]:
+    """Integers [K, N]; [N] how near a tie a channel came; [K] curvature left at each channel.
+
+    One row at a time; what is left of the weight takes the best correction for its error, through
+    the inverse of what is left of the damped Hessian.
+    """
+    left, steps = layer.weight.astype(np.float64), layer.row_steps.astype(np.float64)
+    integers, curvature = np.zeros(left.shape), np.zeros(len(left))
+    margin = np.full(left.shape[1], np.inf)
+    remaining = list(layer.order)
+    while remaining:
+        row = remaining[0]
+        inverse = np.linalg.inv(layer.damped[np.ix_(remaining, remaining)])
+        real = left[row] / steps[row]
+        integers[row] = np.clip(np.rint(real), -layer.last, layer.last)
+        near = np.abs(real - np.floor(real) - 0.5)
+        beyond = np.abs(real) > layer.last + 0.5 + _DOUBT
+        margin = np.minimum(margin, np.where(beyond, np.inf, near))
+        curvature[row] = 1 / inverse[0, 0]
+        error = (left[row] - integers[row] * steps[row]) / inverse[0, 0]
+        for index, other in enumerate(remaining):
+            left[other] -= inverse[index, 0] * error
+        remaining = remaining[1:]
+    return integers, margin, curvature
+
+
+LAYERS = st.builds(
+    Layer.draw,
+    seed=SEEDS,
+    rows=st.integers(1, 24),
+    columns=st.integers(1, 12),
+    samples=st.integers(1, 60),
+    groups=st.integers(1, 4),
+    last=st.sampled_from([1, 7, 31, 127]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layer=LAYERS)
+def test_equals_the_method_spelled_out(layer: Layer) -> None:
+    """Singular Gram matrices and groups too; a channel near a tie may round either way."""
+    found = layer.round()
+    assert found.dtype == np.int8
+    assert found.shape == layer.weight.shape
+    assert np.abs(found.astype(int)).max() <= layer.last
+    wanted, margin, _ = slow_gptq(layer)
+    clear = margin > _DOUBT
+    np.testing.assert_array_equal(found[:, clear], wanted[:, clear])
+
+
+def test_nearly_all_is_clear_of_ties() -> None:
+    """What the test above leaves out is little."""
+    clear = [slow_gptq(Layer.draw(seed, 12, 8, 40))[1] > _DOUBT for seed in range(20)]
+    assert np.mean(clear) > 0.5
+
+
+@pytest.mark.parametrize("lazy", [1, 5, 128])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_size_of_a_lazy_block_does_not_matter(
+    lazy: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = Layer.draw(1, 150, 20, 400, groups=groups)
+    wanted, margin, _ = slow_gptq(layer)
+    monkeypatch.setattr(gptq, "_LAZY", lazy)
+    found = layer.round()
+    near = margin <= 3e-4  # wide layers come near a tie somewhere in most columns
+    assert near.mean() < 0.5
+    np.testing.assert_array_equal(found[:, ~near], wanted[:, ~near])
+    assert layer.errors(found).sum() == pytest.approx(layer.errors(wanted).sum(), rel=0.02)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layer=LAYERS)
+def test_the_error_has_its_bound(layer: Layer) -> None:
+    """Each row adds at most half a step, squared, by the curvature that is left there."""
+    roomy = Layer(layer.weight, layer.gram, layer.steps * 4, 127)
+    found = roomy.round()
+    *_, curvature = slow_gptq(roomy)
+    bound = curvature @ np.square(roomy.row_steps.astype(np.float64) / 2)
+    assert (np.abs(found.astype(int)) < 127).all()  # or it would not hold
+    assert (roomy.errors(found, roomy.damped) <= bound * 1.01 + 1e-12).all()
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_brute_force_is_little_better(rows: int) -> None:
+    last, ratios, nearest = 3, [], []
+    grid = np.array(list(itertools.product(range(-last, last + 1), repeat=rows)), np.float64)
+    for seed in range(60):
+        layer = Layer.draw(seed, rows, 1, 30, last=last)
+        lost = grid * layer.steps[0, 0] - layer.weight[:, 0]
+        least = np.einsum("gk,kj,gj->g", lost, layer.gram, lost).min()
+        found = layer.errors(layer.round())[0]
+        assert found >= least * (1 - 1e-6)
+        ratios.append(found / least)
+        nearest.append(layer.errors(layer.nearest())[0] / least)
+    assert np.median(ratios) < 1.05
+    assert np.mean(np.log(ratios)) < 0.6 * np.mean(np.log(nearest))
+
+
+@pytest.mark.parametrize("samples", [10, 60, 500])
+@pytest.mark.parametrize(("last", "groups"), [(127, 1), (7, 1), (7, 4)])
+def test_better_than_nearest_on_correlated_inputs(samples: int, last: int, groups: int) -> None:
+    layers = [Layer.draw(seed, 32, 16, samples, last=last, groups=groups) for seed in range(12)]
+    found = [layer.errors(layer.round()).sum() for layer in layers]
+    nearest = [layer.errors(layer.nearest()).sum() for layer in layers]
+    assert np.mean(found) < 0.8 * np.mean(nearest)
+    assert np.mean(np.less_equal(found, np.multiply(nearest, 1.001))) > 0.9
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=SEEDS, rows=st.integers(1, 20), columns=st.integers(1, 8))
+def test_inputs_that_do_not_correlate_round_to_nearest(seed: int, rows: int, columns: int) -> None:
+    random = np.random.default_rng(seed)
+    weight = random.standard_normal((rows, columns)).astype(np.float32)
+    gram = np.diag(random.uniform(0, 5, rows))
+    layer = Layer(weight, gram, choose_steps(weight, np.diag(gram), 127), 127)
+    nearest = np.clip(np.rint(weight / layer.steps), -127, 127)
+    np.testing.assert_array_equal(layer.round(), nearest)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e12])
+def test_dead_channels_and_extreme_inputs(scale: float) -> None:
+    layer = Layer.draw(5, 12, 6, 5)
+    gram = layer.gram * scale
+    gram[3], gram[:, 3] = 0, 0
+    found = round_by_error(layer.weight, gram, layer.steps, 127)
+    nearest = layer.nearest()
+    assert np.abs(found.astype(int)).max() <= 127
+    np.testing.assert_array_equal(found[3], nearest[3])  # nothing reads it, nothing corrects it
+    if scale:
+        lost = layer.errors(found, gram).sum()
+        assert lost < layer.errors(nearest, gram).sum()
+    else:
+        np.testing.assert_array_equal(found, nearest)
+
+
+def weighted_error(layer: Layer, moments: Doubles, steps: Floats) -> Doubles:
+    """The error of nearest rounding by group and column [G, N], input channels by `moments`."""
+    rows = Layer(layer.weight, layer.gram, steps, layer.last)
+    lost = np.square(rows.nearest() * rows.row_steps - layer.weight) * moments[:, None]
+    size = -(-len(lost) // len(steps))
+    parts = [lost[start : start + size].sum(axis=0) for start in range(0, len(lost), size)]
+    parts += [np.zeros(lost.shape[1])] * (len(steps) - len(parts))
+    return np.array(parts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layer=LAYERS)
+def test_steps_are_never_worse_than_without_clipping(layer: Layer) -> None:
+    """Also where the groups do not divide the channels, and in each group of each column alone."""
+    moments = np.diag(layer.gram)
+    groups, columns = layer.steps.shape
+    size = -(-len(layer.weight) // groups)
+    whole = np.ones((groups, columns), np.float32)
+    for group in range(groups):
+        peaks = np.abs(layer.weight[group * size : (group + 1) * size]).max(axis=0, initial=0)
+        whole[group] = np.where(peaks > 0, peaks / layer.last, 1)
+    assert (layer.steps <= whole).all()
+    assert (layer.steps >= whole * 0.75).all()
+    found = weighted_error(layer, moments, layer.steps)
+    bound = weighted_error(layer, moments, whole)
+    assert (found <= bound * 1.001 + 1e-6 * moments.mean()).all()
+
+
+def test_few_bits_clip() -> None:
+    layer = Layer.draw(2, 64, 32, 400, last=7)
+    whole = np.abs(layer.weight).max(axis=0) / 7
+    moments = np.diag(layer.gram)
+    assert np.mean(layer.steps[0] < whole) > 0.5
+    found = weighted_error(layer, moments, layer.steps).sum()
+    assert found < 0.9 * weighted_error(layer, moments, whole[None]).sum()
+
+
+def test_the_weights_that_are_read_most_decide_the_step() -> None:
+    """A large weight on a channel that is nearly silent is clipped, and not where it is loud."""
+    weight = np.random.default_rng(0).uniform(-1, 1, (40, 1)).astype(np.float32)
+    weight[7] = 1.3
+    moments = np.ones(40)
+    moments[7] = 1e-6
+    assert choose_steps(weight, moments, 7)[0, 0] == pytest.approx(1.3 / 7 * 0.76, rel=0.05)
+    moments[7] = 1e6
+    assert choose_steps(weight, moments, 7)[0, 0] == pytest.approx(1.3 / 7)
+
+
+@pytest.mark.parametrize("groups", [1, 3, 4])
+def test_zeros_have_a_step(groups: int) -> None:
+    weight = np.zeros((10, 3), np.float32)
+    weight[:, 1] = np.linspace(-1, 1, 10)
+    for moments in (np.ones(10), np.zeros(10)):
+        steps = choose_steps(weight, moments, 127, groups)
+        assert steps.shape == (groups, 3)
+        assert steps.dtype == np.float32
+        np.testing.assert_array_equal(steps[:, [0, 2]], 1)
+        assert (steps[:, 1] > 0).all()
+        integers = round_by_error(weight, np.diag(moments), steps, 127)
+        assert not integers[:, [0, 2]].any()
+        assert integers[:, 1].any()

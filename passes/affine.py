@@ -18,6 +18,12 @@ def check_bits(bits: int) -> None:
         raise InputError(f"quantization takes 2 to 8 bits, not {bits}")
 
 
+def check_scale(scale: float) -> None:
+    """Raise InputError where `scale`, as float32, is not positive and finite."""
+    if not (np.isfinite(np.float32(scale)) and np.float32(scale) > 0):
+        raise InputError(f"a quantization scale must be positive and finite, not {scale}")
+
+
 @dataclass(frozen=True)
 class Affine:
     """real = (integer - zero_point) * scale, one pair for the whole tensor.
@@ -33,8 +39,7 @@ class Affine:
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
-        if not (np.isfinite(np.float32(self.scale)) and np.float32(self.scale) > 0):
-            raise InputError(f"a quantization scale must be positive and finite, not {self.scale}")
+        check_scale(self.scale)
         low, high = self.limits
         if not low <= self.zero_point <= high:
             kind = self.dtype if self.bits == 8 else f"{self.dtype} of {self.bits} bits"

@@ -43,7 +43,11 @@ class OrtSession:
         options = _session_options(threads, integers, arena)
         try:
             self._session = ort.InferenceSession(
-                source, options, providers=["CPUExecutionProvider"]
+                source,
+                options,
+                providers=["CPUExecutionProvider"],
+                # It deletes a Relu before an FP8 QuantizeLinear, as if that began at zero.
+                disabled_optimizers=None if integers else ["ReluQuantRewrite"],
             )
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise InputError(f"{self.name}: ONNX Runtime: {_reason(error)}") from error

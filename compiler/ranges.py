@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.passes.affine import Affine, IntegerType
+from regcache.passes.float8 import Float8
 
 Floats = NDArray[np.float32]
+Bounds = tuple[float, float]
 
 # Shares of the observed range that are tried, first on both ends at once, then on each alone.
 _JOINT = np.linspace(1.0, 0.25, 16)
@@ -33,15 +35,33 @@ def choose_scale(
     """
     measure = _error_measure(rows, weights)
 
-    def error(bounds: tuple[float, float]) -> float:
+    def error(bounds: Bounds) -> float:
         scale = Affine.from_range(*bounds, dtype, symmetric=symmetric, bits=bits)
         return measure(scale.round_trip(rows))
 
+    best = search_range(error, low, high, symmetric=symmetric)
+    return Affine.from_range(*best, dtype, symmetric=symmetric, bits=bits)
+
+
+def choose_float8(rows: Floats, weights: Sequence[Floats], low: float, high: float) -> Float8:
+    """The E4M3 scale that disturbs the layer's output least; arguments as for choose_scale."""
+    measure = _error_measure(rows, weights)
+
+    def error(bounds: Bounds) -> float:
+        return measure(Float8.from_range(*bounds).round_trip(rows))
+
+    return Float8.from_range(*search_range(error, low, high, symmetric=True))
+
+
+def search_range(
+    error: Callable[[Bounds], float], low: float, high: float, *, symmetric: bool
+) -> Bounds:
+    """The range of least `error` among shares of [low, high]; where not `symmetric`, per end."""
     best = min(((low * share, high * share) for share in _JOINT), key=error)
     if not symmetric:
         best = min([best, *((best[0] * share, best[1]) for share in _SINGLE)], key=error)
         best = min([best, *((best[0], best[1] * share) for share in _SINGLE)], key=error)
-    return Affine.from_range(*best, dtype, symmetric=symmetric, bits=bits)
+    return best
 
 
 def _error_measure(rows: Floats, weights: Sequence[Floats]) -> Callable[[Floats], float]:

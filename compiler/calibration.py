@@ -177,6 +177,13 @@ def halved_statistics(view: EncoderView, images: int, seed: int) -> dict[str, Ha
     return {site.tensor.name: HalvedStatistics((half(0), half(1))) for site in view.sites}
 
 
+def stream_ranges(view: EncoderView) -> dict[str, ChannelRange]:
+    """Empty ranges for the residual stream around every block, by tensor name."""
+    blocks = view.blocks
+    names = {item.name for block in blocks for item in (block.input, block.middle, block.output)}
+    return {name: ChannelRange() for name in sorted(names)}
+
+
 def site_statistics(view: EncoderView, images: int, seed: int) -> dict[str, SiteStatistics]:
     """Empty statistics for every site, by tensor name, sized for a number of images."""
     return {

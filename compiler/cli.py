@@ -24,14 +24,21 @@ from regcache.compiler.cli_options import (
 )
 from regcache.compiler.cli_reproduce import reproduce_command
 from regcache.compiler.inspection import inspect_encoder, inspection_tables
-from regcache.compiler.manifest import CompileOptions, Manifest, RegisterChoice, Rounding
+from regcache.compiler.manifest import (
+    AttentionChoice,
+    CompileOptions,
+    Manifest,
+    RegisterChoice,
+    Rounding,
+)
 from regcache.compiler.measure import ReferenceChoice, measure_artifact
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.prepare import export_source
 from regcache.compiler.quantizer import Calibrator
 from regcache.compiler.reporter import Reporter
+from regcache.compiler.speed_check import describe_speed
 from regcache.compiler.staging import staged_file, write_text
-from regcache.compiler.targets import Simulation, TargetName
+from regcache.compiler.targets import Precision, Simulation, TargetName
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import InputError, RegcacheError
 from regcache.runtime.parity import DEFAULT_MIN_COSINE
@@ -101,6 +108,9 @@ def compile_command(
     calibrator: Annotated[
         Calibrator, typer.Option(help="How the range of an activation is chosen.")
     ] = Calibrator.OUTPUT_ERROR,
+    precision: Annotated[
+        Precision, typer.Option(help="What the linears compute in.")
+    ] = Precision.INT8,
     simulate: Annotated[
         Simulation | None, typer.Option(help="Other bit-widths, as fake quantization.")
     ] = None,
@@ -111,6 +121,16 @@ def compile_command(
         Rounding, typer.Option(help="How weights become integers.")
     ] = Rounding.GPTQ,
     int8_share: Int8ShareOption = None,
+    half: Annotated[
+        bool | None,
+        typer.Option("--half/--no-half", help="The rest in FP16; by default for TensorRT."),
+    ] = None,
+    attention: Annotated[
+        AttentionChoice, typer.Option(help="Attention's own products (int8: TensorRT only).")
+    ] = AttentionChoice.FLOAT,
+    accept_slower: Annotated[
+        bool, typer.Option("--accept-slower", help="Ship it though it is slower than float here.")
+    ] = False,
     registers: Annotated[
         RegisterChoice, typer.Option(help="Whether to search for registers.")
     ] = RegisterChoice.AUTO,
@@ -130,10 +150,14 @@ def compile_command(
         seed=seed,
         keep_float=not no_float,
         calibrator=calibrator,
+        precision=precision,
         simulate=simulate,
         equalize=equalize,
         rounding=rounding,
         int8_share=int8_share,
+        accept_slower=accept_slower,
+        half=half,
+        attention=attention,
         registers=registers,
         search_budget=None if search_budget is None else parse_duration(search_budget),
         scheduler=scheduler,
@@ -204,6 +228,8 @@ def _print_artifact(manifest: Manifest, output: Path) -> None:
         f"on {result.n_images} of the calibration images: cosine {result.cosine_mean:.5f}, "
         f"worst {result.cosine_min:.5f}; prove it on others with: regcache parity {output}",
     ]
+    if manifest.speed is not None:
+        lines.insert(2, describe_speed(manifest.speed.ratios))
     for line in lines:
         Console().print(line, highlight=False, soft_wrap=True, markup=False)
 

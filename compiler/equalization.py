@@ -8,8 +8,11 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration import HalvedStatistics, Observed
 from regcache.compiler.quantizer import Quantizer
+from regcache.compiler.rounding import nearest_blocks
+from regcache.compiler.targets import Target
 from regcache.passes.encoder import EncoderView, Site
 from regcache.passes.equalize import foldable
+from regcache.passes.float8 import round_weight
 from regcache.passes.quantize_linears import quantize_weight
 
 Floats = NDArray[np.float32]
@@ -18,6 +21,8 @@ Floats = NDArray[np.float32]
 _RANGE_EXPONENTS = (0.25, 0.5, 0.75)
 # SmoothQuant's exponents: range^a / weight^(1 - a).
 _SMOOTH_EXPONENTS = (0.5, 0.6, 0.75, 0.9)
+# AWQ's exponents of a channel's mean magnitude, where only weights are rounded (arXiv 2306.00978).
+_MEAN_EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 # A gain has to be larger than chance, and larger yet where it costs a node.
 _LEAST_GAIN, _LEAST_GAIN_OF_A_NODE = 0.02, 0.10
 # A channel that is nearly always zero must not be blown up.
@@ -26,20 +31,26 @@ _LEAST_RANGE = 1e-3
 
 @dataclass(frozen=True)
 class Rule:
-    """A channel's factor: its range to the power `exponent`, over the weight's if `smooth`."""
+    """A channel's factor: its range, or mean magnitude, to the power `exponent`.
+
+    Where `smooth`, over the weight's range to the rest of 1.
+    """
 
     exponent: float
     smooth: bool = False
+    mean: bool = False
 
     def __str__(self) -> str:
-        name = f"range^{self.exponent:g}"
+        name = f"{'mean' if self.mean else 'range'}^{self.exponent:g}"
         return f"{name} / weight^{1 - self.exponent:g}" if self.smooth else name
 
     def factors(self, seen: Observed, weight: Floats) -> Floats:
         """Factors [K] of geometric mean 1. `weight` [K, N] reads the activation."""
-        ranges = np.maximum(np.abs(seen.lows), np.abs(seen.highs)).astype(np.float64)
+        sizes = np.maximum(np.abs(seen.lows), np.abs(seen.highs)).astype(np.float64)
+        if self.mean:
+            sizes = np.abs(seen.rows).mean(axis=0, dtype=np.float64)
         tiny = float(np.finfo(np.float32).tiny)
-        powers = np.maximum(ranges, max(ranges.max() * _LEAST_RANGE, tiny)) ** self.exponent
+        powers = np.maximum(sizes, max(sizes.max() * _LEAST_RANGE, tiny)) ** self.exponent
         if self.smooth:
             peaks = np.abs(weight).max(axis=1).astype(np.float64)
             floor = max(float(peaks.max()) * _LEAST_RANGE, tiny)
@@ -61,13 +72,15 @@ def choose_equalizations(
 ) -> dict[str, Equalization]:
     """Where evening out the channels helps, by the activation's name.
 
-    The rules of SmoothQuant and plain powers of the range compete. Each takes its factors and the
+    The rules of SmoothQuant and plain powers of the range compete, or those of AWQ where only
+    weights are rounded: then without any node more. Each takes its factors and the
     activation's range from one half of the images, and its layer's output error, with activation
     and weights rounded, is measured on the other: a channel's largest value is seldom seen, and
     what fits the images at hand too well clips others.
     """
-    if not quantizer.quantizes_activations:
-        return {}
+    target = quantizer.target
+    if not quantizer.quantizes_activations and target.block_size is None:
+        return {}  # simulated: the literature's plain rounding
     found = {}
     for site in view.sites:
         seen = statistics[site.tensor.name]
@@ -81,9 +94,9 @@ def choose_equalizations(
 def _choose(
     site: Site, seen: HalvedStatistics, quantizer: Quantizer, *, free: bool
 ) -> Equalization | None:
-    rules: list[Rule] = [Rule(exponent) for exponent in _RANGE_EXPONENTS]
-    if free:
-        rules += [Rule(exponent, smooth=True) for exponent in _SMOOTH_EXPONENTS]
+    rules = _rules(quantizer, free=free)
+    if not rules:
+        return None
     weights = [linear.weight for linear in site.linears]
     weight = np.concatenate(weights, axis=1) if len(weights) > 1 else weights[0]
     fit, other = seen.observed
@@ -98,16 +111,34 @@ def _choose(
     return Equalization(best, best.factors(seen.whole, weight), errors[best] / plain)
 
 
+def _rules(quantizer: Quantizer, *, free: bool) -> list[Rule]:
+    if not quantizer.quantizes_activations:
+        return [Rule(exponent, mean=True) for exponent in _MEAN_EXPONENTS if free]
+    rules = [Rule(exponent) for exponent in _RANGE_EXPONENTS]
+    if free:
+        rules += [Rule(exponent, smooth=True) for exponent in _SMOOTH_EXPONENTS]
+    return rules
+
+
 def _error(
     factors: Floats, weight: Floats, fit: Observed, other: Observed, quantizer: Quantizer
 ) -> float:
     """||Q(X / f) Q(f W) - X W||^2 on the rows of `other`, with the range that `fit` suggests."""
     scaled = np.asarray(weight * factors[:, None], np.float32)
-    scale = quantizer.scale([scaled], fit.divided(factors))
-    rounded = quantize_weight(scaled, quantizer.target.weight_bits)
-    rows = scale.round_trip(other.rows / factors)
-    difference = rows @ (rounded.integers * rounded.scales) - other.rows @ weight
+    rows = other.rows / factors
+    if quantizer.quantizes_activations:
+        rows = quantizer.scale([scaled], fit.divided(factors)).round_trip(rows)
+    difference = rows @ _rounded(scaled, quantizer.target) - other.rows @ weight
     return float(np.square(difference, dtype=np.float64).sum())
+
+
+def _rounded(weight: Floats, target: Target) -> Floats:
+    if target.float8:
+        return round_weight(weight).dequantized()
+    if target.block_size is not None:
+        return nearest_blocks(weight, target.weight_bits, target.block_size).dequantized()
+    nearest = quantize_weight(weight, target.weight_bits)
+    return np.asarray(nearest.integers * nearest.scales, np.float32)
 
 
 def equalized_statistics(

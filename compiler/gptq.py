@@ -7,37 +7,46 @@ Floats = NDArray[np.float32]
 
 # Rows whose corrections are collected before the rest of the weight is touched.
 _LAZY = 128
-# Share of the mean second moment that is added to all: few rows make a Gram matrix singular.
-_DAMPING = 0.01
 # Shares of a channel's largest weight that its integers may end at.
 _CLIPS = np.linspace(1.0, 0.76, 9)
+# Output channels whose normal equations are solved at a time, and what keeps these regular.
+_COLUMNS, _RIDGE = 256, 1e-6
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 def round_by_error(
-    weight: Floats, gram: NDArray[np.float64], steps: Floats, last: int
+    weight: Floats,
+    gram: NDArray[np.float64],
+    steps: Floats,
+    last: int,
+    block_size: int | None = None,
+    *,
+    first: int | None = None,
+    damping: float = 0.01,
 ) -> NDArray[np.int8]:
-    """Integers within +-last whose products with `steps` disturb X W least.
+    """Integers from `first` (by default -`last`) to `last` that times `steps` disturb X W least.
 
     `weight` [K, N]; `gram` [K, K] is X^T X of the inputs X as the layer will read them; `steps`
-    float32 [G, N], one row for each K / G consecutive input channels. Input channels are rounded
-    in the order of their second moment, and each error is made good by the channels to come.
+    float32 [blocks, N], one row for each `block_size` consecutive input channels (all by default).
+    Input channels are rounded in the order of their second moment, and each error is made good by
+    the channels to come. `damping`: the share of the mean second moment that is added to all, for
+    few rows make a Gram matrix singular.
     """
     rows = len(weight)
     diagonal = np.diag(gram).copy()
-    damping = max(float(diagonal.mean()) * _DAMPING, _TINY)
     order = np.argsort(-diagonal, kind="stable")
-    damped = gram[np.ix_(order, order)] + damping * np.eye(rows)
+    damped = _damped(gram[np.ix_(order, order)], damping)
     upper = _upper_of_inverse(damped).astype(np.float32)
     left = weight[order].astype(np.float32)
-    group = order // -(-rows // len(steps))
+    block = order // (block_size or rows)
     found = np.empty(weight.shape, np.int8)
+    lowest = -last if first is None else first
     for start in range(0, rows, _LAZY):
         end = min(start + _LAZY, rows)
         errors = np.empty((end - start, weight.shape[1]), np.float32)
         for row in range(start, end):
-            step = steps[group[row]]
-            integers = np.clip(np.rint(left[row] / step), -last, last)
+            step = steps[block[row]]
+            integers = np.clip(np.rint(left[row] / step), lowest, last)
             found[order[row]] = integers
             error = (left[row] - integers * step) / upper[row, row]
             left[row + 1 : end] -= np.outer(upper[row, row + 1 : end], error)
@@ -47,32 +56,80 @@ def round_by_error(
 
 
 def choose_steps(
-    weight: Floats, moments: NDArray[np.float64], last: int, groups: int = 1
+    weight: Floats,
+    moments: NDArray[np.float64],
+    last: int,
+    block_size: int | None = None,
+    *,
+    first: int | None = None,
 ) -> Floats:
-    """Steps [groups, N] of a weight [K, N] that round and clip it with the least error.
+    """Steps [blocks, N] of a weight [K, N] that round and clip it with the least error.
 
-    Errors count by `moments` [K], the mean square of each input channel. The step that clips
-    nothing is among the candidates; a group that holds zeros alone gets a step of 1.
+    One row for each `block_size` consecutive input channels (all by default; the last block may be
+    shorter). Errors count by `moments` [K], the mean square of each input channel. The step that
+    clips nothing is among the candidates; a block that holds zeros alone gets a step of 1. Where
+    the integers go further down, to `first`, than up, the step's sign takes the largest there.
     """
     rows, columns = weight.shape
-    size = -(-rows // groups)
-    padded = np.zeros((groups * size, columns), np.float32)
+    size = block_size or rows
+    count = -(-rows // size)
+    padded = np.zeros((count * size, columns), np.float32)
     padded[:rows] = weight
-    blocks = padded.reshape(groups, size, columns)
-    counts = np.zeros(groups * size, np.float32)
+    blocks = padded.reshape(count, size, columns)
+    counts = np.zeros(count * size, np.float32)
     counts[:rows] = moments / max(float(moments.mean()), _TINY)
-    counts = counts.reshape(groups, size, 1)
+    counts = counts.reshape(count, size, 1)
+    lowest = -last if first is None else first
     peaks = np.abs(blocks).max(axis=1)
-    largest = np.where(peaks > 0, peaks / np.float32(last), np.float32(1)).astype(np.float32)
+    largest = np.where(peaks > 0, peaks / np.float32(-lowest), np.float32(1)).astype(np.float32)
     largest = np.maximum(largest, np.float32(_TINY))
+    if -lowest > last:
+        largest = np.where(blocks.max(axis=1) >= peaks, -largest, largest)
     best, least = largest.copy(), np.full(largest.shape, np.inf, np.float32)
     for clip in _CLIPS:
         steps = (largest * np.float32(clip))[:, None]
-        rounded = np.clip(np.rint(blocks / steps), -last, last) * steps
+        rounded = np.clip(np.rint(blocks / steps), lowest, last) * steps
         error = (np.square(rounded - blocks) * counts).sum(axis=1)
         better = error < least
         best, least = np.where(better, steps[:, 0], best), np.where(better, error, least)
     return best
+
+
+def refit_steps(
+    weight: Floats,
+    gram: NDArray[np.float64],
+    integers: NDArray[np.int8],
+    steps: Floats,
+    block_size: int,
+    damping: float,
+) -> Floats:
+    """The steps [blocks, N] with which given integers [K, N] disturb X W least.
+
+    The normal equations of each output channel, one unknown for each block of input channels; a
+    block that is rounded to zeros, or would change its sign, keeps its step.
+    """
+    damped, starts = _damped(gram, damping), np.arange(0, len(weight), block_size)
+    found = steps.copy()
+    for column in range(0, weight.shape[1], _COLUMNS):
+        part = slice(column, column + _COLUMNS)
+        rounded = integers[:, part].astype(np.float64)
+        wanted = np.add.reduceat(rounded * (damped @ weight[:, part]), starts, axis=0)
+        matrix = np.empty((rounded.shape[1], len(starts), len(starts)))
+        for block, start in enumerate(starts):
+            rows = slice(start, start + block_size)
+            products = rounded * (damped[:, rows] @ rounded[rows])
+            matrix[:, :, block] = np.add.reduceat(products, starts, axis=0).T
+        diagonal = np.einsum("nbb->nb", matrix)
+        diagonal += np.where(diagonal > 0, diagonal * _RIDGE, 1.0)
+        refitted = np.linalg.solve(matrix, wanted.T[..., None])[..., 0].T
+        kept = steps[:, part]
+        found[:, part] = np.where(refitted * kept > 0, refitted, kept)
+    return found
+
+
+def _damped(gram: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
+    added = max(float(np.diag(gram).mean()) * damping, _TINY)
+    return np.asarray(gram + added * np.eye(len(gram)))
 
 
 def _upper_of_inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

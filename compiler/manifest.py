@@ -12,9 +12,10 @@ from regcache.compiler.curation_record import CurationRecord
 from regcache.compiler.placement import ParetoPoint
 from regcache.compiler.quantizer import Calibrator
 from regcache.compiler.staging import MANIFEST
-from regcache.compiler.targets import Simulation, TargetName, default_int8_share
+from regcache.compiler.targets import Precision, Simulation, TargetName, default_int8_share
 from regcache.passes.errors import InputError
 from regcache.runtime.parity import ParityResult
+from regcache.runtime.speed import SpeedRatio
 
 _HASHED = 1 << 20
 
@@ -31,6 +32,13 @@ class Rounding(StrEnum):
 
     GPTQ = "gptq"
     NEAREST = "nearest"
+
+
+class AttentionChoice(StrEnum):
+    """What attention's own two products compute in."""
+
+    FLOAT = "float"
+    INT8 = "int8"
 
 
 class _Record(BaseModel):
@@ -57,7 +65,8 @@ class CompileOptions(_Record):
     """Everything that decides what `regcache compile` makes of a source.
 
     `search_budget` is in seconds; None for no limit. `int8_share`: the least share of the linears'
-    multiply-accumulates that stays int8; None for the target's default.
+    multiply-accumulates that stays int8; None for the target's default. `half`: whether the rest is
+    FP16; None for the target's default.
     """
 
     source: str
@@ -70,6 +79,7 @@ class CompileOptions(_Record):
     seed: int = 0
     keep_float: bool = True
     calibrator: Calibrator = Calibrator.OUTPUT_ERROR
+    precision: Precision = Precision.INT8
     simulate: Simulation | None = None
     registers: RegisterChoice = RegisterChoice.AUTO
     search_budget: float | None = None
@@ -77,6 +87,9 @@ class CompileOptions(_Record):
     equalize: bool = True
     rounding: Rounding = Rounding.GPTQ
     int8_share: float | None = None
+    accept_slower: bool = False
+    half: bool | None = None
+    attention: AttentionChoice = AttentionChoice.FLOAT
 
     @property
     def share(self) -> float:
@@ -124,8 +137,8 @@ class SiteRecord(_Record):
 class QuantizationRecord(_Record):
     """Number formats, the ranges that calibration chose, and what stays float.
 
-    `int8_share`: of the multiply-accumulates of the blocks' linears. `pareto`: what other shares
-    would cost, where the damage of each layer was measured.
+    `int8_share`: of the multiply-accumulates of the blocks' linears; 0 where activations stay
+    float. `pareto`: what other shares would cost, where the damage of each layer was measured.
     """
 
     activation_dtype: str
@@ -154,6 +167,16 @@ class ParityRecord(_Record):
     result: ParityResult
 
 
+class SpeedRecord(_Record):
+    """How fast the model is beside the float one, on ONNX Runtime on the machine that compiled.
+
+    `integer_matmuls`: nodes that multiply integers in the graph as ONNX Runtime optimised it.
+    """
+
+    integer_matmuls: int
+    ratios: list[SpeedRatio]
+
+
 class PassRecord(_Record):
     """What one pass did."""
 
@@ -163,7 +186,7 @@ class PassRecord(_Record):
 
 
 class Manifest(_Record):
-    """The content of manifest.json."""
+    """The content of manifest.json. `speed` is None where another runtime is the target."""
 
     format_version: Literal[3] = 3
     regcache: str
@@ -176,6 +199,7 @@ class Manifest(_Record):
     quantization: QuantizationRecord
     passes: list[PassRecord]
     parity: ParityRecord
+    speed: SpeedRecord | None
     files: dict[str, FileRecord]
 
     def write(self, folder: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from regcache.compiler.calibration import stream_ranges
 from regcache.compiler.comparison import compare
 from regcache.compiler.manifest import (
     CalibrationRecord,
@@ -17,14 +18,16 @@ from regcache.compiler.manifest import (
     QuantizationRecord,
     SiteRecord,
     SourceRecord,
+    SpeedRecord,
     hash_files,
     installed_versions,
 )
 from regcache.compiler.placement import Placement
 from regcache.compiler.prepare import FloatEncoder, prepare
-from regcache.compiler.quantization import Equalized, Finisher
+from regcache.compiler.quantization import Equalized, Finisher, in_half
 from regcache.compiler.quantizer import Quantizer
 from regcache.compiler.reporter import Reporter
+from regcache.compiler.speed_check import check_speed
 from regcache.compiler.stages import (
     Quantized,
     calibrate,
@@ -35,6 +38,7 @@ from regcache.compiler.stages import (
     shape_for_target,
 )
 from regcache.compiler.staging import staged_folder
+from regcache.compiler.statistics import ChannelRange
 from regcache.compiler.study import evenly
 from regcache.compiler.targets import runs_integers
 from regcache.passes.encoder import EncoderView
@@ -57,12 +61,13 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
     paths = list_images(Path(options.images))
     with staged_folder(output) as staging:
         encoder = prepare(options, staging, reporter)
-        encoder, passes = shape_for_target(encoder, options.target)
         quantizer = choose_quantizer(options)
+        encoder, passes = shape_for_target(encoder, quantizer.target)
         folder = ImageFolder(paths, encoder.recipe, encoder.batch(options.batch_size))
         folder.on_skip = reporter.skipped
         search = search_options(options, _journal_beside(output))
-        statistics = calibrate(encoder, folder, options, staging, reporter)
+        ranges = _stream_ranges(encoder, options)
+        statistics = calibrate(encoder, folder, options, staging, reporter, ranges)
         skipped = list(folder.skipped)
         finisher = Finisher(quantizer, folder, options, staging, search, reporter)
         equalized = finisher.equalize(encoder, statistics)
@@ -71,18 +76,20 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
         sensitivity = curated.record.sensitivity
         if curated.setting.changes:
             np.savez(staging / REGISTERS, tokens=curated.tokens)
-            statistics = calibrate(placed, folder, options, staging, reporter)
+            ranges = _stream_ranges(placed, options)
+            statistics = calibrate(placed, folder, options, staging, reporter, ranges)
             equalized = finisher.equalize(placed, statistics)
             sensitivity = []  # it was measured without registers
         placement = finisher.place(equalized, sensitivity)
         reporter.step(f"quantizing linears ({quantizer.target.why})")
-        quantized = finisher.quantize(equalized, placement)
+        quantized = finisher.quantize(equalized, placement, ranges)
         calibration = CalibrationRecord(
             images=len(folder.paths),
             skipped=[f"{item.path.name}: {item.reason}" for item in skipped],
         )
         save_graph(quantized.graph, staging / "model.onnx")
         parity = _first_look(encoder, folder, options, staging, reporter)
+        speed = _speed(encoder, folder, _linears(equalized, quantized), options, staging, reporter)
         (staging / "preprocess.json").write_text(encoder.recipe.to_json(), encoding="utf-8")
         source_hash = FileRecord.of(encoder.path).sha256
         if not options.keep_float:
@@ -100,6 +107,7 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
             quantization=_quantization_record(equalized, placement, quantizer, quantized),
             passes=[*passes, *more, *equalized.logs, *quantized.logs],
             parity=ParityRecord(result=parity),
+            speed=speed,
             files=hash_files(staging),
         )
         manifest.write(staging)
@@ -136,6 +144,40 @@ def _first_look(
     return meter.result(DEFAULT_MIN_COSINE, "float-onnx")
 
 
+def _speed(
+    encoder: FloatEncoder,
+    folder: ImageFolder,
+    linears: int,
+    options: CompileOptions,
+    staging: Path,
+    reporter: Reporter,
+) -> SpeedRecord | None:
+    """How fast model.onnx is beside the float one; None where ONNX Runtime will not run it."""
+    if not runs_integers(options.target) or options.simulate is not None:
+        return None
+    batch = next(iter(ImageFolder(folder.paths[:1], encoder.recipe, 1)))
+    return check_speed(
+        encoder.path,
+        staging / "model.onnx",
+        batch.images,
+        reporter,
+        linears=linears,
+        accept_slower=options.accept_slower,
+        threads=options.threads,
+    )
+
+
+def _stream_ranges(encoder: FloatEncoder, options: CompileOptions) -> dict[str, ChannelRange]:
+    """Ranges of the residual stream to observe, where FP16 has to hold it."""
+    return stream_ranges(encoder.view) if in_half(options) else {}
+
+
+def _linears(equalized: Equalized, quantized: Quantized) -> int:
+    """How many linears compute in integers."""
+    sites = equalized.encoder.view.sites
+    return sum(len(site.linears) for site in sites if site.tensor.name in quantized.scales)
+
+
 def _describe(view: EncoderView) -> EncoderRecord:
     return EncoderRecord(
         blocks=len(view.blocks),
@@ -170,13 +212,13 @@ def _quantization_record(
             )
         )
     return QuantizationRecord(
-        activation_dtype=target.activation_dtype,
+        activation_dtype=target.dtypes[0],
         activation_symmetric=target.activation_symmetric,
         activation_bits=target.activation_bits,
-        weight_dtype=target.weight_dtype,
+        weight_dtype=target.dtypes[1],
         weight_bits=target.weight_bits,
         why=target.why,
-        int8_share=placement.share,
+        int8_share=placement.share if quantizer.quantizes_activations else 0.0,
         left_float=list(placement.left_float),
         pareto=list(placement.pareto),
         sites=sites,

@@ -1,29 +1,35 @@
 """From a float encoder to accurate int8: equalize, place, choose ranges, round, correct."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regcache.compiler.attention import attention_scales
 from regcache.compiler.calibration import HalvedStatistics, Observed
 from regcache.compiler.curation import SearchOptions, UnsearchableError, measure_sensitivity
 from regcache.compiler.curation_record import SensitivityRecord
 from regcache.compiler.equalization import choose_equalizations, equalized_statistics
-from regcache.compiler.manifest import CompileOptions, PassRecord, Rounding
+from regcache.compiler.manifest import AttentionChoice, CompileOptions, PassRecord, Rounding
 from regcache.compiler.placement import Placement, place_int8
 from regcache.compiler.prepare import FloatEncoder
-from regcache.compiler.quantizer import Quantizer
+from regcache.compiler.quantizer import Quantizer, Scale
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.rounding import Rounded, round_weights
+from regcache.compiler.rounding import Rounded, block_bits, nearest_blocks, round_weights
 from regcache.compiler.stages import Quantized, pass_record, remove_model
+from regcache.compiler.statistics import ChannelRange
 from regcache.compiler.study import ReferenceImages, Study, evenly
-from regcache.passes.affine import Affine
-from regcache.passes.base import run
+from regcache.compiler.targets import runs_integers
+from regcache.passes.base import Pass, run
 from regcache.passes.correct_bias import CorrectBias
+from regcache.passes.encoder import Site
 from regcache.passes.equalize import Equalize
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.half_precision import HalfPrecision
+from regcache.passes.pack_weights import PackWeights
+from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.runtime.images import ImageFolder
 
 Floats = NDArray[np.float32]
@@ -32,6 +38,13 @@ Floats = NDArray[np.float32]
 _SENSITIVITY_IMAGES = 16
 # Images that weights are rounded by: more add time and no accuracy.
 _ROUNDING_IMAGES = 128
+
+
+def in_half(options: CompileOptions) -> bool:
+    """Whether what is not quantized computes in FP16: for TensorRT, unless told or simulated."""
+    if options.half is not None:
+        return options.half
+    return not runs_integers(options.target) and options.simulate is None
 
 
 @dataclass(frozen=True)
@@ -92,22 +105,33 @@ class Finisher:
             self.reporter.step(f"{placement.share:.1%} of the linears' work in int8; float: {left}")
         return placement
 
-    def quantize(self, equalized: Equalized, placement: Placement) -> Quantized:
-        """Choose ranges, round weights by the layers' errors, quantize, correct the biases."""
+    def quantize(
+        self, equalized: Equalized, placement: Placement, streams: Mapping[str, ChannelRange]
+    ) -> Quantized:
+        """Choose ranges, round weights by the layers' errors, quantize, correct the biases.
+
+        `streams`: ranges of the residual stream, for the rest in FP16 where that is asked for.
+        """
         encoder = equalized.encoder
         sites = [site for site in encoder.view.sites if site.name not in placement.left_float]
         scales = self.quantizer.scales(sites, equalized.statistics)
-        rounded = Rounded({}, {})
-        if self.options.rounding is Rounding.GPTQ and scales:
-            rounded = self._round(encoder, scales)
-        linears = frozenset(linear.name for site in sites for linear in site.linears)
-        step = self.quantizer.step(scales, rounded.weights, linears)
-        result = run(step, encoder.graph)
-        corrected = run(CorrectBias(rounded.biases), result.graph)
-        logs = [pass_record(step.name, result.log)]
-        if corrected.changed:
-            logs.append(pass_record(CorrectBias.name, corrected.log))
-        return Quantized(corrected.graph, equalized.statistics, scales, logs)
+        if self.quantizer.target.block_size is not None:
+            rounded = self._pack(encoder, sites)
+            steps: list[Pass] = [CorrectBias(rounded.biases), PackWeights(rounded.blocks)]
+        else:
+            rounded = Rounded()
+            if self.options.rounding is Rounding.GPTQ and scales:
+                rounded = self._round(encoder, scales)
+            linears = frozenset(linear.name for site in sites for linear in site.linears)
+            step = self.quantizer.step(scales, rounded.weights, linears)
+            steps = [step, CorrectBias(rounded.biases), *self._rest(equalized, streams)]
+        graph, logs = encoder.graph, []
+        for step in steps:
+            result = run(step, graph)
+            graph = result.graph
+            if result.changed:
+                logs.append(pass_record(step.name, result.log))
+        return Quantized(graph, equalized.statistics, scales, logs)
 
     def _sensitivity(self, equalized: Equalized) -> list[SensitivityRecord]:
         some = self._some(_SENSITIVITY_IMAGES)
@@ -125,7 +149,34 @@ class Finisher:
             self.reporter.warn(f"{self.options.source}: all linears in int8: {error}")
             return []
 
-    def _round(self, encoder: FloatEncoder, scales: Mapping[str, Affine]) -> Rounded:
+    def _rest(self, equalized: Equalized, streams: Mapping[str, ChannelRange]) -> Iterator[Pass]:
+        """What TensorRT computes besides the linears."""
+        if self.options.attention is AttentionChoice.INT8:
+            view, threads = equalized.encoder.view, self.options.threads
+            images = (batch.images for batch in self._some(_ROUNDING_IMAGES))
+            yield QuantizeAttention(attention_scales(view, images, threads=threads))
+        if in_half(self.options):
+            seen = equalized.statistics.items()
+            ranges = {name: (one.low, one.high) for name, one in seen}
+            for name, stream in streams.items():
+                ranges[name] = float(stream.low.min()), float(stream.high.max())
+            yield HalfPrecision(ranges)
+
+    def _pack(self, encoder: FloatEncoder, sites: Sequence[Site]) -> Rounded:
+        target = self.quantizer.target
+        if self.options.rounding is Rounding.GPTQ:
+            return self._round(encoder, dict.fromkeys(site.tensor.name for site in sites))
+        assert target.block_size is not None
+        linears = [linear for site in sites for linear in site.linears]
+        blocks = {
+            linear.name: nearest_blocks(
+                linear.weight, block_bits(linear, target.weight_bits), target.block_size
+            )
+            for linear in linears
+        }
+        return Rounded(blocks=blocks)
+
+    def _round(self, encoder: FloatEncoder, scales: Mapping[str, Scale | None]) -> Rounded:
         some = self._some(_ROUNDING_IMAGES)
         count = len(some.paths)
 
@@ -140,8 +191,8 @@ class Finisher:
             scales,
             batches,
             path,
+            target=self.quantizer.target,
             images=count,
-            bits=self.quantizer.target.weight_bits,
             seed=self.options.seed,
             threads=self.options.threads,
         )

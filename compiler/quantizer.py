@@ -5,20 +5,44 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from regcache.compiler.calibration import Activation
-from regcache.compiler.ranges import Floats, choose_scale
+from regcache.compiler.calibrators import (
+    ScaleByValues,
+    entropy_scale,
+    min_max_scale,
+    mse_scale,
+    percentile_scale,
+)
+from regcache.compiler.ranges import Floats, choose_float8, choose_scale
 from regcache.compiler.targets import Target
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass
 from regcache.passes.encoder import Site
+from regcache.passes.errors import InputError
+from regcache.passes.float8 import Float8
+from regcache.passes.quantize_float8 import QuantizeFloat8
 from regcache.passes.quantize_linears import QuantizeLinears, RoundedWeight
 from regcache.passes.round_weights import RoundWeights
 
+Scale = Affine | Float8
+"""How one activation is rounded: `scale`, `zero_point`, `dtype`, `range` and `round_trip`."""
+
 
 class Calibrator(StrEnum):
-    """How the range of an activation is chosen: by its layers' output error, or as observed."""
+    """How the range of an activation is chosen: by its layers' output error, or by its values."""
 
     OUTPUT_ERROR = "output-error"
     MIN_MAX = "min-max"
+    PERCENTILE = "percentile"
+    ENTROPY = "entropy"
+    MSE = "mse"
+
+
+_BY_VALUES: Mapping[Calibrator, ScaleByValues] = {
+    Calibrator.MIN_MAX: min_max_scale,
+    Calibrator.PERCENTILE: percentile_scale,
+    Calibrator.ENTROPY: entropy_scale,
+    Calibrator.MSE: mse_scale,
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +59,7 @@ class Quantizer:
 
     def scales(
         self, sites: Iterable[Site], statistics: Mapping[str, Activation]
-    ) -> dict[str, Affine]:
+    ) -> dict[str, Scale]:
         """The activation scale of every site, by the name of its tensor."""
         if not self.quantizes_activations:
             return {}
@@ -46,30 +70,47 @@ class Quantizer:
             for site in sites
         }
 
-    def scale(self, weights: Sequence[Floats], seen: Activation) -> Affine:
-        """The scale of one activation that the matrices `weights` [K, N] read."""
+    def scale(self, weights: Sequence[Floats], seen: Activation) -> Scale:
+        """The scale of one activation that the matrices `weights` [K, N] read.
+
+        Raises InputError where the calibrator has no ranges for the number format.
+        """
+        if self.target.float8:
+            return self._float8(weights, seen)
         formats = self.target
         symmetric, bits = formats.activation_symmetric, formats.activation_bits
         assert bits is not None
-        low, high, dtype = seen.low, seen.high, formats.activation_dtype
+        rows, low, high, dtype = seen.rows, seen.low, seen.high, formats.activation_dtype
+        if self.calibrator in _BY_VALUES:
+            by_values = _BY_VALUES[self.calibrator]
+            return by_values(rows, low, high, dtype, symmetric=symmetric, bits=bits)
+        return choose_scale(rows, weights, low, high, dtype, symmetric=symmetric, bits=bits)
+
+    def _float8(self, weights: Sequence[Floats], seen: Activation) -> Float8:
         if self.calibrator is Calibrator.MIN_MAX:
-            return Affine.from_range(low, high, dtype, symmetric=symmetric, bits=bits)
-        return choose_scale(seen.rows, weights, low, high, dtype, symmetric=symmetric, bits=bits)
+            return Float8.from_range(seen.low, seen.high)
+        if self.calibrator is Calibrator.OUTPUT_ERROR:
+            return choose_float8(seen.rows, weights, seen.low, seen.high)
+        raise InputError(f"the {self.calibrator.value} calibrator is for integers, not for fp8")
 
     def step(
         self,
-        scales: Mapping[str, Affine],
+        scales: Mapping[str, Scale],
         weights: Mapping[str, RoundedWeight] | None = None,
         only: frozenset[str] | None = None,
     ) -> Pass:
         """The pass that quantizes the linears behind the activations that `scales` names.
 
-        `weights`: integers of linears, by name, in place of the nearest ones. `only`: the names of
-        the linears to quantize, all by default.
+        `weights`: integers of linears, by name, in place of the nearest ones (not for fp8). `only`:
+        the names of the linears to quantize, all by default.
         """
         if not self.quantizes_activations:
             return RoundWeights(self.target.weight_bits)
         formats = self.target
+        if formats.float8:
+            floats = {name: one for name, one in scales.items() if isinstance(one, Float8)}
+            return QuantizeFloat8(floats, only)
+        integers = {name: one for name, one in scales.items() if isinstance(one, Affine)}
         return QuantizeLinears(
-            scales, formats.weight_dtype, formats.weight_bits, only, weights or {}
+            integers, formats.weight_dtype, formats.weight_bits, only, weights or {}
         )

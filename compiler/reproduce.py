@@ -66,7 +66,7 @@ def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
     loaded = load_tasks(tasks, lambda texts: embed_texts(options.source, texts), reporter)
     with tempfile.TemporaryDirectory(prefix="regcache-") as scratch, ExitStack() as stack:
         encoder = prepare(options, Path(scratch), reporter)
-        encoder, _ = shape_for_target(encoder, options.target)
+        encoder, _ = shape_for_target(encoder, choose_quantizer(options).target)
         batch = encoder.batch(options.batch_size)
         folder = ImageFolder(paths, encoder.recipe, batch, reporter.skipped)
         variants = list(_Workshop(encoder, folder, options, Path(scratch), reporter).make(plan))

@@ -10,19 +10,26 @@ import onnx_graphsurgeon as gs
 from regcache.compiler.calibration import (
     Activation,
     HalvedStatistics,
+    Observer,
     halved_statistics,
     observe,
 )
 from regcache.compiler.curation import Curated, SearchOptions, UnsearchableError, curate
 from regcache.compiler.curation_record import CurationRecord
-from regcache.compiler.manifest import CompileOptions, PassRecord, RegisterChoice
+from regcache.compiler.manifest import AttentionChoice, CompileOptions, PassRecord, RegisterChoice
 from regcache.compiler.prepare import FloatEncoder
-from regcache.compiler.quantizer import Quantizer
+from regcache.compiler.quantizer import Quantizer, Scale
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.setting import Setting, place_registers
 from regcache.compiler.study import LEAST_IMAGES, ReferenceImages, Study
-from regcache.compiler.targets import TargetName, resolve_target, runs_integers, simulate
-from regcache.passes.affine import Affine
+from regcache.compiler.targets import (
+    Precision,
+    Target,
+    TargetName,
+    resolve_target,
+    runs_integers,
+    simulate,
+)
 from regcache.passes.base import Log, run
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
@@ -37,15 +44,18 @@ class Quantized:
 
     graph: gs.Graph
     statistics: Mapping[str, Activation]
-    scales: dict[str, Affine]
+    scales: dict[str, Scale]
     logs: list[PassRecord]
 
 
 def shape_for_target(
-    encoder: FloatEncoder, target: TargetName
+    encoder: FloatEncoder, target: Target
 ) -> tuple[FloatEncoder, list[PassRecord]]:
-    """Bring the float graph into the form that the target computes in int8."""
-    if runs_integers(target):
+    """Bring the float graph into the form that the target computes as its formats say.
+
+    TensorRT computes a packed qkv in float; blocks of weights are wider for v than for q and k.
+    """
+    if runs_integers(target.name) and target.block_size is None:
         return encoder, []
     result = run(SplitQkv(), encoder.graph)
     shaped = replace(encoder, graph=result.graph, view=view_encoder(result.graph))
@@ -55,8 +65,18 @@ def shape_for_target(
 def choose_quantizer(options: CompileOptions) -> Quantizer:
     """The base quantizer that the options ask for."""
     on_cpu = options.target is TargetName.ORT_CPU
-    target = resolve_target(options.target, u8s8_saturates=on_cpu and u8s8_saturates())
+    target = resolve_target(
+        options.target,
+        u8s8_saturates=on_cpu and u8s8_saturates(),
+        precision=options.precision,
+    )
+    if on_cpu and (options.half or options.attention is AttentionChoice.INT8):
+        raise InputError(
+            f"--half and --attention int8 are for TensorRT, not {options.target.value}"
+        )
     if options.simulate is not None:
+        if options.precision is not Precision.INT8:
+            raise InputError("--simulate and --precision do not go together")
         target = simulate(target, options.simulate)
     return Quantizer(target, options.calibrator)
 
@@ -115,16 +135,19 @@ def calibrate(
     options: CompileOptions,
     scratch: Path,
     reporter: Reporter,
+    also: Mapping[str, Observer] | None = None,
 ) -> dict[str, HalvedStatistics]:
     """Run the images once in float, for statistics of every activation, by its tensor's name.
 
-    Images that cannot be read are taken off the folder's list.
+    `also`: what else to observe, by tensor name. Images that cannot be read are taken off the
+    folder's list.
     """
     statistics = halved_statistics(encoder.view, len(folder.paths), options.seed)
     observed = scratch / "observed.onnx"
     batches = reporter.images(folder, len(folder.paths), "calibrating")
     images = (batch.images for batch in batches)
-    observe(encoder.graph, statistics, images, observed, threads=options.threads)
+    observers: dict[str, Observer] = {**statistics, **(also or {})}
+    observe(encoder.graph, observers, images, observed, threads=options.threads)
     remove_model(observed)
     unreadable = {item.path for item in folder.skipped}
     folder.paths = [path for path in folder.paths if path not in unreadable]

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration import site_statistics
 from regcache.compiler.graph_session import open_graph, return_memory, run_all
+from regcache.compiler.quantizer import Scale
 from regcache.compiler.setting import Setting, place_registers
 from regcache.compiler.study import Study
 from regcache.compiler.workbench import Workbench, collect, embedding_errors, workbench
-from regcache.passes.affine import Affine
 from regcache.passes.base import run
 from regcache.passes.cut_graph import cut_graph
 from regcache.passes.errors import InputError
@@ -83,7 +83,7 @@ def _placed(bench: Workbench, trial: Trial) -> gs.Graph:
     return place_registers(bench.graph, bench.view, trial.setting, trial.tokens)[0]
 
 
-def _new_scales(bench: Workbench, graph: gs.Graph, first: int) -> dict[str, Affine]:
+def _new_scales(bench: Workbench, graph: gs.Graph, first: int) -> dict[str, Scale]:
     """The scales from block `first` on, where the graph runs differently, from the `fit` images."""
     study = bench.study
     sites = bench.sites(first, bench.depth)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration import SiteStatistics, site_statistics
 from regcache.compiler.graph_session import open_graph, return_memory, run_all, stream_tokens
+from regcache.compiler.quantizer import Scale
 from regcache.compiler.registers import RegisterCapture
 from regcache.compiler.statistics import NormHistogram, TokenNorms
 from regcache.compiler.study import Study
-from regcache.passes.affine import Affine
 from regcache.passes.base import run
 from regcache.passes.cut_graph import cut_graph
 from regcache.passes.encoder import Block, Site
@@ -49,7 +49,7 @@ class Workbench:
         self.norms = {name: TokenNorms() for name in (*self.streams, *self.tensors)}
         self.patch_norms = {name: NormHistogram() for name in self.tensors}
         self.fit, statistics = self._run_float()
-        self.scales: dict[str, Affine] = study.quantizer.scales(self.view.sites, statistics)
+        self.scales: dict[str, Scale] = study.quantizer.scales(self.view.sites, statistics)
         self.quantized, pooled = self._run_quantized()
         self.references = self._run_references()
         return_memory()

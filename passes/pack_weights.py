@@ -1,4 +1,4 @@
-"""Store block linears' weights as 4-bit integers: ONNX Runtime's contrib op MatMulNBits."""
+"""Store block linears' weights in 4 or 8 bits: ONNX Runtime's contrib op MatMulNBits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,22 +16,21 @@ from regcache.passes.find_blocks import view_encoder
 
 DOMAIN = "com.microsoft"
 OP = "MatMulNBits"
-# The op's default zero point: 0 to 15 are stored for the integers -8 to 7.
-_MIDDLE = 8
 _SMALLEST_BLOCK = 16
 
 
 @dataclass(frozen=True, eq=False)
 class BlockWeight:
-    """A weight of 4-bit integers with one scale per output channel and block of input channels.
+    """A weight of 4- or 8-bit integers, one scale per output channel and block of input channels.
 
-    `integers`: int8 [K, N], -8 to 7. `scales`: float32 [ceil(K / block_size), N].
-    `block_size`: a power of two, 16 or more; the last block may have fewer input channels.
+    `integers`: int8 [K, N], of 4 `bits` -8 to 7. `scales`: float32 [ceil(K / block_size), N], of
+    any sign. `block_size`: a power of two, 16 or more; the last block may have fewer channels.
     """
 
     integers: NDArray[np.int8]
     scales: NDArray[np.float32]
     block_size: int
+    bits: int = 4
 
     def dequantized(self) -> NDArray[np.float32]:
         """The float32 weight [K, N] that the integers and scales stand for."""
@@ -42,7 +41,7 @@ class BlockWeight:
 
 @dataclass(frozen=True)
 class PackWeights:
-    """Replace the MatMul of each named linear by MatMulNBits with two weights in a byte.
+    """Replace the MatMul of each named linear by MatMulNBits, with two 4-bit weights in a byte.
 
     `weights` gives the integers and scales by the linear's name ("blocks.3.fc1"). Node names,
     activations, bias Adds and linears without an entry stay as they are; linears with the same
@@ -78,7 +77,7 @@ class PackWeights:
                 constants[id(weight)] = _constants(linear.name, weight)
             node.op, node.domain, node.attrs = OP, DOMAIN, _attributes(weight)
             node.inputs = [linear.input, *constants[id(weight)]]
-            edits.append(Edit(linear.name, f"4 bits, blocks of {weight.block_size}"))
+            edits.append(Edit(linear.name, f"{weight.bits} bits, blocks of {weight.block_size}"))
         if edits:
             _import_domain(graph)
         return Log(tuple(edits), skips)
@@ -97,17 +96,20 @@ class PackWeights:
         return [linear for linear in named if not linear.quantized], tuple(skips)
 
 
-def pack_integers(integers: NDArray[np.int8], block_size: int) -> NDArray[np.uint8]:
-    """Integers [K, N], -8 to 7, as MatMulNBits stores them.
+def pack_integers(integers: NDArray[np.int8], block_size: int, bits: int = 4) -> NDArray[np.uint8]:
+    """Integers [K, N] of 4 or 8 bits as MatMulNBits stores them.
 
-    Returns uint8 [N, ceil(K / block_size), block_size / 2]. Each byte holds two neighbours along K,
-    plus 8, the earlier one in its low half; the last block is filled up with zeros.
+    Returns uint8 [N, ceil(K / block_size), block_size * bits / 8]. They are stored plus 8, or 128,
+    the op's default zero point. Of 4 bits each byte holds two neighbours along K, the earlier one
+    in its low half; the last block is filled up with zeros.
     """
     rows, columns = integers.shape
-    blocks = -(-rows // block_size)
-    stored = np.full((columns, blocks * block_size), _MIDDLE, np.uint8)
-    stored[:, :rows] = integers.T + np.int8(_MIDDLE)
+    blocks, middle = -(-rows // block_size), 2 ** (bits - 1)
+    stored = np.full((columns, blocks * block_size), middle, np.uint8)
+    stored[:, :rows] = integers.T.astype(np.int16) + middle
     stored = stored.reshape(columns, blocks, block_size)
+    if bits == 8:
+        return stored
     return np.asarray(stored[..., 0::2] | stored[..., 1::2] << 4)
 
 
@@ -125,8 +127,10 @@ def _problem(weight: BlockWeight, linear: Linear) -> str | None:
         if array.dtype != dtype or array.shape != shape:
             found = f"{array.dtype} {list(array.shape)}"
             return f"the {what} are {found}, not {dtype} {list(shape)}"
-    if weight.integers.min() < -_MIDDLE or weight.integers.max() >= _MIDDLE:
-        low, high = weight.integers.min(), weight.integers.max()
+    if weight.bits not in (4, 8):
+        return f"{weight.bits} bits, not 4 or 8"
+    low, high = weight.integers.min(), weight.integers.max()
+    if weight.bits == 4 and (low < -8 or high > 7):
         return f"integers from {low} to {high} do not fit into 4 bits (-8 to 7)"
     if not np.isfinite(weight.scales).all():
         return "the scales hold NaN or infinity"
@@ -135,7 +139,7 @@ def _problem(weight: BlockWeight, linear: Linear) -> str | None:
 
 def _constants(name: str, weight: BlockWeight) -> list[gs.Constant]:
     """The packed integers and the scales [N, blocks]."""
-    packed = pack_integers(weight.integers, weight.block_size)
+    packed = pack_integers(weight.integers, weight.block_size, weight.bits)
     scales = np.ascontiguousarray(weight.scales.T)
     return [gs.Constant(f"{name}/packed", packed), gs.Constant(f"{name}/scales", scales)]
 
@@ -146,7 +150,7 @@ def _attributes(weight: BlockWeight) -> dict[str, int]:
     return {
         "K": rows,
         "N": columns,
-        "bits": 4,
+        "bits": weight.bits,
         "block_size": weight.block_size,
         "accuracy_level": 0,
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
+from affines import affine
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -157,7 +158,7 @@ def whole_error(case: Case, site: Site, factors: Floats, quantizer: Quantizer) -
     weights = [linear.weight for linear in site.linears]
     seen = case.statistics[site.tensor.name].whole
     scaled = [np.asarray(weight * factors[:, None], np.float32) for weight in weights]
-    scale = quantizer.scale(scaled, seen.divided(factors))
+    scale = affine(quantizer.scale(scaled, seen.divided(factors)))
     return layer_error(scale, weights, factors, seen.rows, quantizer.target.weight_bits)
 
 
@@ -191,7 +192,7 @@ def test_the_error_left_is_that_of_the_other_half(tmp_path: Path, quantizer: str
         fit, other = seen.observed
         errors = []
         for factors in (one.rule.factors(fit, weight), np.ones(len(weight), np.float32)):
-            scale = how.scale([weight * factors[:, None]], fit.divided(factors))
+            scale = affine(how.scale([weight * factors[:, None]], fit.divided(factors)))
             bits = how.target.weight_bits
             errors.append(layer_error(scale, weights, factors, other.rows, bits))
         assert one.error_left == pytest.approx(errors[0] / errors[1], rel=0.02)

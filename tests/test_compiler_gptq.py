@@ -1,7 +1,7 @@
 """GPTQ against the method spelled out in float64, brute force and rounding to nearest."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -22,12 +22,13 @@ _DOUBT = 0.02
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight [K, N], what is known of its inputs, and steps [G, N]."""
+    """A weight [K, N], what is known of its inputs, and steps [blocks, N]."""
 
     weight: Floats
     gram: Doubles
     steps: Floats
     last: int
+    block_size: int | None = None
 
     @classmethod
     def draw(cls, seed: int, rows: int, columns: int, samples: int, **more: int) -> "Layer":
@@ -35,14 +36,14 @@ class Layer:
         random = np.random.default_rng(seed)
         x = correlated(random, samples, rows)
         weight = random.standard_normal((rows, columns)).astype(np.float32)
-        groups, last = more.get("groups", 1), more.get("last", 127)
-        moments = np.square(x).mean(axis=0)
-        return cls(weight, x.T @ x, choose_steps(weight, moments, last, groups), last)
+        last, size = more.get("last", 127), more.get("block_size")
+        steps = choose_steps(weight, np.square(x).mean(axis=0), last, size)
+        return cls(weight, x.T @ x, steps, last, size)
 
     @property
     def row_steps(self) -> Floats:
-        """The step of every weight [K, N], group by group."""
-        size = -(-len(self.weight) // len(self.steps))
+        """The step of every weight [K, N], block by block."""
+        size = self.block_size or len(self.weight)
         return np.asarray(np.repeat(self.steps, size, axis=0)[: len(self.weight)], np.float64)
 
     @property
@@ -56,7 +57,7 @@ class Layer:
         return sorted(range(len(self.gram)), key=lambda row: -self.gram[row, row])
 
     def round(self) -> NDArray[np.int8]:
-        return round_by_error(self.weight, self.gram, self.steps, self.last)
+        return round_by_error(self.weight, self.gram, self.steps, self.last, self.block_size)
 
     def nearest(self) -> Doubles:
         rounded = np.rint(self.weight.astype(np.float64) / self.row_steps)
@@ -109,7 +110,7 @@ LAYERS = st.builds(
     rows=st.integers(1, 24),
     columns=st.integers(1, 12),
     samples=st.integers(1, 60),
-    groups=st.integers(1, 4),
+    block_size=st.integers(1, 30),
     last=st.sampled_from([1, 7, 31, 127]),
 )
 
@@ -117,7 +118,7 @@ LAYERS = st.builds(
 @settings(max_examples=60, deadline=None)
 @given(layer=LAYERS)
 def test_equals_the_method_spelled_out(layer: Layer) -> None:
-    """Singular Gram matrices and groups too; a channel near a tie may round either way."""
+    """Singular Gram matrices and blocks too; a channel near a tie may round either way."""
     found = layer.round()
     assert found.dtype == np.int8
     assert found.shape == layer.weight.shape
@@ -134,11 +135,11 @@ def test_nearly_all_is_clear_of_ties() -> None:
 
 
 @pytest.mark.parametrize("lazy", [1, 5, 128])
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("block_size", [150, 50, 64])
 def test_the_size_of_a_lazy_block_does_not_matter(
-    lazy: int, groups: int, monkeypatch: pytest.MonkeyPatch
+    lazy: int, block_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = Layer.draw(1, 150, 20, 400, groups=groups)
+    layer = Layer.draw(1, 150, 20, 400, block_size=block_size)
     wanted, margin, _ = slow_gptq(layer)
     monkeypatch.setattr(gptq, "_LAZY", lazy)
     found = layer.round()
@@ -152,7 +153,7 @@ def test_the_size_of_a_lazy_block_does_not_matter(
 @given(layer=LAYERS)
 def test_the_error_has_its_bound(layer: Layer) -> None:
     """Each row adds at most half a step, squared, by the curvature that is left there."""
-    roomy = Layer(layer.weight, layer.gram, layer.steps * 4, 127)
+    roomy = replace(layer, steps=layer.steps * 4, last=127)
     found = roomy.round()
     *_, curvature = slow_gptq(roomy)
     bound = curvature @ np.square(roomy.row_steps.astype(np.float64) / 2)
@@ -177,9 +178,9 @@ def test_brute_force_is_little_better(rows: int) -> None:
 
 
 @pytest.mark.parametrize("samples", [10, 60, 500])
-@pytest.mark.parametrize(("last", "groups"), [(127, 1), (7, 1), (7, 4)])
-def test_better_than_nearest_on_correlated_inputs(samples: int, last: int, groups: int) -> None:
-    layers = [Layer.draw(seed, 32, 16, samples, last=last, groups=groups) for seed in range(12)]
+@pytest.mark.parametrize(("last", "size"), [(127, 32), (7, 32), (7, 8)])
+def test_better_than_nearest_on_correlated_inputs(samples: int, last: int, size: int) -> None:
+    layers = [Layer.draw(seed, 32, 16, samples, last=last, block_size=size) for seed in range(12)]
     found = [layer.errors(layer.round()).sum() for layer in layers]
     nearest = [layer.errors(layer.nearest()).sum() for layer in layers]
     assert np.mean(found) < 0.8 * np.mean(nearest)
@@ -202,7 +203,7 @@ def test_dead_channels_and_extreme_inputs(scale: float) -> None:
     layer = Layer.draw(5, 12, 6, 5)
     gram = layer.gram * scale
     gram[3], gram[:, 3] = 0, 0
-    found = round_by_error(layer.weight, gram, layer.steps, 127)
+    found = replace(layer, gram=gram).round()
     nearest = layer.nearest()
     assert np.abs(found.astype(int)).max() <= 127
     np.testing.assert_array_equal(found[3], nearest[3])  # nothing reads it, nothing corrects it
@@ -214,26 +215,23 @@ def test_dead_channels_and_extreme_inputs(scale: float) -> None:
 
 
 def weighted_error(layer: Layer, moments: Doubles, steps: Floats) -> Doubles:
-    """The error of nearest rounding by group and column [G, N], input channels by `moments`."""
-    rows = Layer(layer.weight, layer.gram, steps, layer.last)
+    """The error of nearest rounding by block and column, input channels by `moments`."""
+    rows = Layer(layer.weight, layer.gram, steps, layer.last, layer.block_size)
     lost = np.square(rows.nearest() * rows.row_steps - layer.weight) * moments[:, None]
-    size = -(-len(lost) // len(steps))
-    parts = [lost[start : start + size].sum(axis=0) for start in range(0, len(lost), size)]
-    parts += [np.zeros(lost.shape[1])] * (len(steps) - len(parts))
-    return np.array(parts)
+    size = layer.block_size or len(lost)
+    return np.array([lost[start : start + size].sum(axis=0) for start in range(0, len(lost), size)])
 
 
 @settings(max_examples=60, deadline=None)
 @given(layer=LAYERS)
 def test_steps_are_never_worse_than_without_clipping(layer: Layer) -> None:
-    """Also where the groups do not divide the channels, and in each group of each column alone."""
+    """Also where the blocks do not divide the channels, and in each block of each column alone."""
     moments = np.diag(layer.gram)
-    groups, columns = layer.steps.shape
-    size = -(-len(layer.weight) // groups)
-    whole = np.ones((groups, columns), np.float32)
-    for group in range(groups):
-        peaks = np.abs(layer.weight[group * size : (group + 1) * size]).max(axis=0, initial=0)
-        whole[group] = np.where(peaks > 0, peaks / layer.last, 1)
+    size = layer.block_size or len(layer.weight)
+    whole = np.ones_like(layer.steps)
+    for block in range(len(whole)):
+        peaks = np.abs(layer.weight[block * size : (block + 1) * size]).max(axis=0, initial=0)
+        whole[block] = np.where(peaks > 0, peaks / layer.last, 1)
     assert (layer.steps <= whole).all()
     assert (layer.steps >= whole * 0.75).all()
     found = weighted_error(layer, moments, layer.steps)
@@ -261,16 +259,16 @@ def test_the_weights_that_are_read_most_decide_the_step() -> None:
     assert choose_steps(weight, moments, 7)[0, 0] == pytest.approx(1.3 / 7)
 
 
-@pytest.mark.parametrize("groups", [1, 3, 4])
-def test_zeros_have_a_step(groups: int) -> None:
+@pytest.mark.parametrize(("size", "blocks"), [(None, 1), (4, 3), (3, 4)])
+def test_zeros_have_a_step(size: int | None, blocks: int) -> None:
     weight = np.zeros((10, 3), np.float32)
     weight[:, 1] = np.linspace(-1, 1, 10)
     for moments in (np.ones(10), np.zeros(10)):
-        steps = choose_steps(weight, moments, 127, groups)
-        assert steps.shape == (groups, 3)
+        steps = choose_steps(weight, moments, 127, size)
+        assert steps.shape == (blocks, 3)
         assert steps.dtype == np.float32
         np.testing.assert_array_equal(steps[:, [0, 2]], 1)
         assert (steps[:, 1] > 0).all()
-        integers = round_by_error(weight, np.diag(moments), steps, 127)
+        integers = round_by_error(weight, np.diag(moments), steps, 127, size)
         assert not integers[:, [0, 2]].any()
         assert integers[:, 1].any()

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
+from affines import affines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -16,7 +18,14 @@ from regcache.compiler import rounding
 from regcache.compiler.calibration import observe, site_statistics
 from regcache.compiler.quantizer import Calibrator, Quantizer
 from regcache.compiler.rounding import LayerInput, Rounded, round_weights
-from regcache.compiler.targets import Simulation, Target, TargetName, resolve_target, simulate
+from regcache.compiler.targets import (
+    Precision,
+    Simulation,
+    Target,
+    TargetName,
+    resolve_target,
+    simulate,
+)
 from regcache.passes.affine import Affine
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import EncoderView, Linear, Site
@@ -29,6 +38,8 @@ Doubles = NDArray[np.float64]
 U8S8 = resolve_target(TargetName.ORT_CPU, u8s8_saturates=False)
 S8S8 = resolve_target(TargetName.TENSORRT, u8s8_saturates=False)
 TARGETS = {"u8s8": U8S8, "s8s8": S8S8, "w4a4": simulate(U8S8, Simulation.W4A4)}
+W4A16 = resolve_target(TargetName.ORT_CPU, u8s8_saturates=False, precision=Precision.W4A16)
+FP8 = resolve_target(TargetName.TENSORRT, u8s8_saturates=False, precision=Precision.FP8)
 SPELLED = {"separate": Spec(), "fused": Spec(qkv="fused"), "swiglu": Spec(activation="swiglu")}
 IMAGES = 24
 
@@ -67,7 +78,7 @@ class Case:
         yield from np.array_split(self.images, 5)
 
     def round(self, **more: int) -> Rounded:
-        options = {"images": len(self.images), "bits": self.target.weight_bits, "threads": 1}
+        options: dict[str, Any] = {"images": len(self.images), "target": self.target, "threads": 1}
         path = self.folder / "rounded.onnx"
         return round_weights(
             self.graph, self.view.sites, self.scales, self.batches, path, **options | more
@@ -104,7 +115,7 @@ def make_case(folder: Path, spec: Spec | None = None, target: str = "u8s8") -> C
     for name in names:
         statistics[name].update(seen[name].tokens)
     quantizer = Quantizer(TARGETS[target], Calibrator.OUTPUT_ERROR)
-    scales = quantizer.scales(view.sites, statistics)
+    scales = affines(quantizer.scales(view.sites, statistics))
     return Case(graph, view, images, seen, scales, quantizer.target, folder)
 
 
@@ -161,7 +172,7 @@ def test_more_passes_find_the_same(
     monkeypatch.setattr(rounding, "_BYTES", budget)
     parted = round_weights(
         case.graph, case.view.sites, case.scales, batches, tmp_path / "again.onnx",
-        images=IMAGES, threads=1,
+        images=IMAGES, target=case.target, threads=1,
     )  # fmt: skip
     assert len(passes) == (len(case.view.sites) if budget == 1 else 3)
     assert_same(parted, whole)
@@ -182,7 +193,7 @@ def test_sites_without_a_scale_are_left_alone(tmp_path: Path) -> None:
     scales = {site.tensor.name: case.scales[site.tensor.name] for site in some}
     parted = round_weights(
         case.graph, case.view.sites, scales, case.batches, tmp_path / "some.onnx",
-        images=IMAGES, threads=1,
+        images=IMAGES, target=case.target, threads=1,
     )  # fmt: skip
     names = {linear.name for site in some for linear in site.linears}
     weights = {name: whole.weights[name] for name in names}

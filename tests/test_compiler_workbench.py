@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
+from affines import affines
 from numpy.typing import NDArray
 from running import run_graph
 from test_passes_canonicalize import SPELLINGS
@@ -88,7 +89,7 @@ class Case:
         if target.activation_bits is None:
             return RoundWeights(target.weight_bits)
         chosen = self.study.quantizer.scales(view_encoder(graph).sites, self.statistics(graph))
-        return QuantizeLinears(chosen, target.weight_dtype, target.weight_bits)
+        return QuantizeLinears(affines(chosen), target.weight_dtype, target.weight_bits)
 
     def statistics(self, graph: gs.Graph) -> dict[str, SiteStatistics]:
         """Of the activations of the whole graph in float, on all `fit` images at once."""
@@ -196,7 +197,7 @@ def test_references_are_the_float_encoder(case: Case) -> None:
 def test_scales_are_those_of_all_images_at_once(case: Case) -> None:
     found, step = workbench(case.study).scales, case.step(case.graph)
     assert isinstance(step, QuantizeLinears)
-    assert_scales(found, step.activations)
+    assert_scales(affines(found), step.activations)
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -370,8 +371,8 @@ def test_a_flattened_mlp_shows_all_its_tokens() -> None:
     assert found.keys() != workbench(case.study).scales.keys()
     for block in view_encoder(flat).blocks:
         assert len(block.mlp.fc2.input.shape) == 2
-    wanted = {name.removesuffix("/flat"): scale for name, scale in found.items()}
-    assert_scales(workbench(case.study).scales, wanted)
+    wanted = {name.removesuffix("/flat"): scale for name, scale in affines(found).items()}
+    assert_scales(affines(workbench(case.study).scales), wanted)
 
 
 def flatten(graph: gs.Graph, block: Block) -> None:
@@ -424,7 +425,7 @@ def test_scales_have_the_bits_of_the_simulation(simulation: Simulation) -> None:
         view, statistics = view_encoder(case.graph), case.statistics(case.graph)
         for calibrator in Calibrator:
             quantizer = Quantizer(narrow, calibrator)
-            scales = quantizer.scales(view.sites, statistics)
+            scales = affines(quantizer.scales(view.sites, statistics))
             step = quantizer.step(scales)
             if activations is None:
                 assert not quantizer.quantizes_activations
@@ -447,11 +448,12 @@ def test_few_bits_clip_where_that_disturbs_the_layers_least(
     case = make_case()
     sites, statistics = view_encoder(case.graph).sites, case.statistics(case.graph)
     quantizer = Quantizer(simulate(target, simulation))
-    scales = quantizer.scales(sites, statistics)
+    scales = affines(quantizer.scales(sites, statistics))
     clipped = 0
     for site in sites:
         seen = statistics[site.tensor.name]
-        whole = replace(quantizer, calibrator=Calibrator.MIN_MAX).scales([site], statistics)
+        min_max = replace(quantizer, calibrator=Calibrator.MIN_MAX)
+        whole = affines(min_max.scales([site], statistics))
         chosen, tried = scales[site.tensor.name], whole[site.tensor.name]
         error, first = (output_error(scale, seen, site) for scale in (chosen, tried))
         for share in np.linspace(0.95, 0.25, 15):

@@ -90,9 +90,41 @@ class Observed:
         """Largest value of any channel."""
         return float(self.highs.max())
 
+    def shifted(self, shifts: Floats) -> "Observed":
+        """The same activation with `shifts` [K] taken off its channels."""
+        return Observed(self.lows - shifts, self.highs - shifts, self.rows - shifts)
+
     def divided(self, factors: Floats) -> "Observed":
         """The same activation with its channels divided by positive `factors` [K]."""
         return Observed(self.lows / factors, self.highs / factors, self.rows / factors)
+
+
+class Halved(Protocol):
+    """What every other image showed of an activation: what one half suggests the other tries."""
+
+    @property
+    def observed(self) -> tuple[Observed, ...]:
+        """What each half saw; one alone where there was a single image."""
+
+    @property
+    def whole(self) -> Observed:
+        """What all images together show."""
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Halves whose images have all been seen."""
+
+    observed: tuple[Observed, ...]
+
+    @property
+    def whole(self) -> Observed:
+        """What all images together show."""
+        return Observed(
+            np.min([half.lows for half in self.observed], axis=0),
+            np.max([half.highs for half in self.observed], axis=0),
+            np.concatenate([half.rows for half in self.observed]),
+        )
 
 
 @dataclass
@@ -122,12 +154,7 @@ class HalvedStatistics:
     @property
     def whole(self) -> Observed:
         """What all images together show."""
-        seen = self.observed
-        return Observed(
-            np.min([half.lows for half in seen], axis=0),
-            np.max([half.highs for half in seen], axis=0),
-            np.concatenate([half.rows for half in seen]),
-        )
+        return Halves(self.observed).whole
 
 
 def observe(

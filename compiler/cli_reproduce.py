@@ -137,5 +137,5 @@ def _simulation(text: str) -> Simulation:
 def _calibrator(text: str) -> Calibrator:
     if text not in list(Calibrator):
         names = " or ".join(Calibrator)
-        raise InputError(f"--calibrators {text!r}: must be {names}, or both with a comma between")
+        raise InputError(f"--calibrators {text!r}: must be {names}, or some with commas between")
     return Calibrator(text)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration import HalvedStatistics, Observed
-from regcache.compiler.quantizer import Quantizer
+from regcache.compiler.calibration import Halved, Observed
+from regcache.compiler.quantizer import Quantizer, Scale
 from regcache.compiler.rounding import nearest_blocks
 from regcache.compiler.targets import Target
 from regcache.passes.encoder import EncoderView, Site
@@ -24,7 +24,7 @@ _SMOOTH_EXPONENTS = (0.5, 0.6, 0.75, 0.9)
 # AWQ's exponents of a channel's mean magnitude, where only weights are rounded (arXiv 2306.00978).
 _MEAN_EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 # A gain has to be larger than chance, and larger yet where it costs a node.
-_LEAST_GAIN, _LEAST_GAIN_OF_A_NODE = 0.02, 0.10
+LEAST_GAIN, LEAST_GAIN_OF_A_NODE = 0.02, 0.10
 # A channel that is nearly always zero must not be blown up.
 _LEAST_RANGE = 1e-3
 
@@ -68,7 +68,7 @@ class Equalization:
 
 
 def choose_equalizations(
-    view: EncoderView, statistics: Mapping[str, HalvedStatistics], quantizer: Quantizer
+    view: EncoderView, statistics: Mapping[str, Halved], quantizer: Quantizer
 ) -> dict[str, Equalization]:
     """Where evening out the channels helps, by the activation's name.
 
@@ -91,21 +91,20 @@ def choose_equalizations(
     return found
 
 
-def _choose(
-    site: Site, seen: HalvedStatistics, quantizer: Quantizer, *, free: bool
-) -> Equalization | None:
+def _choose(site: Site, seen: Halved, quantizer: Quantizer, *, free: bool) -> Equalization | None:
     rules = _rules(quantizer, free=free)
     if not rules:
         return None
     weights = [linear.weight for linear in site.linears]
     weight = np.concatenate(weights, axis=1) if len(weights) > 1 else weights[0]
     fit, other = seen.observed
-    plain = _error(np.ones(len(weight), np.float32), weight, fit, other, quantizer)
+    plain = rounding_error(np.ones(len(weight), np.float32), weight, fit, other, quantizer)
     errors = {
-        rule: _error(rule.factors(fit, weight), weight, fit, other, quantizer) for rule in rules
+        rule: rounding_error(rule.factors(fit, weight), weight, fit, other, quantizer)
+        for rule in rules
     }
     best = min(rules, key=lambda rule: errors[rule])
-    gain = _LEAST_GAIN if free else _LEAST_GAIN_OF_A_NODE
+    gain = LEAST_GAIN if free else LEAST_GAIN_OF_A_NODE
     if not errors[best] < plain * (1 - gain):
         return None
     return Equalization(best, best.factors(seen.whole, weight), errors[best] / plain)
@@ -120,16 +119,25 @@ def _rules(quantizer: Quantizer, *, free: bool) -> list[Rule]:
     return rules
 
 
-def _error(
-    factors: Floats, weight: Floats, fit: Observed, other: Observed, quantizer: Quantizer
+def rounding_error(
+    factors: Floats,
+    weight: Floats,
+    fit: Observed,
+    other: Observed,
+    quantizer: Quantizer,
+    scale: Scale | None = None,
 ) -> float:
-    """||Q(X / f) Q(f W) - X W||^2 on the rows of `other`, with the range that `fit` suggests."""
+    """||Q(X / f) Q(f W) - X W||^2 on the rows of `other`, but for the mean: biases make that good.
+
+    With the given scale, or the one that `fit` suggests.
+    """
     scaled = np.asarray(weight * factors[:, None], np.float32)
     rows = other.rows / factors
     if quantizer.quantizes_activations:
-        rows = quantizer.scale([scaled], fit.divided(factors)).round_trip(rows)
+        scale = scale or quantizer.scale([scaled], fit.divided(factors))
+        rows = scale.round_trip(rows)
     difference = rows @ _rounded(scaled, quantizer.target) - other.rows @ weight
-    return float(np.square(difference, dtype=np.float64).sum())
+    return float(np.square(difference - difference.mean(axis=0), dtype=np.float64).sum())
 
 
 def _rounded(weight: Floats, target: Target) -> Floats:
@@ -139,17 +147,3 @@ def _rounded(weight: Floats, target: Target) -> Floats:
         return nearest_blocks(weight, target.weight_bits, target.block_size).dequantized()
     nearest = quantize_weight(weight, target.weight_bits)
     return np.asarray(nearest.integers * nearest.scales, np.float32)
-
-
-def equalized_statistics(
-    view: EncoderView,
-    statistics: Mapping[str, HalvedStatistics],
-    equalizations: Mapping[str, Equalization],
-    equalized: EncoderView,
-) -> dict[str, Observed]:
-    """What the `equalized` encoder's activations are, by the names they have there."""
-    found = {}
-    for before, after in zip(view.sites, equalized.sites, strict=True):
-        seen, chosen = statistics[before.tensor.name].whole, equalizations.get(before.tensor.name)
-        found[after.tensor.name] = seen if chosen is None else seen.divided(chosen.factors)
-    return found

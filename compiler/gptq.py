@@ -84,7 +84,7 @@ def choose_steps(
     largest = np.where(peaks > 0, peaks / np.float32(-lowest), np.float32(1)).astype(np.float32)
     largest = np.maximum(largest, np.float32(_TINY))
     if -lowest > last:
-        largest = np.where(blocks.max(axis=1) >= peaks, -largest, largest)
+        largest = np.where((peaks > 0) & (blocks.max(axis=1) >= peaks), -largest, largest)
     best, least = largest.copy(), np.full(largest.shape, np.inf, np.float32)
     for clip in _CLIPS:
         steps = (largest * np.float32(clip))[:, None]
@@ -105,8 +105,9 @@ def refit_steps(
 ) -> Floats:
     """The steps [blocks, N] with which given integers [K, N] disturb X W least.
 
-    The normal equations of each output channel, one unknown for each block of input channels; a
-    block that is rounded to zeros, or would change its sign, keeps its step.
+    The normal equations of each output channel, one unknown for each block of input channels. A
+    block that is rounded to zeros keeps its step; so do all of a channel where one would change
+    its sign, for the others were solved along with it.
     """
     damped, starts = _damped(gram, damping), np.arange(0, len(weight), block_size)
     found = steps.copy()
@@ -123,7 +124,8 @@ def refit_steps(
         diagonal += np.where(diagonal > 0, diagonal * _RIDGE, 1.0)
         refitted = np.linalg.solve(matrix, wanted.T[..., None])[..., 0].T
         kept = steps[:, part]
-        found[:, part] = np.where(refitted * kept > 0, refitted, kept)
+        signs = np.sign(refitted) * np.sign(kept)
+        found[:, part] = np.where((signs > 0) & (signs >= 0).all(axis=0), refitted, kept)
     return found
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from regcache.compiler.calibration import stream_ranges
 from regcache.compiler.comparison import compare
+from regcache.compiler.equalized import Equalized
 from regcache.compiler.manifest import (
     CalibrationRecord,
     CompileOptions,
@@ -24,7 +25,7 @@ from regcache.compiler.manifest import (
 )
 from regcache.compiler.placement import Placement
 from regcache.compiler.prepare import FloatEncoder, prepare
-from regcache.compiler.quantization import Equalized, Finisher, in_half
+from regcache.compiler.quantization import Finisher, in_half
 from regcache.compiler.quantizer import Quantizer
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.speed_check import check_speed

@@ -1,18 +1,18 @@
 """From a float encoder to accurate int8: equalize, place, choose ranges, round, correct."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.attention import attention_scales
-from regcache.compiler.calibration import HalvedStatistics, Observed
+from regcache.compiler.calibration import Halved
 from regcache.compiler.curation import SearchOptions, UnsearchableError, measure_sensitivity
 from regcache.compiler.curation_record import SensitivityRecord
-from regcache.compiler.equalization import choose_equalizations, equalized_statistics
-from regcache.compiler.manifest import AttentionChoice, CompileOptions, PassRecord, Rounding
+from regcache.compiler.equalized import Equalized, as_it_is, equalize_encoder
+from regcache.compiler.manifest import AttentionChoice, CompileOptions, Rounding
 from regcache.compiler.placement import Placement, place_int8
 from regcache.compiler.prepare import FloatEncoder
 from regcache.compiler.quantizer import Quantizer, Scale
@@ -25,8 +25,6 @@ from regcache.compiler.targets import runs_integers
 from regcache.passes.base import Pass, run
 from regcache.passes.correct_bias import CorrectBias
 from regcache.passes.encoder import Site
-from regcache.passes.equalize import Equalize
-from regcache.passes.find_blocks import view_encoder
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.pack_weights import PackWeights
 from regcache.passes.quantize_attention import QuantizeAttention
@@ -48,19 +46,6 @@ def in_half(options: CompileOptions) -> bool:
 
 
 @dataclass(frozen=True)
-class Equalized:
-    """An encoder with its channels evened out, and what calibration would see in it.
-
-    `how`: what was done to a site, by the site's name.
-    """
-
-    encoder: FloatEncoder
-    statistics: dict[str, Observed]
-    how: dict[str, str]
-    logs: list[PassRecord]
-
-
-@dataclass(frozen=True)
 class Finisher:
     """Quantizes float encoders the way that the options ask for.
 
@@ -74,24 +59,11 @@ class Finisher:
     search: SearchOptions
     reporter: Reporter
 
-    def equalize(
-        self, encoder: FloatEncoder, statistics: Mapping[str, HalvedStatistics]
-    ) -> Equalized:
-        """Even out the channels where that helps; the encoder computes the same."""
-        wanted = self.options.equalize
-        chosen = choose_equalizations(encoder.view, statistics, self.quantizer) if wanted else {}
-        step = Equalize({name: one.factors for name, one in chosen.items()})
-        result = run(step, encoder.graph)
-        tensors = {site.name: site.tensor.name for site in encoder.view.sites}
-        done = {tensors[edit.site]: edit for edit in result.log.edits}
-        chosen = {name: chosen[name] for name in done}
-        equalized = replace(encoder, graph=result.graph, view=view_encoder(result.graph))
-        return Equalized(
-            equalized,
-            equalized_statistics(encoder.view, statistics, chosen, equalized.view),
-            {edit.site: f"{chosen[name].rule}, {edit.what}" for name, edit in done.items()},
-            [pass_record(Equalize.name, result.log)] if chosen else [],
-        )
+    def equalize(self, encoder: FloatEncoder, statistics: Mapping[str, Halved]) -> Equalized:
+        """Move channels and even them out where that helps; the encoder computes the same."""
+        if not self.options.equalize:
+            return as_it_is(encoder, statistics)
+        return equalize_encoder(encoder, statistics, self.quantizer)
 
     def place(self, equalized: Equalized, known: Sequence[SensitivityRecord]) -> Placement:
         """Which linears stay float. `known`: this encoder's sensitivity, where it was measured."""
@@ -114,7 +86,9 @@ class Finisher:
         """
         encoder = equalized.encoder
         sites = [site for site in encoder.view.sites if site.name not in placement.left_float]
+        names = {site.tensor.name for site in sites}
         scales = self.quantizer.scales(sites, equalized.statistics)
+        scales |= {name: one for name, one in equalized.scales.items() if name in names}
         if self.quantizer.target.block_size is not None:
             rounded = self._pack(encoder, sites)
             steps: list[Pass] = [CorrectBias(rounded.biases), PackWeights(rounded.blocks)]

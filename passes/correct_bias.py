@@ -44,7 +44,7 @@ class CorrectBias:
         for linear in view_encoder(graph).linears:
             correction = self.corrections.get(linear.name)
             if correction is not None:
-                edits.append(Edit(linear.name, _correct(graph, linear, correction)))
+                edits.append(Edit(linear.name, add_to_bias(graph, linear, correction)))
         return Log(tuple(edits))
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
@@ -57,7 +57,8 @@ class CorrectBias:
         assert len(after.nodes) == len(before.nodes) + added
 
 
-def _correct(graph: gs.Graph, linear: Linear, correction: Floats) -> str:
+def add_to_bias(graph: gs.Graph, linear: Linear, correction: Floats) -> str:
+    """Add a correction [N] to a linear's bias, or give it one; returns which for a log."""
     add = linear.bias_add
     if add is not None:
         slot = next(slot for slot, item in enumerate(add.inputs) if is_constant(item))

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
 from regcache.passes.encoder import EncoderView, Site
-from regcache.passes.equalize_sources import Source, find_source
+from regcache.passes.equalize_sources import Source, find_source, refusal
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.walk import is_output
 
 Floats = NDArray[np.float32]
 
@@ -60,7 +59,9 @@ class Equalize:
             if factors is None:
                 continue
             source = find_source(view, site)
-            reason = _refusal(view, site, source)
+            reason = refusal(view, site)
+            if not source.free and not site.name.endswith((".out", ".fc2")):
+                reason = "its norm is read elsewhere"
             if reason is not None:
                 skips.append(Skip(site.name, reason))
                 continue
@@ -81,19 +82,6 @@ class Equalize:
 def foldable(view: EncoderView, site: Site) -> bool:
     """Whether equalizing the activation adds no node to the graph."""
     return find_source(view, site).free
-
-
-def _refusal(view: EncoderView, site: Site, source: Source) -> str | None:
-    if any(linear.quantized for linear in site.linears):
-        return "quantized already"
-    readers = {id(linear.matmul) for linear in site.linears}
-    if any(id(node) not in readers for node in site.tensor.outputs):
-        return "its activation is read elsewhere"
-    if is_output(view.graph, site.tensor):
-        return "its activation is an output of the graph"
-    if not source.free and not site.name.endswith((".out", ".fc2")):
-        return "its norm is read elsewhere"
-    return None
 
 
 def _multiply_weights(site: Site, source: Source, factors: Floats) -> None:

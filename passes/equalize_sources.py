@@ -1,5 +1,6 @@
 """What makes an activation, as far as a division of its channels can go into it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,9 +42,21 @@ class Source(Protocol):
         """Make the activation [..., K] divided by `factors` [K]."""
 
 
+def refusal(view: EncoderView, site: Site) -> str | None:
+    """Why an activation cannot be changed together with the linears that read it; None: it can."""
+    if any(linear.quantized for linear in site.linears):
+        return "quantized already"
+    readers = {id(linear.matmul) for linear in site.linears}
+    if any(id(node) not in readers for node in site.tensor.outputs):
+        return "its activation is read elsewhere"
+    if is_output(view.graph, site.tensor):
+        return "its activation is an output of the graph"
+    return None
+
+
 def find_source(view: EncoderView, site: Site) -> Source:
     """What makes a site's activation; an explicit Mul where nothing else can take the factors."""
-    norm = _norm_behind(view.graph, site)
+    norm = norm_behind(view.graph, site)
     if norm is not None:
         return _Norm(site.tensor, norm)
     product = producer(site.tensor)
@@ -51,13 +64,13 @@ def find_source(view: EncoderView, site: Site) -> Source:
         return _Factors(site.tensor, product)
     for block in view.blocks:
         if site.linears[0] is block.attention.out:
-            value = _value_behind(view, block.index)
+            value = value_behind(view, site)
             return value or _Explicit(site.tensor, site.name)
         if site.linears[0] is block.mlp.fc2 and len(block.mlp.fc1) == 2:
             up = block.mlp.fc1[1]
             gated = product is not None and up.output in product.inputs and product.op == "Mul"
             if gated and _divisible(view.graph, up):
-                return _Columns(site.tensor, up, slice(None), (), "folded into the up projection")
+                return Columns(site.tensor, up, slice(None), (), "folded into the up projection")
     return _Explicit(site.tensor, site.name)
 
 
@@ -93,7 +106,7 @@ class _Factors:
 
 
 @dataclass
-class _Columns:
+class Columns:
     """A linear whose `columns` are the channels, and registers that join it on the way."""
 
     activation: gs.Variable
@@ -111,12 +124,16 @@ class _Columns:
         if bias is not None and self.linear.bias_add is not None:
             add = self.linear.bias_add
             add.inputs[add.inputs.index(bias)] = _divided(bias, whole, f"{self.linear.name}/bias")
+        self.change_registers(np.divide, factors)
+
+    def change_registers(self, change: Callable[[Floats, Floats], Floats], vector: Floats) -> None:
+        """Let registers in V [..., heads, R, head_dim] be `change` of them and a vector [K]."""
         for node, slot in self.registers:
             old = node.inputs[slot]
-            # [..., heads, R, head_dim]: channels are head by head.
-            by_head = factors.reshape(old.values.shape[1], 1, -1)
-            new = np.asarray(old.values / by_head, np.float32)
-            node.inputs[slot] = gs.Constant(f"{old.name}/equalized", new)
+            # Channels are head by head.
+            by_head = vector.reshape(old.values.shape[1], 1, -1)
+            new = np.asarray(change(old.values, by_head), np.float32)
+            node.inputs[slot] = gs.Constant(f"{old.name}/changed", new)
 
 
 @dataclass
@@ -138,7 +155,7 @@ class _Explicit:
         graph.nodes.append(gs.Node("Mul", name, {}, [self.tensor, factor], [self.activation]))
 
 
-def _norm_behind(graph: gs.Graph, site: Site) -> gs.Node | None:
+def norm_behind(graph: gs.Graph, site: Site) -> gs.Node | None:
     """The norm that makes the activation and nothing else; None where there is none."""
     channels, tensor = site.linears[0].weight_shape[0], site.tensor
     node = producer(tensor)
@@ -167,9 +184,12 @@ def _divisible(graph: gs.Graph, linear: Linear) -> bool:
     return all(_read_once(graph, item) for item in (linear.matmul.outputs[0], linear.output))
 
 
-def _value_behind(view: EncoderView, index: int) -> _Columns | None:
-    """The value projection of a block whose output reaches the output projection unmixed."""
-    attention, graph = view.blocks[index].attention, view.graph
+def value_behind(view: EncoderView, site: Site) -> Columns | None:
+    """The value projection whose output reaches an output projection's site unmixed."""
+    (attention,) = (
+        block.attention for block in view.blocks if block.attention.out is site.linears[0]
+    )
+    graph = view.graph
     channels, heads = attention.out.weight_shape[0], view.heads
     context = attention.context.outputs[0]
     if channels != heads * view.head_dim or not _moved(graph, attention.out.input, context):
@@ -183,12 +203,12 @@ def _value_behind(view: EncoderView, index: int) -> _Columns | None:
             continue
         if linear.name.endswith(".v") and linear.weight_shape[1] == channels:
             if _moved(graph, tensor, linear.output):
-                return _Columns(attention.out.input, linear, slice(None), registers)
+                return Columns(attention.out.input, linear, slice(None), registers)
         elif linear.name.endswith(".qkv"):
             thirds = packed_thirds(linear)
             if thirds is not None and _moved(graph, tensor, thirds[2]):
                 last = slice(2 * channels, 3 * channels)
-                return _Columns(attention.out.input, linear, last, registers)
+                return Columns(attention.out.input, linear, last, registers)
     return None
 
 

@@ -19,8 +19,8 @@ from regcache.passes.walk import (
     is_linear,
     linears_behind,
     producer,
+    skip_affine,
     skip_back,
-    skip_factors,
     upstream,
 )
 
@@ -148,7 +148,7 @@ def _projections(roots: Sequence[gs.Node], prefix: str) -> tuple[Linear, ...]:
 
 
 def _linear_after(context: gs.Node, name: str) -> Linear:
-    passed = SHAPE_OPS | NORMS | {"Mul"}
+    passed = SHAPE_OPS | NORMS | {"Add", "Mul"}
     for node in downstream(context.outputs[0], passed):
         if is_linear(node):
             return _as_linear(node, name)
@@ -219,7 +219,7 @@ def _linears_before_activation(tensor: gs.Tensor) -> list[gs.Node]:
 def _activation(fc1: Sequence[Linear], fc2: Linear) -> str:
     if len(fc1) == 2:
         return "swiglu"
-    name = identify_activation(fc1[0].output, skip_factors(fc2.input))
+    name = identify_activation(fc1[0].output, skip_affine(fc2.input))
     if name is not None:
         return name
     # One packed linear that is split into gate and value has twice fc2's inputs.

@@ -116,13 +116,16 @@ def skip_back(tensor: gs.Tensor, ops: frozenset[str] = SHAPE_OPS) -> gs.Tensor:
         (tensor,) = data_inputs(node)
 
 
-def skip_factors(tensor: gs.Tensor) -> gs.Tensor:
-    """The tensor before a Mul by one constant per channel; itself where there is none."""
-    node = producer(tensor)
-    if node is None or node.op != "Mul":
-        return tensor
-    vectors = [item for item in node.inputs if is_constant(item) and item.values.size > 1]
-    return data_inputs(node)[0] if len(vectors) == 1 else tensor
+def skip_affine(tensor: gs.Tensor) -> gs.Tensor:
+    """The tensor before Adds and Muls of one constant per channel; itself where there is none."""
+    while True:
+        node = producer(tensor)
+        if node is None or node.op not in {"Add", "Mul"}:
+            return tensor
+        vectors = [item for item in node.inputs if is_constant(item) and item.values.size > 1]
+        if len(vectors) != 1:
+            return tensor
+        tensor = data_inputs(node)[0]
 
 
 def downstream(tensor: gs.Tensor, ops: frozenset[str]) -> Iterator[gs.Node]:

@@ -37,11 +37,15 @@ INTEGERS = hnp.arrays(
 )
 
 
-def block_weight(rows: int, columns: int, block_size: int = 32, seed: int = 0) -> BlockWeight:
+def block_weight(
+    rows: int, columns: int, block_size: int = 32, seed: int = 0, bits: int = 4
+) -> BlockWeight:
     """Random integers and scales: nothing that rounding a real weight could hide behind."""
-    random = np.random.default_rng(seed)
-    steps = random.uniform(0.02, 0.1, (-(-rows // block_size), columns)).astype(np.float32)
-    return BlockWeight(random.integers(-8, 8, (rows, columns), np.int8), steps, block_size)
+    random, half = np.random.default_rng(seed), 2 ** (bits - 1)
+    shape = (-(-rows // block_size), columns)
+    steps = random.uniform(0.02, 0.1, shape) * random.choice([-1, 1], shape) * 8 / half
+    integers = random.integers(-half, half, (rows, columns), np.int8)
+    return BlockWeight(integers, steps.astype(np.float32), block_size, bits)
 
 
 def rounded(weight: NDArray[np.float32], block_size: int = 32) -> BlockWeight:
@@ -49,13 +53,16 @@ def rounded(weight: NDArray[np.float32], block_size: int = 32) -> BlockWeight:
     starts = range(0, len(weight), block_size)
     peaks = [np.abs(weight[start : start + block_size]).max(axis=0) for start in starts]
     steps = (np.stack(peaks) / 7).astype(np.float32)
-    every = np.repeat(steps, block_size, axis=0)[: len(weight)]
-    return BlockWeight(np.rint(weight / every).astype(np.int8), steps, block_size)
+    integers = np.rint(weight / np.repeat(steps, block_size, axis=0)[: len(weight)])
+    return BlockWeight(integers.astype(np.int8), steps, block_size)
 
 
-def block_weights(graph: gs.Graph, block_size: int = 32) -> dict[str, BlockWeight]:
+def block_weights(
+    graph: gs.Graph, block_size: int = 32, bits: tuple[int, ...] = (4,)
+) -> dict[str, BlockWeight]:
+    """One for each linear, with `bits` in turn."""
     return {
-        linear.name: block_weight(*linear.weight_shape, block_size, seed)
+        linear.name: block_weight(*linear.weight_shape, block_size, seed, bits[seed % len(bits)])
         for seed, linear in enumerate(view_encoder(graph).linears)
     }
 
@@ -106,18 +113,37 @@ def test_each_integer_has_its_half_of_a_byte_and_its_scale(
                 assert integer == 0
 
 
+@given(
+    integers=hnp.arrays(np.int8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)),
+    block_size=st.sampled_from([16, 32, 64]),
+)
+def test_integers_of_8_bits_have_a_byte_each(integers: NDArray[np.int8], block_size: int) -> None:
+    rows, columns = integers.shape
+    blocks = -(-rows // block_size)
+    packed = pack_integers(integers, block_size, 8)
+    assert packed.dtype == np.uint8
+    assert packed.shape == (columns, blocks, block_size)
+    for column in range(columns):
+        for row in range(blocks * block_size):
+            integer = int(packed[column, row // block_size, row % block_size]) - 128
+            assert integer == (integers[row, column] if row < rows else 0)
+
+
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_the_graph_computes_the_encoder_with_the_integers(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
     graph = canonicalize(vit.model())
-    assert_computes_the_same(graph, block_weights(graph), vit.images(2))
+    weights = block_weights(graph, bits=(4, 8))
+    assert all((weight.scales < 0).any() for weight in weights.values())
+    assert_computes_the_same(graph, weights, vit.images(2))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128])
-def test_blocks_that_do_not_divide_the_input_channels(block_size: int) -> None:
+def test_blocks_that_do_not_divide_the_input_channels(block_size: int, bits: int) -> None:
     vit = TinyVit(Spec(width=42, hidden=75, depth=1))
     graph = canonicalize(vit.model())
-    assert_computes_the_same(graph, block_weights(graph, block_size), vit.images(3))
+    assert_computes_the_same(graph, block_weights(graph, block_size, (bits,)), vit.images(3))
 
 
 # so400m's MLP has 4,304 channels: 134 blocks of 32 and a half.
@@ -142,18 +168,22 @@ def test_edits_and_nothing_else(name: str) -> None:
     graph = canonicalize(TinyVit(SPELLINGS[name]).model())
     original = gs.export_onnx(graph).SerializeToString()
     linears = view_encoder(graph).linears
-    result = run(PackWeights(block_weights(graph)), graph)
-    edits = tuple(Edit(linear.name, "4 bits, blocks of 32") for linear in linears)
+    weights = block_weights(graph, bits=(4, 8))
+    result = run(PackWeights(weights), graph)
+    edits = tuple(
+        Edit(linear.name, f"{weights[linear.name].bits} bits, blocks of 32") for linear in linears
+    )
     assert (result.log.edits, result.log.skips) == (edits, ())
-    packed = {linear.matmul.name for linear in linears}
+    by_bits = {linear.matmul.name: weights[linear.name].bits for linear in linears}
     by_name = {node.name: node for node in graph.nodes}
     assert {node.name for node in result.graph.nodes} == by_name.keys()
     for node in result.graph.nodes:
         old = by_name[node.name]
         assert [t.name for t in node.outputs] == [t.name for t in old.outputs]
-        if node.name in packed:
+        if node.name in by_bits:
             assert (node.op, node.domain) == ("MatMulNBits", "com.microsoft")
             assert node.inputs[0].name == old.inputs[0].name
+            assert node.attrs["bits"] == by_bits[node.name]
             continue
         assert (node.op, node.domain, node.attrs) == (old.op, old.domain, old.attrs)
         for ours, theirs in zip(node.inputs, old.inputs, strict=True):
@@ -193,10 +223,11 @@ def test_linears_with_the_same_weight_share_its_constants() -> None:
     assert len({id(constant) for constant in packed}) == 2
 
 
-def test_a_saved_file_is_checked_small_and_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_saved_file_is_checked_small_and_runs(tmp_path: Path, bits: int) -> None:
     vit = TinyVit(Spec(width=64, hidden=256))
     graph = canonicalize(vit.model())
-    weights = block_weights(graph)
+    weights = block_weights(graph, bits=(bits,))
     packed = run(PackWeights(weights), graph).graph
     files = {"float": graph, "packed": packed}
     for name, one in files.items():
@@ -208,10 +239,11 @@ def test_a_saved_file_is_checked_small_and_runs(tmp_path: Path) -> None:
         ("", 20),
         ("com.microsoft", 1),
     }
-    # Half a byte for an integer and 4 / 32 for its scale, where the float weight has 4.
+    # Half a byte or one for an integer and 4 / 32 for its scale, where the float weight has 4.
     numbers = sum(weight.integers.size for weight in weights.values())
     sizes = {name: (tmp_path / f"{name}.onnx").stat().st_size for name in files}
-    assert sizes["float"] - sizes["packed"] == pytest.approx(numbers * (4 - 0.625), rel=0.02)
+    saved_bytes = numbers * (4 - 0.125 - bits / 8)
+    assert sizes["float"] - sizes["packed"] == pytest.approx(saved_bytes, rel=0.02)
     images = vit.images(2)
     wanted = run_graph(in_float(graph, weights), images, optimize=True)
     again = tmp_path / "again.onnx"
@@ -255,6 +287,7 @@ TOO_LARGE[3, 4], TOO_SMALL[3, 4] = 8, -9
         (FC1, {"block_size": -16}, "blocks of -16, not a power of two"),
         (FC1, {"integers": TOO_LARGE}, "integers from -8 to 8 do not fit"),
         (FC1, {"integers": TOO_SMALL}, "integers from -9 to 7 do not fit"),
+        (FC1, {"bits": 5}, "5 bits, not 4 or 8"),
         (FC1, {"scales": np.full_like(FITTING.scales, np.nan)}, "NaN or infinity"),
         (FC1, {"scales": np.full_like(FITTING.scales, np.inf)}, "NaN or infinity"),
     ],

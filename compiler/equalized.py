@@ -1,0 +1,105 @@
+"""An encoder with the channels of its activations moved and evened out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from regcache.compiler.calibration import Halved, Observed
+from regcache.compiler.equalization import Equalization, choose_equalizations
+from regcache.compiler.manifest import PassRecord
+from regcache.compiler.prepare import FloatEncoder
+from regcache.compiler.quantizer import Quantizer
+from regcache.compiler.shifting import Shift, choose_shifts, refine_shifts, shifted
+from regcache.compiler.stages import pass_record
+from regcache.passes.affine import Affine
+from regcache.passes.base import Pass, run
+from regcache.passes.encoder import EncoderView
+from regcache.passes.equalize import Equalize
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.shift_activations import ShiftActivations
+
+
+@dataclass(frozen=True)
+class Equalized:
+    """An encoder with its channels evened out, and what calibration would see in it.
+
+    `statistics`: by the names that activations have now. `scales`: those of activations that were
+    moved for one scale and no other. `how`: what was done to a site, by the site's name.
+    """
+
+    encoder: FloatEncoder
+    statistics: dict[str, Observed]
+    scales: dict[str, Affine]
+    how: dict[str, str]
+    logs: list[PassRecord]
+
+
+def equalize_encoder(
+    encoder: FloatEncoder, statistics: Mapping[str, Halved], quantizer: Quantizer
+) -> Equalized:
+    """Move channels and even them out where that helps; the encoder computes the same."""
+    view = encoder.view
+    shifts = choose_shifts(view, statistics, quantizer)
+    moved = dict(statistics)
+    for name, shift in shifts.items():
+        moved[name] = shifted(statistics[name], shift.values)
+    chosen = choose_equalizations(view, moved, quantizer)
+    shifts = refine_shifts(view, statistics, shifts, chosen, quantizer)
+    return _apply(encoder, statistics, shifts, chosen)
+
+
+def as_it_is(encoder: FloatEncoder, statistics: Mapping[str, Halved]) -> Equalized:
+    """The encoder unchanged."""
+    return _apply(encoder, statistics, {}, {})
+
+
+def _apply(
+    encoder: FloatEncoder,
+    statistics: Mapping[str, Halved],
+    shifts: Mapping[str, Shift],
+    chosen: Mapping[str, Equalization],
+) -> Equalized:
+    """Run the passes, sites by sites; what a pass refuses stays as it was."""
+    view, logs, how = encoder.view, list[PassRecord](), dict[str, list[str]]()
+    names = {site.name: site.tensor.name for site in view.sites}
+    seen = {site: statistics[name].whole for site, name in names.items()}
+    moves = {site: shifts[name] for site, name in names.items() if name in shifts}
+    scales = {site: chosen[name] for site, name in names.items() if name in chosen}
+
+    shifting = ShiftActivations({names[site]: one.values for site, one in moves.items()})
+    view, done = _run(shifting, view, logs)
+    for site, what in done.items():
+        seen[site] = seen[site].shifted(moves[site].values)
+        how.setdefault(site, []).append(f"{moves[site].name} taken off, {what}")
+
+    fixed = {site: moves[site].scale for site in done}
+    names = {site.name: site.tensor.name for site in view.sites}
+    equalizing = Equalize({names[site]: one.factors for site, one in scales.items()})
+    view, done = _run(equalizing, view, logs)
+    for site, what in done.items():
+        seen[site] = seen[site].divided(scales[site].factors)
+        how.setdefault(site, []).append(f"{scales[site].rule}, {what}")
+    fixed = {site: scale for site, scale in fixed.items() if site in done or site not in scales}
+
+    return Equalized(
+        replace(encoder, graph=view.graph, view=view),
+        {site.tensor.name: seen[site.name] for site in view.sites},
+        {
+            site.tensor.name: scale
+            for site in view.sites
+            if (scale := fixed.get(site.name)) is not None
+        },
+        {site: "; ".join(parts) for site, parts in how.items()},
+        logs,
+    )
+
+
+def _run(
+    step: Pass, view: EncoderView, logs: list[PassRecord]
+) -> tuple[EncoderView, dict[str, str]]:
+    """The view after a pass, and what it did by the name of the site."""
+    result = run(step, view.graph)
+    if result.log.edits or result.log.skips:
+        logs.append(pass_record(step.name, result.log))
+    if not result.changed:
+        return view, {}
+    return view_encoder(result.graph), {edit.site: edit.what for edit in result.log.edits}

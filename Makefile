@@ -28,11 +28,11 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-## Measure the figures of the README on the demo photographs.
-bench: $(INSTALLED)
-	$(BIN)/python examples/demo_photos.py $(DEMO)
+## Measure what compiling and its results cost, on the demo photographs.
+bench: demo
 	$(BIN)/python benchmarks/compile_cost.py sample:dinov2-small --images $(DEMO)/calibration
 	$(BIN)/python benchmarks/register_cost.py sample:dinov2-small
+	$(BIN)/python benchmarks/int8_speed.py $(DEMO)/artifact
 	$(BIN)/python benchmarks/curation_cost.py sample:dinov2-small --images $(DEMO)/calibration
 
 clean:

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from regcache.compiler.manifest import read_manifest
+from regcache.compiler.targets import runs_integers
 from regcache.export.onnx_file import OnnxFileSource, sidecar
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.preprocess import Preprocess
@@ -248,10 +249,13 @@ class Bench:
         images = [batch.images for batch in ImageFolder(list_images(calibration), recipe, 1)]
         return cls(model, np.concatenate(images), batches, embeddings)
 
-    def measure(self, quantized: Path) -> Figures:
-        """Raises InputError when the model cannot be run or has other outputs."""
+    def measure(self, quantized: Path, *, integers: bool = True) -> Figures:
+        """By ONNX Runtime's integer kernels, or without them as TensorRT would compute it.
+
+        Raises InputError when the model cannot be run or has other outputs.
+        """
         meter = ParityMeter()
-        with OrtSession(quantized) as session:
+        with OrtSession(quantized, integers=integers) as session:
             for batch, embedding in zip(self.evaluation, self.embeddings, strict=True):
                 names = [path.name for path in batch.paths]
                 meter.update([embedding], session.run(batch.images)[:1], names)
@@ -347,7 +351,8 @@ def measure_ours(artifact: Path, bench: Bench) -> Row:
     share = manifest.quantization.int8_share
     how = f"{manifest.options.target.value}, {share:.0%} int8"
     row = (f"regcache {artifact.name}", f"regcache {manifest.regcache}", how, True)
-    return Row(*row, figures=bench.measure(artifact / "model.onnx"))
+    integers = runs_integers(manifest.options.target)
+    return Row(*row, figures=bench.measure(artifact / "model.onnx", integers=integers))
 
 
 def _recipe(model: Path) -> Preprocess:

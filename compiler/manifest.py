@@ -28,7 +28,10 @@ class RegisterChoice(StrEnum):
 
 
 class Rounding(StrEnum):
-    """How weights become integers: by the error at the layer's output, or each to the nearest."""
+    """How weights become integers: by the error at the layer's output, or each to the nearest.
+
+    Only the first corrects biases: both come from the same pass over the images.
+    """
 
     GPTQ = "gptq"
     NEAREST = "nearest"
@@ -93,8 +96,10 @@ class CompileOptions(_Record):
 
     @property
     def share(self) -> float:
-        """`int8_share`, or the target's default."""
-        return default_int8_share(self.target) if self.int8_share is None else self.int8_share
+        """`int8_share`, or the target's default; all where other bit-widths are simulated."""
+        if self.int8_share is not None:
+            return self.int8_share
+        return 1.0 if self.simulate is not None else default_int8_share(self.target)
 
 
 class SourceRecord(_Record):
@@ -171,10 +176,12 @@ class SpeedRecord(_Record):
     """How fast the model is beside the float one, on ONNX Runtime on the machine that compiled.
 
     `integer_matmuls`: nodes that multiply integers in the graph as ONNX Runtime optimised it.
+    `ratios` are for the one who compiles: manifest.json leaves them out, so that the same input
+    gives the same bytes.
     """
 
     integer_matmuls: int
-    ratios: list[SpeedRatio]
+    ratios: list[SpeedRatio] = []
 
 
 class PassRecord(_Record):
@@ -186,7 +193,7 @@ class PassRecord(_Record):
 
 
 class Manifest(_Record):
-    """The content of manifest.json. `speed` is None where another runtime is the target."""
+    """The content of manifest.json. `speed` is None where ONNX Runtime is not the target."""
 
     format_version: Literal[3] = 3
     regcache: str
@@ -204,7 +211,7 @@ class Manifest(_Record):
 
     def write(self, folder: Path) -> None:
         """Write manifest.json into the artifact's folder."""
-        text = self.model_dump_json(indent=2) + "\n"
+        text = self.model_dump_json(indent=2, exclude={"speed": {"ratios"}}) + "\n"
         (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 

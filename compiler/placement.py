@@ -35,17 +35,19 @@ def place_int8(sites: Sequence[Site], damage: Mapping[str, float], least_share: 
     """Leave the sites in float that do the most damage per multiply-accumulate.
 
     `damage`: of each site, by name. At least `least_share` of the multiply-accumulates stays int8;
-    a site that would go below it is passed over. The Pareto points go on to everything in float.
+    a site that would go below it is passed over. The Pareto points go on to everything in float;
+    there are none where no damage was measured.
     """
     cost = {site.name: sum(_size(site)) for site in sites}
     order = sorted(cost, key=lambda name: -damage.get(name, 0.0) / cost[name])
     total = sum(cost.values())
-    pareto = [ParetoPoint(share=1.0, error=sum(damage.values()))]
-    for name in order:
+    pareto = [ParetoPoint(share=1.0, error=sum(damage.values()))] if damage else []
+    for name in order if damage else ():
         before = pareto[-1]
         share, error = before.share - cost[name] / total, before.error - damage.get(name, 0.0)
         pareto.append(ParetoPoint(share=max(share, 0.0), error=max(error, 0.0), left_float=name))
-    spare = (1 - least_share) * total
+    # A little more, for a share that is read off the Pareto table.
+    spare = (1 - least_share + 1e-9) * total
     left = []
     for name in order:
         if damage.get(name, 0.0) > 0 and cost[name] <= spare:

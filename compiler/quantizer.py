@@ -17,7 +17,6 @@ from regcache.compiler.targets import Target
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass
 from regcache.passes.encoder import Site
-from regcache.passes.errors import InputError
 from regcache.passes.float8 import Float8
 from regcache.passes.quantize_float8 import QuantizeFloat8
 from regcache.passes.quantize_linears import QuantizeLinears, RoundedWeight
@@ -37,6 +36,8 @@ class Calibrator(StrEnum):
     MSE = "mse"
 
 
+# The others choose where integers clip.
+FLOAT8_CALIBRATORS = frozenset({Calibrator.OUTPUT_ERROR, Calibrator.MIN_MAX})
 _BY_VALUES: Mapping[Calibrator, ScaleByValues] = {
     Calibrator.MIN_MAX: min_max_scale,
     Calibrator.PERCENTILE: percentile_scale,
@@ -71,10 +72,7 @@ class Quantizer:
         }
 
     def scale(self, weights: Sequence[Floats], seen: Activation) -> Scale:
-        """The scale of one activation that the matrices `weights` [K, N] read.
-
-        Raises InputError where the calibrator has no ranges for the number format.
-        """
+        """The scale of one activation that the matrices `weights` [K, N] read."""
         if self.target.float8:
             return self._float8(weights, seen)
         formats = self.target
@@ -89,9 +87,8 @@ class Quantizer:
     def _float8(self, weights: Sequence[Floats], seen: Activation) -> Float8:
         if self.calibrator is Calibrator.MIN_MAX:
             return Float8.from_range(seen.low, seen.high)
-        if self.calibrator is Calibrator.OUTPUT_ERROR:
-            return choose_float8(seen.rows, weights, seen.low, seen.high)
-        raise InputError(f"the {self.calibrator.value} calibrator is for integers, not for fp8")
+        assert self.calibrator in FLOAT8_CALIBRATORS
+        return choose_float8(seen.rows, weights, seen.low, seen.high)
 
     def step(
         self,

@@ -18,7 +18,7 @@ from regcache.compiler.curation import Curated, SearchOptions, UnsearchableError
 from regcache.compiler.curation_record import CurationRecord
 from regcache.compiler.manifest import AttentionChoice, CompileOptions, PassRecord, RegisterChoice
 from regcache.compiler.prepare import FloatEncoder
-from regcache.compiler.quantizer import Quantizer, Scale
+from regcache.compiler.quantizer import FLOAT8_CALIBRATORS, Quantizer, Scale
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.setting import Setting, place_registers
 from regcache.compiler.study import LEAST_IMAGES, ReferenceImages, Study
@@ -74,6 +74,10 @@ def choose_quantizer(options: CompileOptions) -> Quantizer:
         raise InputError(
             f"--half and --attention int8 are for TensorRT, not {options.target.value}"
         )
+    if options.precision is Precision.W4A16 and options.int8_share is not None:
+        raise InputError("--int8-share says nothing about w4a16: activations stay float")
+    if options.precision is Precision.FP8 and options.calibrator not in FLOAT8_CALIBRATORS:
+        raise InputError(f"the {options.calibrator.value} calibrator is for integers, not for fp8")
     if options.simulate is not None:
         if options.precision is not Precision.INT8:
             raise InputError("--simulate and --precision do not go together")

@@ -249,7 +249,7 @@ def test_inspect_prints_blocks_and_outliers(
 ) -> None:
     plain = cli("inspect", encoder)
     assert plain.code == 0
-    assert "3 blocks" in plain.out
+    assert "3 blocks" in " ".join(plain.out.split())
     found = cli("inspect", encoder, "--images", calibration, "--json", "-")
     assert found.code == 0
     report = json.loads(found.out)

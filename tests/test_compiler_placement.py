@@ -92,6 +92,9 @@ def test_the_pareto_points_go_from_all_int8_to_all_float(
 ) -> None:
     sites, damage = encoder
     points = place_int8(sites, damage, least).pareto
+    if not damage:
+        assert points == ()
+        return
     assert (points[0].share, points[0].left_float) == (1, None)
     assert points[0].error == pytest.approx(sum(damage.values()))
     assert (points[-1].share, points[-1].error) == pytest.approx((0, 0), abs=1e-9)
@@ -127,6 +130,7 @@ def test_all_int8_where_no_damage_is_known_or_none_is_done(least: float, known: 
     found = place_int8(SITES, damage, least)
     assert (found.left_float, found.share) == ((), 1)
     assert all(point.error == 0 for point in found.pareto)
+    assert bool(found.pareto) is known
 
 
 def test_everything_may_be_float_and_everything_int8() -> None:

@@ -146,7 +146,7 @@ def test_w4a16_packs_every_linear(workshop: Workshop, rounding: str) -> None:
     record = artifact.manifest["quantization"]
     assert (record["int8_share"], record["weight_bits"]) == (0, 4)
     assert (record["activation_bits"], record["sites"], record["left_float"]) == (None, [], [])
-    assert artifact.manifest["speed"] == {"integer_matmuls": 0, "ratios": [RATIO.model_dump()]}
+    assert artifact.manifest["speed"] == {"integer_matmuls": 0}
     assert 0.97 < workshop.cosine(artifact, 0.97) < 0.99999
 
 

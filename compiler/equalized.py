@@ -23,10 +23,13 @@ class Equalized:
     """An encoder with its channels evened out, and what calibration would see in it.
 
     `statistics`: by the names that activations have now. `scales`: those of activations that were
-    moved for one scale and no other. `how`: what was done to a site, by the site's name.
+    moved for one scale and no other. `how`: what was done to a site, by the site's name. `unmoved`:
+    the encoder with channels evened out alone, for what rounds to nearest with scales of its own: a
+    constant in an activation needs its bias corrected.
     """
 
     encoder: FloatEncoder
+    unmoved: FloatEncoder
     statistics: dict[str, Observed]
     scales: dict[str, Affine]
     how: dict[str, str]
@@ -59,14 +62,14 @@ def _apply(
     chosen: Mapping[str, Equalization],
 ) -> Equalized:
     """Run the passes, sites by sites; what a pass refuses stays as it was."""
-    view, logs, how = encoder.view, list[PassRecord](), dict[str, list[str]]()
-    names = {site.name: site.tensor.name for site in view.sites}
+    logs, how = list[PassRecord](), dict[str, list[str]]()
+    names = {site.name: site.tensor.name for site in encoder.view.sites}
     seen = {site: statistics[name].whole for site, name in names.items()}
     moves = {site: shifts[name] for site, name in names.items() if name in shifts}
     scales = {site: chosen[name] for site, name in names.items() if name in chosen}
 
     shifting = ShiftActivations({names[site]: one.values for site, one in moves.items()})
-    view, done = _run(shifting, view, logs)
+    view, done = _run(shifting, encoder.view, logs)
     for site, what in done.items():
         seen[site] = seen[site].shifted(moves[site].values)
         how.setdefault(site, []).append(f"{moves[site].name} taken off, {what}")
@@ -80,8 +83,13 @@ def _apply(
         how.setdefault(site, []).append(f"{scales[site].rule}, {what}")
     fixed = {site: scale for site, scale in fixed.items() if site in done or site not in scales}
 
+    even = view
+    if moves:
+        factors = {name: one.factors for name, one in chosen.items()}
+        even, _ = _run(Equalize(factors), encoder.view, [])
     return Equalized(
         replace(encoder, graph=view.graph, view=view),
+        replace(encoder, graph=even.graph, view=even),
         {site.tensor.name: seen[site.name] for site in view.sites},
         {
             site.tensor.name: scale

@@ -72,7 +72,7 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
         skipped = list(folder.skipped)
         finisher = Finisher(quantizer, folder, options, staging, search, reporter)
         equalized = finisher.equalize(encoder, statistics)
-        curated = curate_encoder(equalized.encoder, folder, quantizer, options, search, reporter)
+        curated = curate_encoder(equalized.unmoved, folder, quantizer, options, search, reporter)
         placed, more = place(encoder, curated)
         sensitivity = curated.record.sensitivity
         if curated.setting.changes:

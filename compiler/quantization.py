@@ -111,7 +111,7 @@ class Finisher:
         some = self._some(_SENSITIVITY_IMAGES)
         images = np.concatenate([batch.images for batch in some])
         study = Study.of(
-            equalized.encoder.graph,
+            equalized.unmoved.graph,
             ReferenceImages(images, images[:1], images[:1]),
             self.quantizer,
             batch=some.batch_size,

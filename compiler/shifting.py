@@ -82,7 +82,8 @@ def refine_shifts(
         if error < plain * (1 - gain):
             label = f"{before.name} and a zero point" if before.name else "a zero point"
             moved, scale = _zero_point(seen.whole, factors, weight, quantizer)
-            found[name] = Shift(label, before.values + moved, scale)
+            if moved.any():  # else there is nothing to take off
+                found[name] = Shift(label, before.values + moved, scale)
     return found
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
 from regcache.passes.correct_bias import add_to_bias
 from regcache.passes.encoder import EncoderView, Linear, Site
-from regcache.passes.equalize_sources import norm_behind, refusal, value_behind
+from regcache.passes.equalize_sources import Columns, norm_behind, refusal, value_behind
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.walk import is_output, producer, skip_back
 
 Floats = NDArray[np.float32]
 
@@ -29,7 +30,8 @@ class ShiftActivations:
     It goes into the bias of the norm, or of the value projection (for the output projection, as
     the weights of attention sum to 1; registers in V are moved too), that makes the activation;
     one behind another function gets an Add.
-    Refused: what Equalize refuses, and an activation behind a norm without a bias.
+    Refused: what Equalize refuses, an activation behind a norm without a bias, and a linear whose
+    product is a graph output before its bias.
     """
 
     shifts: Mapping[str, Floats]
@@ -58,7 +60,7 @@ class ShiftActivations:
             shifts = self.shifts.get(site.tensor.name)
             if shifts is None:
                 continue
-            reason = refusal(view, site)
+            reason = refusal(view, site) or _given_away(view, site)
             source = None if reason else _subtract(view, site, shifts, biases)
             if source is None:
                 skips.append(Skip(site.name, reason or "its norm has no bias to move it into"))
@@ -101,7 +103,7 @@ def _subtract(
         bias = np.asarray(norm.inputs[2].values - shifts, np.float32)
         norm.inputs[2] = gs.Constant(f"{norm.name}/bias/shifted", bias)
         return _Moved("into the norm")
-    value = value_behind(view, site) if kind == "out" else None
+    value = _value(view, site) if kind == "out" else None
     if value is not None:
         biases[value.linear.name][value.columns] -= shifts
         value.change_registers(lambda registers, by_head: registers - by_head, shifts)
@@ -109,8 +111,25 @@ def _subtract(
     name = f"{site.tensor.name}/shifted"
     shifted = gs.Variable(name, dtype=np.float32, shape=site.tensor.shape)
     constant = gs.Constant(f"{name}/shift", np.asarray(-shifts, np.float32))
-    node = gs.Node("Add", f"shift/{site.name}", {}, [site.tensor, constant], [shifted])
+    node = gs.Node("Add", f"shift/{site.tensor.name}", {}, [site.tensor, constant], [shifted])
     view.graph.nodes.append(node)
     for linear in site.linears:
         linear.matmul.inputs[0] = shifted
     return _Moved("an Add of its own")
+
+
+def _given_away(view: EncoderView, site: Site) -> str | None:
+    """Why a product may not change before its bias makes it good; None: it may."""
+    products = [one.matmul.outputs[0] for one in site.linears if one.bias_add is not None]
+    if any(is_output(view.graph, product) for product in products):
+        return "its product is an output of the graph"
+    return None
+
+
+def _value(view: EncoderView, site: Site) -> Columns | None:
+    """The value projection behind an output projection, where the weights do sum to 1."""
+    out = site.linears[0]
+    (attention,) = (block.attention for block in view.blocks if block.attention.out is out)
+    weights = skip_back(attention.context.inputs[0], frozenset({"Cast", "Identity", "Reshape"}))
+    whole = attention.context is attention.softmax or producer(weights) is attention.softmax
+    return value_behind(view, site) if whole else None

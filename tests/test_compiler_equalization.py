@@ -1,6 +1,5 @@
 """Evened-out channels: the factors by formula, and the error of layers in float64."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,19 +13,12 @@ from numpy.typing import NDArray
 from tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration import HalvedStatistics, Observed, halved_statistics, observe
-from regcache.compiler.equalization import (
-    Equalization,
-    Rule,
-    choose_equalizations,
-    equalized_statistics,
-)
+from regcache.compiler.equalization import Equalization, Rule, choose_equalizations
 from regcache.compiler.quantizer import Calibrator, Quantizer
 from regcache.compiler.targets import Simulation, TargetName, resolve_target, simulate
 from regcache.passes.affine import Affine
-from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import EncoderView, Site
-from regcache.passes.equalize import Equalize
 from regcache.passes.find_blocks import view_encoder
 
 Floats = NDArray[np.float32]
@@ -142,14 +134,15 @@ def test_silent_channels_and_dead_weights_have_factors(smooth: bool) -> None:
 def layer_error(
     scale: Affine, weights: list[Floats], factors: Floats, rows: Floats, bits: int
 ) -> float:
-    """||Q(X / f) Q(f W) - X W||^2 in float64."""
+    """||Q(X / f) Q(f W) - X W||^2 in float64, but for the mean over rows: a bias makes it good."""
     x, total = rows.astype(np.float64), 0.0
     integers = np.clip(np.rint(x / factors / scale.scale) + scale.zero_point, *scale.limits)
     read = (integers - scale.zero_point) * scale.scale
     for weight in weights:
         scaled = weight.astype(np.float64) * factors[:, None]
         steps = np.abs(scaled).max(axis=0) / (2 ** (bits - 1) - 1)
-        total += np.square(read @ (np.rint(scaled / steps) * steps) - x @ weight).sum()
+        difference = read @ (np.rint(scaled / steps) * steps) - x @ weight
+        total += len(x) * difference.var(axis=0).sum()
     return total
 
 
@@ -232,48 +225,6 @@ def test_weight_only_and_single_images_give_none(tmp_path: Path) -> None:
     assert case.choose()
     assert make_case(tmp_path, with_outliers(), images=1).choose() == {}
     assert make_case(tmp_path, with_outliers(), images=2).choose()
-
-
-SPELLED = {
-    "separate": Spec(width=32, hidden=64, heads=4),
-    "fused": Spec(width=32, hidden=64, heads=4, qkv="fused"),
-    "swiglu": Spec(width=32, hidden=64, heads=4, activation="swiglu"),
-}
-
-
-@pytest.mark.parametrize("spelling", SPELLED)
-def test_statistics_are_those_of_the_equalized_graph(tmp_path: Path, spelling: str) -> None:
-    case = make_case(tmp_path, with_outliers(SPELLED[spelling]))
-    chosen = choose_equalizations(case.view, case.statistics, QUANTIZERS["u8s8"])
-    graph = run(Equalize({name: one.factors for name, one in chosen.items()}), case.graph).graph
-    equalized = view_encoder(graph)
-    found = equalized_statistics(case.view, case.statistics, chosen, equalized)
-    assert_agree(found, observed(graph, case.vit.images(16), tmp_path))
-    changed = {name for name in case.statistics if name not in found}
-    assert changed == {site.tensor.name for site in behind_a_mul(case, chosen)}
-    plain = equalized_statistics(case.view, case.statistics, {}, case.view)
-    for name, seen in case.statistics.items():
-        np.testing.assert_array_equal(plain[name].rows, seen.whole.rows)
-
-
-def behind_a_mul(case: Case, chosen: Mapping[str, Equalization]) -> Iterator[Site]:
-    for site in case.view.sites:
-        folded = case.vit.spec.activation == "swiglu" or not site.name.endswith("fc2")
-        if site.tensor.name in chosen and not folded:
-            yield site
-
-
-def assert_agree(found: Mapping[str, Observed], again: Mapping[str, HalvedStatistics]) -> None:
-    """Ranges, and the sampled rows but for each image's largest, which may be another now."""
-    assert found.keys() == again.keys()
-    for name, seen in found.items():
-        whole = again[name].whole
-        slack = 1e-4 * max(abs(whole.low), whole.high)
-        rows, wanted = (
-            item.rows.reshape(16, 10, -1)[:, [0, *range(2, 10)]] for item in (seen, whole)
-        )
-        for one, other in ((seen.lows, whole.lows), (seen.highs, whole.highs), (rows, wanted)):
-            np.testing.assert_allclose(one, other, rtol=1e-3, atol=slack)
 
 
 def test_a_site_is_chosen_by_itself(tmp_path: Path) -> None:

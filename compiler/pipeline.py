@@ -41,7 +41,7 @@ from regcache.compiler.stages import (
 from regcache.compiler.staging import staged_folder
 from regcache.compiler.statistics import ChannelRange
 from regcache.compiler.study import evenly
-from regcache.compiler.targets import runs_integers
+from regcache.compiler.targets import Precision, runs_integers
 from regcache.passes.encoder import EncoderView
 from regcache.passes.onnx_file import save_graph
 from regcache.runtime.images import ImageFolder, list_images
@@ -163,7 +163,8 @@ def _speed(
         batch.images,
         reporter,
         linears=linears,
-        accept_slower=options.accept_slower,
+        # 4-bit weights are for memory.
+        accept_slower=options.accept_slower or options.precision is Precision.W4A16,
         threads=options.threads,
     )
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -28,12 +29,15 @@ CALIBRATORS = ("output-error", "min-max", "percentile", "entropy", "mse")
 RATIO = SpeedRatio(batch=1, threads=1, float_ms=2, quantized_ms=1, ratio=0.5, rounds=6)
 
 
-def cli(*arguments: object) -> Outcome:
-    """Run `regcache ARGS` in this process."""
+SLOW = SpeedRatio(batch=1, threads=1, float_ms=10, quantized_ms=15, ratio=1.5, rounds=6)
+
+
+def cli(*arguments: object, ratio: SpeedRatio = RATIO) -> Outcome:
+    """Run `regcache ARGS` in this process; whatever is timed takes `ratio`."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["regcache", *map(str, arguments)])
-        patch.setattr(speed_check, "compare_speed", lambda *_, **__: [RATIO])
+        patch.setattr(speed_check, "compare_speed", lambda *_, **__: [ratio])
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
@@ -148,6 +152,15 @@ def test_w4a16_packs_every_linear(workshop: Workshop, rounding: str) -> None:
     assert (record["activation_bits"], record["sites"], record["left_float"]) == (None, [], [])
     assert artifact.manifest["speed"] == {"integer_matmuls": 0}
     assert 0.97 < workshop.cosine(artifact, 0.97) < 0.99999
+
+
+def test_a_slow_model_is_refused_unless_it_is_for_memory(workshop: Workshop) -> None:
+    for options, code in (((), 2), (("--accept-slower",), 0), (("--precision", "w4a16"), 0)):
+        outcome = cli(*workshop.command(*options, output="slow"), ratio=SLOW)
+        assert outcome.code == code
+        assert "1.50 x float's time at batch 1" in outcome.err
+        assert (workshop.folder / "slow").is_dir() == (code == 0)
+        shutil.rmtree(workshop.folder / "slow", ignore_errors=True)
 
 
 def test_gptq_is_nearer_in_w4a16(workshop: Workshop) -> None:

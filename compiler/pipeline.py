@@ -72,6 +72,7 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
         skipped = list(folder.skipped)
         finisher = Finisher(quantizer, folder, options, staging, search, reporter)
         equalized = finisher.equalize(encoder, statistics)
+        del statistics  # 60 MB of sampled rows for DINOv2-S, in the way of the search
         curated = curate_encoder(equalized.unmoved, folder, quantizer, options, search, reporter)
         placed, more = place(encoder, curated)
         sensitivity = curated.record.sensitivity

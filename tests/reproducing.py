@@ -1,9 +1,6 @@
 """Running `regcache reproduce` on a few synthetic images, and what PyTorch alone says of them."""
 
-import contextlib
-import io
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,11 +13,11 @@ import pytest
 import tiny_text
 import torch
 import transformers
+from command_line import run_regcache
 from numpy.typing import NDArray
 from PIL import Image
 
 from regcache.compiler import reproduce
-from regcache.compiler.cli import main
 from regcache.export.text_tower import embed_texts
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime import images as image_files
@@ -45,7 +42,7 @@ class Run:
 
 def run_cli(*arguments: object, scratch: Path | None = None) -> Run:
     """Run `regcache reproduce ARGS` in this process."""
-    run, out, err = Run(), io.StringIO(), io.StringIO()
+    run = Run()
 
     def embed(source: str, texts: list[str]) -> NDArray[np.float32]:
         run.texts.append(texts)
@@ -58,20 +55,12 @@ def run_cli(*arguments: object, scratch: Path | None = None) -> Run:
         return read_image(path, recipe)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["regcache", "reproduce", *map(str, arguments)])
         patch.setattr(reproduce, "embed_texts", embed)
         patch.setattr(image_files, "read_image", read)
         if scratch is not None:
             patch.setattr(tempfile, "tempdir", str(scratch))
-        with (
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-            pytest.raises(SystemExit) as caught,
-        ):
-            main()
-    code = caught.value.code
-    run.code = code if isinstance(code, int) else 0
-    run.out, run.err = out.getvalue(), err.getvalue()
+        outcome = run_regcache("reproduce", *arguments)
+    run.code, run.out, run.err = outcome.code, outcome.out, outcome.err
     run.left_behind = [] if scratch is None else [path.name for path in scratch.iterdir()]
     return run
 

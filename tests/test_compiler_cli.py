@@ -4,9 +4,8 @@ import errno
 import json
 import os
 import re
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,11 +13,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from command_line import Outcome, run_regcache
 from onnx import numpy_helper
 from PIL import Image
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.cli import main
 from regcache.export.onnx_file import sidecar
 from regcache.passes.preprocess import Preprocess
 
@@ -35,30 +34,13 @@ PARITY_KEYS = {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
 Cli = Callable[..., Outcome]
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+def cli() -> Cli:
     """Run `regcache ARGS` in this process."""
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["regcache", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = capsys.readouterr()
-        code = caught.value.code
-        return Outcome(code if isinstance(code, int) else 0, printed.out, printed.err)
-
-    return call
+    return run_regcache
 
 
 def photos(folder: Path, count: int, seed: int) -> Path:

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from affines import affine
 from hypothesis import given
 from hypothesis import strategies as st
+from number_formats import S8S8, U8S8, affine
 from numpy.typing import NDArray
 from tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration import HalvedStatistics, Observed, halved_statistics, observe
 from regcache.compiler.equalization import Equalization, Rule, choose_equalizations
 from regcache.compiler.quantizer import Calibrator, Quantizer
-from regcache.compiler.targets import Simulation, TargetName, resolve_target, simulate
+from regcache.compiler.targets import Simulation, simulate
 from regcache.passes.affine import Affine
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import EncoderView, Site
@@ -24,8 +24,6 @@ from regcache.passes.find_blocks import view_encoder
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-U8S8 = resolve_target(TargetName.ORT_CPU, u8s8_saturates=False)
-S8S8 = resolve_target(TargetName.TENSORRT, u8s8_saturates=False)
 QUANTIZERS = {
     "u8s8": Quantizer(U8S8),
     "u8s8 min-max": Quantizer(U8S8, Calibrator.MIN_MAX),

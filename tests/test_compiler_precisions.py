@@ -1,10 +1,7 @@
 """`regcache compile` to each precision, target and calibrator, on a tiny encoder."""
 
-import contextlib
-import io
 import json
 import shutil
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command_line import Outcome, run_regcache
 from onnx import TensorProto
-from test_compiler_cli import RECIPE, Outcome, assert_refused, photos
+from test_compiler_cli import RECIPE, assert_refused, photos
 from tiny_vit import Spec, TinyVit
 
 from regcache.compiler import calibrators, speed_check
-from regcache.compiler.cli import main
 from regcache.export.onnx_file import sidecar
 from regcache.runtime.speed import SpeedRatio
 
@@ -34,18 +31,9 @@ SLOW = SpeedRatio(batch=1, threads=1, float_ms=10, quantized_ms=15, ratio=1.5, r
 
 def cli(*arguments: object, ratio: SpeedRatio = RATIO) -> Outcome:
     """Run `regcache ARGS` in this process; whatever is timed takes `ratio`."""
-    out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["regcache", *map(str, arguments)])
         patch.setattr(speed_check, "compare_speed", lambda *_, **__: [ratio])
-        with (
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-            pytest.raises(SystemExit) as caught,
-        ):
-            main()
-    code = caught.value.code
-    return Outcome(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
+        return run_regcache(*arguments)
 
 
 @dataclass(frozen=True)

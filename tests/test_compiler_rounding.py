@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from affines import affines
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from number_formats import S8S8, U8S8, affines
 from numpy.typing import NDArray
 from tiny_vit import Spec, TinyVit
 
@@ -19,11 +19,8 @@ from regcache.compiler.calibration import observe, site_statistics
 from regcache.compiler.quantizer import Calibrator, Quantizer
 from regcache.compiler.rounding import LayerInput, Rounded, round_weights
 from regcache.compiler.targets import (
-    Precision,
     Simulation,
     Target,
-    TargetName,
-    resolve_target,
     simulate,
 )
 from regcache.passes.affine import Affine
@@ -35,11 +32,7 @@ from regcache.passes.quantize_linears import RoundedWeight, quantize_weight
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-U8S8 = resolve_target(TargetName.ORT_CPU, u8s8_saturates=False)
-S8S8 = resolve_target(TargetName.TENSORRT, u8s8_saturates=False)
 TARGETS = {"u8s8": U8S8, "s8s8": S8S8, "w4a4": simulate(U8S8, Simulation.W4A4)}
-W4A16 = resolve_target(TargetName.ORT_CPU, u8s8_saturates=False, precision=Precision.W4A16)
-FP8 = resolve_target(TargetName.TENSORRT, u8s8_saturates=False, precision=Precision.FP8)
 SPELLED = {"separate": Spec(), "fused": Spec(qkv="fused"), "swiglu": Spec(activation="swiglu")}
 IMAGES = 24
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from number_formats import FP8, W4A16
 from numpy.typing import NDArray
-from test_compiler_rounding import FP8, IMAGES, W4A16, Case, make_case
+from test_compiler_rounding import IMAGES, Case, make_case
 from test_passes_float8 import nearest
 from tiny_vit import Spec
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from number_formats import FP8, S8S8, U8S8, U8U8, W4A16
 from numpy.typing import NDArray
 from running import run_graph
 from test_compiler_equalization import Case, layer_error, make_case, see, with_outliers
@@ -17,11 +18,7 @@ from regcache.compiler.equalization import choose_equalizations, rounding_error
 from regcache.compiler.quantizer import Calibrator, Quantizer
 from regcache.compiler.shifting import Shift, choose_shifts, refine_shifts, shifted
 from regcache.compiler.targets import (
-    Precision,
     Simulation,
-    Target,
-    TargetName,
-    resolve_target,
     simulate,
 )
 from regcache.passes.affine import Affine
@@ -33,22 +30,17 @@ MIDDLE, ZERO_POINT = "each channel's middle", "a zero point"
 NORM, VALUES, HIDDEN, GELU = "blocks.1.q+k+v", "blocks.1.out", "blocks.1.fc1", "blocks.1.fc2"
 
 
-def target(name: TargetName, precision: Precision = Precision.INT8) -> Target:
-    return resolve_target(name, u8s8_saturates=False, precision=precision)
-
-
-S8S8 = target(TargetName.TENSORRT_RTX)
 SIGNED = {
     "s8s8": Quantizer(S8S8),
     "s8s8 min-max": Quantizer(S8S8, Calibrator.MIN_MAX),
     "w6a6": Quantizer(simulate(S8S8, Simulation.W6A6)),
 }
 UNSHIFTED = {
-    "u8s8": target(TargetName.ORT_CPU),
-    "u8u8": resolve_target(TargetName.ORT_CPU, u8s8_saturates=True),
-    "w6a6": simulate(target(TargetName.ORT_CPU), Simulation.W6A6),
-    "fp8": target(TargetName.TENSORRT, Precision.FP8),
-    "w4a16": target(TargetName.ORT_CPU, Precision.W4A16),
+    "u8s8": U8S8,
+    "u8u8": U8U8,
+    "w6a6": simulate(U8S8, Simulation.W6A6),
+    "fp8": FP8,
+    "w4a16": W4A16,
     "w4a16, simulated": simulate(S8S8, Simulation.W4A16),
 }
 

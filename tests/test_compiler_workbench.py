@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from affines import affines
+from number_formats import S8S8, U8S8, affines
 from numpy.typing import NDArray
 from running import run_graph
 from test_passes_canonicalize import SPELLINGS
@@ -29,7 +29,7 @@ from regcache.compiler.screening import Screen, predicted_damage, screened_range
 from regcache.compiler.sensitivity import block_damage
 from regcache.compiler.setting import Setting
 from regcache.compiler.study import ReferenceImages, Study
-from regcache.compiler.targets import Simulation, Target, TargetName, resolve_target, simulate
+from regcache.compiler.targets import Simulation, Target, simulate
 from regcache.compiler.trial import Trial, decide_setting, try_setting
 from regcache.compiler.workbench import Workbench, close_workbench, workbench
 from regcache.passes import onnx_file
@@ -48,8 +48,6 @@ from regcache.passes.splice_registers import SpliceRegisters
 
 Floats = NDArray[np.float32]
 
-U8S8 = resolve_target(TargetName.ORT_CPU, u8s8_saturates=False)
-S8S8 = resolve_target(TargetName.TENSORRT, u8s8_saturates=False)
 QUANTIZERS = {
     "u8s8": Quantizer(U8S8),
     "s8s8 min-max": Quantizer(S8S8, Calibrator.MIN_MAX),

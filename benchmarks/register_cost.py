@@ -6,15 +6,12 @@ The encoder with and without registers run in turn, in one process; the ratio is
 """
 
 import json
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from regcache.compiler.prepare import export_source
 from regcache.compiler.registers import capture_registers
@@ -24,14 +21,7 @@ from regcache.passes.count_flops import count_flops
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import load_model, save_graph
 from regcache.passes.splice_registers import SpliceRegisters
-from regcache.runtime.session import OrtSession
-
-
-def seconds(session: OrtSession, images: NDArray[np.float32]) -> float:
-    """Wall time of one run."""
-    start = time.perf_counter()
-    session.run(images)
-    return time.perf_counter() - start
+from regcache.runtime.speed import compare_speed
 
 
 def main(
@@ -56,14 +46,15 @@ def main(
         save_graph(with_registers, spliced)
         flops = [count_flops(item).total for item in (graph, with_registers)]
         height, width = graph.inputs[0].shape[2:]
-        images = np.zeros((batch_size, 3, height, width), np.float32)
-        with OrtSession(plain) as one, OrtSession(spliced) as other:
-            pairs = [(seconds(one, images), seconds(other, images)) for _ in range(runs + 5)][5:]
+        images = np.zeros((1, 3, height, width), np.float32)
+        (speed,) = compare_speed(
+            plain, spliced, images, batches=(batch_size,), seconds=10, rounds=runs
+        )
     figures = {
         "gflops": flops[0] / 1e9,
         "flops_overhead": flops[1] / flops[0] - 1,
-        "plain_ms": 1e3 * statistics.median(a for a, _ in pairs),
-        "time_overhead": statistics.median(b / a for a, b in pairs) - 1,
+        "plain_ms": speed.float_ms,
+        "time_overhead": speed.ratio - 1,
     }
     for name, value in figures.items():
         print(f"{name:15} {value:10.5f}")

@@ -95,8 +95,7 @@ def _choose(site: Site, seen: Halved, quantizer: Quantizer, *, free: bool) -> Eq
     rules = _rules(quantizer, free=free)
     if not rules:
         return None
-    weights = [linear.weight for linear in site.linears]
-    weight = np.concatenate(weights, axis=1) if len(weights) > 1 else weights[0]
+    weight = site.weight
     fit, other = seen.observed
     plain = rounding_error(np.ones(len(weight), np.float32), weight, fit, other, quantizer)
     errors = {
@@ -145,5 +144,4 @@ def _rounded(weight: Floats, target: Target) -> Floats:
         return round_weight(weight).dequantized()
     if target.block_size is not None:
         return nearest_blocks(weight, target.weight_bits, target.block_size).dequantized()
-    nearest = quantize_weight(weight, target.weight_bits)
-    return np.asarray(nearest.integers * nearest.scales, np.float32)
+    return quantize_weight(weight, target.weight_bits).dequantized()

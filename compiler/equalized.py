@@ -23,17 +23,28 @@ class Equalized:
     """An encoder with its channels evened out, and what calibration would see in it.
 
     `statistics`: by the names that activations have now. `scales`: those of activations that were
-    moved for one scale and no other. `how`: what was done to a site, by the site's name. `unmoved`:
-    the encoder with channels evened out alone, for what rounds to nearest with scales of its own: a
-    constant in an activation needs its bias corrected.
+    moved for one scale and no other. `how`: what was done to a site, by the site's name. `even`:
+    what of it equalizes `original`, where channels were moved too.
     """
 
     encoder: FloatEncoder
-    unmoved: FloatEncoder
+    original: FloatEncoder
+    even: Equalize | None
     statistics: dict[str, Observed]
     scales: dict[str, Affine]
     how: dict[str, str]
     logs: list[PassRecord]
+
+    def unmoved(self) -> FloatEncoder:
+        """The encoder with channels evened out alone.
+
+        For what rounds to nearest with scales of its own: a constant in an activation needs its
+        bias corrected. Made anew on each call, for its weights are a copy.
+        """
+        if self.even is None:
+            return self.encoder
+        view, _ = _run(self.even, self.original.view, [])
+        return _with_view(self.original, view)
 
 
 def equalize_encoder(
@@ -83,13 +94,11 @@ def _apply(
         how.setdefault(site, []).append(f"{scales[site].rule}, {what}")
     fixed = {site: scale for site, scale in fixed.items() if site in done or site not in scales}
 
-    even = view
-    if moves:
-        factors = {name: one.factors for name, one in chosen.items()}
-        even, _ = _run(Equalize(factors), encoder.view, [])
+    even = Equalize({name: one.factors for name, one in chosen.items()}) if moves else None
     return Equalized(
-        replace(encoder, graph=view.graph, view=view),
-        replace(encoder, graph=even.graph, view=even),
+        _with_view(encoder, view),
+        encoder,
+        even,
         {site.tensor.name: seen[site.name] for site in view.sites},
         {
             site.tensor.name: scale
@@ -99,6 +108,10 @@ def _apply(
         {site: "; ".join(parts) for site, parts in how.items()},
         logs,
     )
+
+
+def _with_view(encoder: FloatEncoder, view: EncoderView) -> FloatEncoder:
+    return replace(encoder, graph=view.graph, view=view)
 
 
 def _run(

@@ -12,7 +12,13 @@ from regcache.compiler.curation_record import CurationRecord
 from regcache.compiler.placement import ParetoPoint
 from regcache.compiler.quantizer import Calibrator
 from regcache.compiler.staging import MANIFEST
-from regcache.compiler.targets import Precision, Simulation, TargetName, default_int8_share
+from regcache.compiler.targets import (
+    Precision,
+    Simulation,
+    TargetName,
+    default_int8_share,
+    runs_integers,
+)
 from regcache.passes.errors import InputError
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.speed import SpeedRatio
@@ -100,6 +106,13 @@ class CompileOptions(_Record):
         if self.int8_share is not None:
             return self.int8_share
         return 1.0 if self.simulate is not None else default_int8_share(self.target)
+
+    @property
+    def in_half(self) -> bool:
+        """`half`, or whether TensorRT runs it; nothing where other bit-widths are simulated."""
+        if self.half is not None:
+            return self.half
+        return not runs_integers(self.target) and self.simulate is None
 
 
 class SourceRecord(_Record):

@@ -25,7 +25,7 @@ from regcache.compiler.manifest import (
 )
 from regcache.compiler.placement import Placement
 from regcache.compiler.prepare import FloatEncoder, prepare
-from regcache.compiler.quantization import Finisher, in_half
+from regcache.compiler.quantization import Finisher
 from regcache.compiler.quantizer import Quantizer
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.speed_check import check_speed
@@ -67,24 +67,19 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
         folder = ImageFolder(paths, encoder.recipe, encoder.batch(options.batch_size))
         folder.on_skip = reporter.skipped
         search = search_options(options, _journal_beside(output))
-        ranges = _stream_ranges(encoder, options)
-        statistics = calibrate(encoder, folder, options, staging, reporter, ranges)
-        skipped = list(folder.skipped)
         finisher = Finisher(quantizer, folder, options, staging, search, reporter)
-        equalized = finisher.equalize(encoder, statistics)
-        del statistics  # 60 MB of sampled rows for DINOv2-S, in the way of the search
-        curated = curate_encoder(equalized.unmoved, folder, quantizer, options, search, reporter)
+        equalized, streams = _calibrated(encoder, finisher)
+        skipped = list(folder.skipped)
+        curated = curate_encoder(equalized.unmoved(), folder, quantizer, options, search, reporter)
         placed, more = place(encoder, curated)
         sensitivity = curated.record.sensitivity
         if curated.setting.changes:
             np.savez(staging / REGISTERS, tokens=curated.tokens)
-            ranges = _stream_ranges(placed, options)
-            statistics = calibrate(placed, folder, options, staging, reporter, ranges)
-            equalized = finisher.equalize(placed, statistics)
+            equalized, streams = _calibrated(placed, finisher)
             sensitivity = []  # it was measured without registers
         placement = finisher.place(equalized, sensitivity)
         reporter.step(f"quantizing linears ({quantizer.target.why})")
-        quantized = finisher.quantize(equalized, placement, ranges)
+        quantized = finisher.quantize(equalized, placement, streams)
         calibration = CalibrationRecord(
             images=len(folder.paths),
             skipped=[f"{item.path.name}: {item.reason}" for item in skipped],
@@ -118,6 +113,18 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
 
 def _journal_beside(output: Path) -> Path:
     return output.absolute().parent / f".{output.name}.search.jsonl"
+
+
+def _calibrated(
+    encoder: FloatEncoder, finisher: Finisher
+) -> tuple[Equalized, dict[str, ChannelRange]]:
+    """The encoder evened out by what calibration saw; its residual stream where FP16 holds it."""
+    options = finisher.options
+    streams = stream_ranges(encoder.view) if options.in_half else {}
+    statistics = calibrate(
+        encoder, finisher.folder, options, finisher.scratch, finisher.reporter, streams
+    )
+    return finisher.equalize(encoder, statistics), streams
 
 
 def _first_look(
@@ -170,11 +177,6 @@ def _speed(
     )
 
 
-def _stream_ranges(encoder: FloatEncoder, options: CompileOptions) -> dict[str, ChannelRange]:
-    """Ranges of the residual stream to observe, where FP16 has to hold it."""
-    return stream_ranges(encoder.view) if in_half(options) else {}
-
-
 def _linears(equalized: Equalized, quantized: Quantized) -> int:
     """How many linears compute in integers."""
     sites = equalized.encoder.view.sites
@@ -201,7 +203,7 @@ def _quantization_record(
         scale = quantized.scales.get(site.tensor.name)
         if scale is None:
             continue
-        seen = quantized.statistics[site.tensor.name]
+        seen = equalized.statistics[site.tensor.name]
         sites.append(
             SiteRecord(
                 site=site.name,

@@ -21,7 +21,6 @@ from regcache.compiler.rounding import Rounded, block_bits, nearest_blocks, roun
 from regcache.compiler.stages import Quantized, pass_record, remove_model
 from regcache.compiler.statistics import ChannelRange
 from regcache.compiler.study import ReferenceImages, Study, evenly
-from regcache.compiler.targets import runs_integers
 from regcache.passes.base import Pass, run
 from regcache.passes.correct_bias import CorrectBias
 from regcache.passes.encoder import Site
@@ -36,13 +35,6 @@ Floats = NDArray[np.float32]
 _SENSITIVITY_IMAGES = 16
 # Images that weights are rounded by: more add time and no accuracy.
 _ROUNDING_IMAGES = 128
-
-
-def in_half(options: CompileOptions) -> bool:
-    """Whether what is not quantized computes in FP16: for TensorRT, unless told or simulated."""
-    if options.half is not None:
-        return options.half
-    return not runs_integers(options.target) and options.simulate is None
 
 
 @dataclass(frozen=True)
@@ -105,13 +97,13 @@ class Finisher:
             graph = result.graph
             if result.changed:
                 logs.append(pass_record(step.name, result.log))
-        return Quantized(graph, equalized.statistics, scales, logs)
+        return Quantized(graph, scales, logs)
 
     def _sensitivity(self, equalized: Equalized) -> list[SensitivityRecord]:
         some = self._some(_SENSITIVITY_IMAGES)
         images = np.concatenate([batch.images for batch in some])
         study = Study.of(
-            equalized.unmoved.graph,
+            equalized.unmoved().graph,
             ReferenceImages(images, images[:1], images[:1]),
             self.quantizer,
             batch=some.batch_size,
@@ -129,7 +121,7 @@ class Finisher:
             view, threads = equalized.encoder.view, self.options.threads
             images = (batch.images for batch in self._some(_ROUNDING_IMAGES))
             yield QuantizeAttention(attention_scales(view, images, threads=threads))
-        if in_half(self.options):
+        if self.options.in_half:
             seen = equalized.statistics.items()
             ranges = {name: (one.low, one.high) for name, one in seen}
             for name, stream in streams.items():

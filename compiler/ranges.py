@@ -33,24 +33,33 @@ def choose_scale(
     [low, high]; the whole range is among the candidates. Clipping by a fixed percentile is not:
     it would cut the class token.
     """
-    measure = _error_measure(rows, weights)
 
-    def error(bounds: Bounds) -> float:
-        scale = Affine.from_range(*bounds, dtype, symmetric=symmetric, bits=bits)
-        return measure(scale.round_trip(rows))
+    def affine(low: float, high: float) -> Affine:
+        return Affine.from_range(low, high, dtype, symmetric=symmetric, bits=bits)
 
-    best = search_range(error, low, high, symmetric=symmetric)
-    return Affine.from_range(*best, dtype, symmetric=symmetric, bits=bits)
+    return affine(*_least_disturbing(affine, rows, weights, low, high, symmetric=symmetric))
 
 
 def choose_float8(rows: Floats, weights: Sequence[Floats], low: float, high: float) -> Float8:
     """The E4M3 scale that disturbs the layer's output least; arguments as for choose_scale."""
+    make = Float8.from_range
+    return make(*_least_disturbing(make, rows, weights, low, high, symmetric=True))
+
+
+def _least_disturbing(
+    make: Callable[[float, float], Affine | Float8],
+    rows: Floats,
+    weights: Sequence[Floats],
+    low: float,
+    high: float,
+    *,
+    symmetric: bool,
+) -> Bounds:
+    """The range whose scale, as `make` gives it, disturbs the layer's output least."""
     measure = _error_measure(rows, weights)
-
-    def error(bounds: Bounds) -> float:
-        return measure(Float8.from_range(*bounds).round_trip(rows))
-
-    return Float8.from_range(*search_range(error, low, high, symmetric=True))
+    return search_range(
+        lambda bounds: measure(make(*bounds).round_trip(rows)), low, high, symmetric=symmetric
+    )
 
 
 def search_range(

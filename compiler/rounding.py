@@ -136,12 +136,9 @@ def _note(linear: Linear, seen: LayerInput, rounded: Weight, found: Rounded) -> 
     """Enter a rounded weight, and what it makes the bias lack."""
     if isinstance(rounded, RoundedWeight):
         found.weights[linear.name] = rounded
-        floats = np.asarray(rounded.integers * rounded.scales, np.float32)
-    else:
-        floats = rounded.dequantized()
-        if isinstance(rounded, BlockWeight):
-            found.blocks[linear.name] = rounded
-    lost = seen.float_total @ linear.weight - seen.total @ floats
+    elif isinstance(rounded, BlockWeight):
+        found.blocks[linear.name] = rounded
+    lost = seen.float_total @ linear.weight - seen.total @ rounded.dequantized()
     found.biases[linear.name] = np.asarray(lost / seen.rows, np.float32)
 
 

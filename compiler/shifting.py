@@ -47,10 +47,10 @@ def choose_shifts(
         if site.name.endswith(".fc2"):
             continue
         seen = statistics[site.tensor.name]
-        middles = [_middles(half) for half in (seen.observed[0], seen.whole)]
-        plain = _error(site, seen, np.zeros_like(middles[0]), quantizer)
-        if _error(site, seen, middles[0], quantizer) < plain * (1 - LEAST_GAIN):
-            found[site.tensor.name] = Shift("each channel's middle", middles[1])
+        middles = _middles(seen.observed[0])
+        plain = _error(site, seen, np.zeros_like(middles), quantizer)
+        if _error(site, seen, middles, quantizer) < plain * (1 - LEAST_GAIN):
+            found[site.tensor.name] = Shift("each channel's middle", _middles(seen.whole))
     return found
 
 
@@ -69,11 +69,12 @@ def refine_shifts(
     found = dict(shifts)
     for site in _sites(view, statistics, quantizer):
         name = site.tensor.name
-        before = shifts.get(name, Shift("", np.zeros_like(statistics[name].whole.lows)))
+        weight = site.weight
+        before = shifts.get(name, Shift("", np.zeros(len(weight), np.float32)))
         factors = (
             equalizations[name].factors if name in equalizations else np.ones_like(before.values)
         )
-        seen, weight = shifted(statistics[name], before.values), _weight(site)
+        seen = shifted(statistics[name], before.values)
         fit, other = seen.observed
         plain = rounding_error(factors, weight, fit, other, quantizer)
         moved, scale = _zero_point(fit, factors, weight, quantizer)
@@ -116,15 +117,10 @@ def _sites(
                 yield site
 
 
-def _weight(site: Site) -> Floats:
-    weights = [linear.weight for linear in site.linears]
-    return np.concatenate(weights, axis=1) if len(weights) > 1 else weights[0]
-
-
 def _error(site: Site, seen: Halved, shift: Floats, quantizer: Quantizer) -> float:
     """What rounding does on one half with the range of the other, both shifted."""
     fit, other = shifted(seen, shift).observed
-    return rounding_error(np.ones_like(shift), _weight(site), fit, other, quantizer)
+    return rounding_error(np.ones_like(shift), site.weight, fit, other, quantizer)
 
 
 def _middles(seen: Observed) -> Floats:

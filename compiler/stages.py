@@ -43,7 +43,6 @@ class Quantized:
     """The quantized graph and how it came about."""
 
     graph: gs.Graph
-    statistics: Mapping[str, Activation]
     scales: dict[str, Scale]
     logs: list[PassRecord]
 
@@ -171,7 +170,7 @@ def quantize(
     scales = quantizer.scales(encoder.view.sites, statistics)
     step = quantizer.step(scales)
     result = run(step, encoder.graph)
-    return Quantized(result.graph, statistics, scales, [pass_record(step.name, result.log)])
+    return Quantized(result.graph, scales, [pass_record(step.name, result.log)])
 
 
 def pass_record(name: str, log: Log) -> PassRecord:

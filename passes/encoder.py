@@ -126,6 +126,12 @@ class Site:
     linears: tuple[Linear, ...]
 
     @property
+    def weight(self) -> NDArray[np.float32]:
+        """The linears' float weights side by side [K, N]: never write into it."""
+        weights = [linear.weight for linear in self.linears]
+        return np.concatenate(weights, axis=1) if len(weights) > 1 else weights[0]
+
+    @property
     def name(self) -> str:
         """Named after the linears it feeds: "blocks.3.q+k+v", "blocks.3.fc2"."""
         first, *others = (linear.name for linear in self.linears)

@@ -60,7 +60,7 @@ class Equalize:
                 continue
             source = find_source(view, site)
             reason = refusal(view, site)
-            if not source.free and not site.name.endswith((".out", ".fc2")):
+            if reason is None and not source.free and not site.name.endswith((".out", ".fc2")):
                 reason = "its norm is read elsewhere"
             if reason is not None:
                 skips.append(Skip(site.name, reason))

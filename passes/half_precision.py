@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from regcache.passes import float8
 from regcache.passes.base import Edit, Log, Lossy, Parity, Skip
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.walk import SHAPE_OPS, is_constant, producer
 
 LARGEST = float(np.finfo(np.float16).max)
-SMALLEST = float(np.finfo(np.float16).smallest_normal)
 _FLOAT, _HALF = np.dtype(np.float32), np.dtype(np.float16)
 
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -24,7 +24,7 @@ _POWERS = frozenset({"CumSum", "Exp", "Log", "Pow", "Reciprocal", "Sqrt"})
 # Ops that hand numbers on or choose among them: where those are FLOAT, FLOAT16 loses for nothing.
 _CHOOSE = {"Abs", "GatherElements", "Neg", "ReduceMax", "ReduceMin", "ScatterElements", "TopK"}
 _MOVES = SHAPE_OPS - _QDQ - {"Cast"} | _CHOOSE | {"Concat", "Expand"}
-# The largest number in a quantized type; what is not here is FP8 (E4M3) or has 4 bits.
+# The largest number in a quantized type; what is not here is FP8 or has 4 bits.
 _REACH = {np.dtype(np.int8): 128, np.dtype(np.uint8): 255}
 
 
@@ -169,9 +169,9 @@ def _pair_reason(node: gs.Node, beyond: set[str]) -> str | None:
     if not is_constant(node.inputs[1]):
         return None
     scales = np.abs(node.inputs[1].values.astype(np.float64))
-    if scales.max(initial=0) * _REACH.get(integers.dtype, 448) > LARGEST:
+    if scales.max(initial=0) * _REACH.get(integers.dtype, float8.LARGEST) > LARGEST:
         return "its integers stand for numbers beyond FLOAT16"
-    if scales.min(initial=1) < SMALLEST:
+    if scales.min(initial=1) < float8.SMALLEST_SCALE:
         return "its scale is below FLOAT16's normal numbers"
     return None
 
@@ -197,7 +197,7 @@ def _range_reason(node: gs.Node, beyond: set[str]) -> str | None:
             return f"{item.name!r} is beyond FLOAT16"
         if is_constant(item) and item.dtype == _FLOAT and item.values.size == 1:
             value = float(item.values.reshape(()))
-            if 0 < abs(value) < SMALLEST:
+            if 0 < abs(value) < float8.SMALLEST_SCALE:
                 return f"reads {value:g}"
     return None
 

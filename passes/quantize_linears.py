@@ -31,6 +31,10 @@ class RoundedWeight:
     integers: NDArray[np.int8]
     scales: NDArray[np.float32]
 
+    def dequantized(self) -> NDArray[np.float32]:
+        """The float32 weight [K, N] that the integers and scales stand for."""
+        return np.asarray(self.integers * self.scales, np.float32)
+
 
 @dataclass(frozen=True)
 class QuantizeLinears:

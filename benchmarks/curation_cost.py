@@ -18,7 +18,7 @@ import typer
 from regcache.compiler.curation import SearchOptions, curate
 from regcache.compiler.executor import open_workers
 from regcache.compiler.graph_session import open_graph, run_all
-from regcache.compiler.manifest import CompileOptions
+from regcache.compiler.options import CompileOptions
 from regcache.compiler.prepare import prepare
 from regcache.compiler.quantizer import Calibrator, Quantizer
 from regcache.compiler.reporter import Reporter

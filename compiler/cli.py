@@ -24,14 +24,9 @@ from regcache.compiler.cli_options import (
 )
 from regcache.compiler.cli_reproduce import reproduce_command
 from regcache.compiler.inspection import inspect_encoder, inspection_tables
-from regcache.compiler.manifest import (
-    AttentionChoice,
-    CompileOptions,
-    Manifest,
-    RegisterChoice,
-    Rounding,
-)
+from regcache.compiler.manifest import Manifest
 from regcache.compiler.measure import ReferenceChoice, measure_artifact
+from regcache.compiler.options import AttentionChoice, CompileOptions, RegisterChoice, Rounding
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.prepare import export_source
 from regcache.compiler.quantizer import Calibrator

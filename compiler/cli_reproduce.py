@@ -17,7 +17,7 @@ from regcache.compiler.cli_options import (
     ThreadsOption,
     parse_duration,
 )
-from regcache.compiler.manifest import CompileOptions
+from regcache.compiler.options import CompileOptions
 from regcache.compiler.quantizer import Calibrator
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce import Plan, reproduce

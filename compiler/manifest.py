@@ -1,7 +1,6 @@
 """manifest.json: everything there is to know about an artifact, and proof of its files."""
 
 import hashlib
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, Self
@@ -9,45 +8,14 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from regcache.compiler.curation_record import CurationRecord
+from regcache.compiler.options import CompileOptions
 from regcache.compiler.placement import ParetoPoint
-from regcache.compiler.quantizer import Calibrator
 from regcache.compiler.staging import MANIFEST
-from regcache.compiler.targets import (
-    Precision,
-    Simulation,
-    TargetName,
-    default_int8_share,
-    runs_integers,
-)
 from regcache.passes.errors import InputError
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.speed import SpeedRatio
 
 _HASHED = 1 << 20
-
-
-class RegisterChoice(StrEnum):
-    """Whether registers are searched for."""
-
-    AUTO = "auto"
-    OFF = "off"
-
-
-class Rounding(StrEnum):
-    """How weights become integers: by the error at the layer's output, or each to the nearest.
-
-    Only the first corrects biases: both come from the same pass over the images.
-    """
-
-    GPTQ = "gptq"
-    NEAREST = "nearest"
-
-
-class AttentionChoice(StrEnum):
-    """What attention's own two products compute in."""
-
-    FLOAT = "float"
-    INT8 = "int8"
 
 
 class _Record(BaseModel):
@@ -68,51 +36,6 @@ class FileRecord(_Record):
             while chunk := stream.read(_HASHED):
                 digest.update(chunk)
         return cls(size=path.stat().st_size, sha256=digest.hexdigest())
-
-
-class CompileOptions(_Record):
-    """Everything that decides what `regcache compile` makes of a source.
-
-    `search_budget` is in seconds; None for no limit. `int8_share`: the least share of the linears'
-    multiply-accumulates that stays int8; None for the target's default. `half`: whether the rest is
-    FP16; None for the target's default.
-    """
-
-    source: str
-    images: str
-    target: TargetName = TargetName.ORT_CPU
-    resolution: int | None = None
-    preprocess: str | None = None
-    batch_size: int = 4
-    threads: int | None = None
-    seed: int = 0
-    keep_float: bool = True
-    calibrator: Calibrator = Calibrator.OUTPUT_ERROR
-    precision: Precision = Precision.INT8
-    simulate: Simulation | None = None
-    registers: RegisterChoice = RegisterChoice.AUTO
-    search_budget: float | None = None
-    scheduler: str = "threads"
-    equalize: bool = True
-    rounding: Rounding = Rounding.GPTQ
-    int8_share: float | None = None
-    accept_slower: bool = False
-    half: bool | None = None
-    attention: AttentionChoice = AttentionChoice.FLOAT
-
-    @property
-    def share(self) -> float:
-        """`int8_share`, or the target's default; all where other bit-widths are simulated."""
-        if self.int8_share is not None:
-            return self.int8_share
-        return 1.0 if self.simulate is not None else default_int8_share(self.target)
-
-    @property
-    def in_half(self) -> bool:
-        """`half`, or whether TensorRT runs it; nothing where other bit-widths are simulated."""
-        if self.half is not None:
-            return self.half
-        return not runs_integers(self.target) and self.simulate is None
 
 
 class SourceRecord(_Record):

@@ -11,7 +11,6 @@ from regcache.compiler.comparison import compare
 from regcache.compiler.equalized import Equalized
 from regcache.compiler.manifest import (
     CalibrationRecord,
-    CompileOptions,
     EncoderRecord,
     FileRecord,
     Manifest,
@@ -23,6 +22,7 @@ from regcache.compiler.manifest import (
     hash_files,
     installed_versions,
 )
+from regcache.compiler.options import CompileOptions
 from regcache.compiler.placement import Placement
 from regcache.compiler.prepare import FloatEncoder, prepare
 from regcache.compiler.quantization import Finisher

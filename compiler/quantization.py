@@ -12,7 +12,7 @@ from regcache.compiler.calibration import Halved
 from regcache.compiler.curation import SearchOptions, UnsearchableError, measure_sensitivity
 from regcache.compiler.curation_record import SensitivityRecord
 from regcache.compiler.equalized import Equalized, as_it_is, equalize_encoder
-from regcache.compiler.manifest import AttentionChoice, CompileOptions, Rounding
+from regcache.compiler.options import AttentionChoice, CompileOptions, Rounding
 from regcache.compiler.placement import Placement, place_int8
 from regcache.compiler.prepare import FloatEncoder
 from regcache.compiler.quantizer import Quantizer, Scale

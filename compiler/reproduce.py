@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration import Observed
-from regcache.compiler.manifest import CompileOptions
+from regcache.compiler.options import CompileOptions
 from regcache.compiler.prepare import FloatEncoder, prepare
 from regcache.compiler.quantizer import Calibrator, Quantizer
 from regcache.compiler.reporter import Reporter

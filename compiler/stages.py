@@ -16,7 +16,8 @@ from regcache.compiler.calibration import (
 )
 from regcache.compiler.curation import Curated, SearchOptions, UnsearchableError, curate
 from regcache.compiler.curation_record import CurationRecord
-from regcache.compiler.manifest import AttentionChoice, CompileOptions, PassRecord, RegisterChoice
+from regcache.compiler.manifest import PassRecord
+from regcache.compiler.options import AttentionChoice, CompileOptions, RegisterChoice
 from regcache.compiler.prepare import FloatEncoder
 from regcache.compiler.quantizer import FLOAT8_CALIBRATORS, Quantizer, Scale
 from regcache.compiler.reporter import Reporter

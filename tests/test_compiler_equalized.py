@@ -20,7 +20,7 @@ from tiny_vit import Spec, TinyVit
 from regcache.compiler.calibration import HalvedStatistics, Observed, observe, stream_ranges
 from regcache.compiler.curation import SearchOptions
 from regcache.compiler.equalized import Equalized, as_it_is, equalize_encoder
-from regcache.compiler.manifest import CompileOptions, Rounding
+from regcache.compiler.options import CompileOptions, Rounding
 from regcache.compiler.placement import Placement
 from regcache.compiler.prepare import FloatEncoder
 from regcache.compiler.quantization import Finisher

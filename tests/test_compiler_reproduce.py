@@ -32,7 +32,7 @@ from tiny_vit import Registers, Spec, TinyVit
 from regcache.compiler import prepare, reproduce, reproduce_tasks
 from regcache.compiler.curation import Curated
 from regcache.compiler.curation_record import CurationRecord
-from regcache.compiler.manifest import CompileOptions
+from regcache.compiler.options import CompileOptions
 from regcache.compiler.quantizer import Calibrator
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce import Plan

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
-from regcache.compiler.manifest import read_manifest
-from regcache.passes.preprocess import Preprocess
+from regcache.compiler.artifact import Artifact
 from regcache.runtime.optimised_graph import integer_matmuls, optimised_ops
 from regcache.runtime.session import OrtSession, available_cpus
 from regcache.runtime.speed import SpeedRatio, compare_speed
@@ -84,12 +83,9 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Print the ratios at batch 1 and 8, the integer matmuls, and the time by op type."""
-    files = read_manifest(artifact).files
-    if "float.onnx" not in files:
-        raise typer.BadParameter(f"{artifact}: was compiled with --no-float")
-    models = {"float": artifact / "float.onnx", "int8": artifact / "model.onnx"}
-    recipe = Preprocess.from_json((artifact / "preprocess.json").read_text(encoding="utf-8"))
-    shape = (8, 3, recipe.height, recipe.width)
+    opened = Artifact.open(artifact)
+    models = {"float": opened.float_model, "int8": opened.model}
+    shape = (8, 3, opened.recipe.height, opened.recipe.width)
     images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     threads = threads or available_cpus()
     speed = compare_speed(models["float"], models["int8"], images, threads=threads)

@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
-from regcache.compiler.manifest import read_manifest
-from regcache.compiler.targets import runs_integers
+from regcache.compiler.artifact import Artifact
 from regcache.export.onnx_file import OnnxFileSource, sidecar
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.preprocess import Preprocess
@@ -347,12 +346,12 @@ def _run(command: list[str], log: Path, timeout: int, folder: Path | None = None
 
 def measure_ours(artifact: Path, bench: Bench) -> Row:
     """One of regcache's own artifacts; how long it took to compile is not recorded in it."""
-    manifest = read_manifest(artifact)
+    opened = Artifact.open(artifact)
+    manifest = opened.manifest
     share = manifest.quantization.int8_share
     how = f"{manifest.options.target.value}, {share:.0%} int8"
     row = (f"regcache {artifact.name}", f"regcache {manifest.regcache}", how, True)
-    integers = runs_integers(manifest.options.target)
-    return Row(*row, figures=bench.measure(artifact / "model.onnx", integers=integers))
+    return Row(*row, figures=bench.measure(opened.model, integers=opened.runs_integers))
 
 
 def _recipe(model: Path) -> Preprocess:

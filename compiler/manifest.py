@@ -1,6 +1,7 @@
 """manifest.json: everything there is to know about an artifact, and proof of its files."""
 
 import hashlib
+import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, Self
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from regcache.compiler.curation_record import CurationRecord
 from regcache.compiler.options import CompileOptions
 from regcache.compiler.placement import ParetoPoint
+from regcache.compiler.seal import is_sealed, seal
 from regcache.compiler.staging import MANIFEST
 from regcache.passes.errors import InputError
 from regcache.runtime.parity import ParityResult
@@ -131,7 +133,7 @@ class PassRecord(_Record):
 class Manifest(_Record):
     """The content of manifest.json. `speed` is None where ONNX Runtime is not the target."""
 
-    format_version: Literal[3] = 3
+    format_version: Literal[4] = 4
     regcache: str
     versions: dict[str, str]
     options: CompileOptions
@@ -146,9 +148,9 @@ class Manifest(_Record):
     files: dict[str, FileRecord]
 
     def write(self, folder: Path) -> None:
-        """Write manifest.json into the artifact's folder."""
-        text = self.model_dump_json(indent=2, exclude={"speed": {"ratios"}}) + "\n"
-        (folder / MANIFEST).write_text(text, encoding="utf-8")
+        """Write manifest.json into the artifact's folder, sealed: no byte changes unseen."""
+        text = self.model_dump_json(indent=2, exclude={"speed": {"ratios"}})
+        (folder / MANIFEST).write_text(seal(text), encoding="utf-8")
 
 
 def installed_versions() -> dict[str, str]:
@@ -180,17 +182,12 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise InputError(f"{folder}: no regcache artifact ({MANIFEST} cannot be read)") from error
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(
-            f"{path}: not a manifest of this version: {where} {first['msg']}"
-        ) from error
+    manifest = _parse(path, content)
+    if not is_sealed(content):
+        raise InputError(f"{path}: changed; compile the artifact again")
     found = hash_files(folder)
     for name in sorted(found.keys() | manifest.files.keys()):
         if found.get(name) != manifest.files.get(name):
@@ -198,3 +195,17 @@ def read_manifest(folder: Path) -> Manifest:
             state = state if name in manifest.files else "not in the manifest"
             raise InputError(f"{folder / name}: {state}; compile the artifact again")
     return manifest
+
+
+def _parse(path: Path, content: bytes) -> Manifest:
+    try:
+        fields = json.loads(content)
+        if isinstance(fields, dict):
+            fields.pop("sha256", None)  # the seal
+        return Manifest.model_validate(fields)
+    except ValueError as error:  # ValidationError is one too
+        reason = "it is no JSON"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(str(part) for part in first['loc'])} {first['msg']}"
+        raise InputError(f"{path}: not a manifest of this version: {reason}") from error

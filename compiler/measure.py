@@ -1,22 +1,18 @@
 """`regcache parity`: an artifact against PyTorch, or against the float ONNX inside it."""
 
 import importlib.util
-from collections.abc import Callable
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 
+from regcache.compiler.artifact import Artifact
 from regcache.compiler.comparison import Encoder, compare, compare_knn
-from regcache.compiler.manifest import Manifest, read_manifest
 from regcache.compiler.prepare import FLOAT
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import runs_integers
 from regcache.export.source import open_source
 from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
-from regcache.passes.preprocess import Preprocess
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.parity import ParityResult, Reference
-from regcache.runtime.session import OrtSession
 
 
 class ReferenceChoice(StrEnum):
@@ -43,43 +39,37 @@ def measure_artifact(
     `labelled` is (gallery, query) for nearest-neighbour accuracy. Raises InputError when the
     artifact's files are not those of its manifest, and where there is nothing to compare with.
     """
-    manifest = read_manifest(artifact)
+    opened = Artifact.open(artifact)
     paths = list_images(images)
-    recipe = Preprocess.from_json((artifact / "preprocess.json").read_text(encoding="utf-8"))
-    with ExitStack() as open_sessions:
-
-        def session(name: str, integers: bool = True) -> OrtSession:
-            loaded = OrtSession(artifact / name, threads=threads, integers=integers)
-            return open_sessions.enter_context(loaded)
-
-        candidate = session("model.onnx", runs_integers(manifest.options.target))
-        kind, reference = _reference(manifest, artifact, choice, session, reporter)
+    with ExitStack() as sessions:
+        candidate = sessions.enter_context(opened.session(threads=threads))
+        kind, reference = _reference(opened, choice, sessions, threads, reporter)
         batch_size = candidate.fixed_batch or batch_size
-        folder = ImageFolder(paths, recipe, batch_size, reporter.skipped)
-        prefix = manifest.encoder.prefix_tokens or 0
+        folder = ImageFolder(paths, opened.recipe, batch_size, reporter.skipped)
+        prefix = opened.manifest.encoder.prefix_tokens or 0
         meter = compare(reference, candidate.run, folder, reporter, prefix_tokens=prefix)
         knn = (
             (None, None)
             if labelled is None
             else compare_knn(
-                reference, candidate.run, *labelled, recipe, reporter, batch_size=batch_size
+                reference, candidate.run, *labelled, opened.recipe, reporter, batch_size=batch_size
             )
         )
     return meter.result(min_cosine, kind, knn_top1_float=knn[0], knn_top1_quantized=knn[1])
 
 
 def _reference(
-    manifest: Manifest,
-    artifact: Path,
+    artifact: Artifact,
     choice: ReferenceChoice,
-    session: Callable[[str], OrtSession],
+    sessions: ExitStack,
+    threads: int | None,
     reporter: Reporter,
 ) -> tuple[Reference, Encoder]:
     """The PyTorch original where wanted and possible, else the float ONNX; auto says which."""
-    options = manifest.options
+    options = artifact.manifest.options
     if choice is not ReferenceChoice.FLOAT_ONNX:
         try:
-            original = _pytorch(options.source, options.resolution, options.threads)
+            original = _pytorch(options.source, options.resolution, threads)
         except RegcacheError as error:
             if choice is ReferenceChoice.PYTORCH:
                 raise
@@ -89,9 +79,7 @@ def _reference(
                 return "pytorch", original
             if choice is ReferenceChoice.PYTORCH:
                 raise InputError(f"{options.source}: is an ONNX file, there is no PyTorch original")
-    if FLOAT not in manifest.files:
-        raise InputError(f"{artifact}: nothing to compare with: it was compiled with --no-float")
-    return "float-onnx", session(FLOAT).run
+    return "float-onnx", sessions.enter_context(artifact.float_session(threads=threads)).run
 
 
 def _pytorch(source: str, resolution: int | None, threads: int | None) -> Encoder | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from regcache.compiler.artifact import MODEL, PREPROCESS
 from regcache.compiler.calibration import stream_ranges
 from regcache.compiler.comparison import compare
 from regcache.compiler.equalized import Equalized
@@ -84,10 +85,10 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
             images=len(folder.paths),
             skipped=[f"{item.path.name}: {item.reason}" for item in skipped],
         )
-        save_graph(quantized.graph, staging / "model.onnx")
+        save_graph(quantized.graph, staging / MODEL)
         parity = _first_look(encoder, folder, options, staging, reporter)
         speed = _speed(encoder, folder, _linears(equalized, quantized), options, staging, reporter)
-        (staging / "preprocess.json").write_text(encoder.recipe.to_json(), encoding="utf-8")
+        (staging / PREPROCESS).write_text(encoder.recipe.to_json(), encoding="utf-8")
         source_hash = FileRecord.of(encoder.path).sha256
         if not options.keep_float:
             encoder.remove_file()
@@ -140,7 +141,7 @@ def _first_look(
     integers = runs_integers(options.target)
     with (
         session(encoder.path) as reference,
-        session(staging / "model.onnx", integers=integers) as candidate,
+        session(staging / MODEL, integers=integers) as candidate,
     ):
         meter = compare(
             reference.run,
@@ -167,7 +168,7 @@ def _speed(
     batch = next(iter(ImageFolder(folder.paths[:1], encoder.recipe, 1)))
     return check_speed(
         encoder.path,
-        staging / "model.onnx",
+        staging / MODEL,
         batch.images,
         reporter,
         linears=linears,

@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 
 from regcache.compiler.cli_options import (
-    ArtifactArgument,
     BatchOption,
     ImagesOption,
     Int8ShareOption,
@@ -22,10 +21,10 @@ from regcache.compiler.cli_options import (
     ThreadsOption,
     parse_duration,
 )
+from regcache.compiler.cli_parity import parity_command
 from regcache.compiler.cli_reproduce import reproduce_command
 from regcache.compiler.inspection import inspect_encoder, inspection_tables
 from regcache.compiler.manifest import Manifest
-from regcache.compiler.measure import ReferenceChoice, measure_artifact
 from regcache.compiler.options import AttentionChoice, CompileOptions, RegisterChoice, Rounding
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.prepare import export_source
@@ -35,9 +34,7 @@ from regcache.compiler.speed_check import describe_speed
 from regcache.compiler.staging import staged_file, write_text
 from regcache.compiler.targets import Precision, Simulation, TargetName
 from regcache.export.onnx_file import sidecar
-from regcache.passes.errors import InputError, RegcacheError
-from regcache.runtime.parity import DEFAULT_MIN_COSINE
-from regcache.runtime.parity_output import parity_table, write_json, write_junit
+from regcache.passes.errors import RegcacheError
 from regcache.runtime.session import silence_runtime
 
 app = typer.Typer(
@@ -164,52 +161,7 @@ def compile_command(
         _print_artifact(manifest, output)
 
 
-@app.command()
-def parity(
-    artifact: ArtifactArgument,
-    images: ImagesOption,
-    gallery: Annotated[
-        Path | None, typer.Option(help="Folder of class folders for nearest-neighbour accuracy.")
-    ] = None,
-    query: Annotated[
-        Path | None, typer.Option(help="Folder of class folders to classify by the gallery.")
-    ] = None,
-    min_cosine: Annotated[
-        float, typer.Option(min=-1.0, max=1.0, help="Least mean cosine to pass.")
-    ] = DEFAULT_MIN_COSINE,
-    reference: Annotated[
-        ReferenceChoice, typer.Option(help="What to compare with; auto: PyTorch if it can be.")
-    ] = ReferenceChoice.AUTO,
-    batch_size: BatchOption = 4,
-    threads: ThreadsOption = None,
-    json: JsonOption = None,
-    junit: Annotated[Path | None, typer.Option(help="Write a JUnit report to this file.")] = None,
-) -> None:
-    """Measure how close an artifact is to PyTorch; exit 1 where it falls short."""
-    if (gallery is None) != (query is None):
-        raise InputError("--gallery and --query go together")
-    result = measure_artifact(
-        artifact,
-        images,
-        Reporter(),
-        min_cosine=min_cosine,
-        choice=reference,
-        labelled=None if gallery is None or query is None else (gallery, query),
-        batch_size=batch_size,
-        threads=threads,
-    )
-    if json == Path("-"):
-        write_text(json, result.model_dump_json(indent=2) + "\n")
-    else:
-        Console().print(parity_table(result))
-        if json is not None:
-            write_json(result, json)
-    if junit is not None:
-        write_junit(result, junit)
-    if not result.passed:
-        raise typer.Exit(1)
-
-
+app.command("parity")(parity_command)
 app.command("reproduce")(reproduce_command)
 
 

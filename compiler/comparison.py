@@ -22,15 +22,17 @@ def compare(
     candidate: Encoder,
     folder: ImageFolder,
     reporter: Reporter,
+    output_names: Sequence[str] = (),
     *,
     prefix_tokens: int = 1,
     label: str = "comparing",
 ) -> ParityMeter:
     """Feed every batch to both encoders; returns the meter that saw their outputs.
 
-    Raises InputError when no image can be read or the outputs differ in shape.
+    `output_names`: of the outputs that are also compared one by one. Raises InputError when no
+    image can be read or the outputs differ in shape.
     """
-    meter = ParityMeter(prefix_tokens)
+    meter = ParityMeter(prefix_tokens, output_names)
     for batch in reporter.images(folder, len(folder.paths), label):
         names = [path.name for path in batch.paths]
         meter.update(reference(batch.images), candidate(batch.images), names)

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from regcache.compiler.artifact import Artifact
+from regcache.compiler.block_parity import compare_blocks
 from regcache.compiler.comparison import Encoder, compare, compare_knn
 from regcache.compiler.prepare import FLOAT
 from regcache.compiler.reporter import Reporter
@@ -13,6 +14,7 @@ from regcache.export.source import open_source
 from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.parity import ParityResult, Reference
+from regcache.runtime.thresholds import Thresholds
 
 
 class ReferenceChoice(StrEnum):
@@ -23,31 +25,47 @@ class ReferenceChoice(StrEnum):
     FLOAT_ONNX = "float-onnx"
 
 
+class Against(StrEnum):
+    """Which of an artifact's models is compared: what it ships, or the export it came from."""
+
+    ARTIFACT = "artifact"
+    FLOAT = "float"
+
+
 def measure_artifact(
     artifact: Path,
     images: Path,
     reporter: Reporter,
     *,
-    min_cosine: float,
+    thresholds: Thresholds,
     choice: ReferenceChoice,
+    against: Against = Against.ARTIFACT,
+    per_layer: bool = False,
     labelled: tuple[Path, Path] | None = None,
     batch_size: int = 4,
     threads: int | None = None,
 ) -> ParityResult:
     """Run an artifact and its original over a folder of images.
 
-    `labelled` is (gallery, query) for nearest-neighbour accuracy. Raises InputError when the
-    artifact's files are not those of its manifest, and where there is nothing to compare with.
+    `per_layer` also compares the output of every block with the float ONNX's. `labelled` is
+    (gallery, query) for nearest-neighbour accuracy. Raises InputError when the artifact's files are
+    not those of its manifest, where there is nothing to compare with, and for a threshold of
+    something that is not measured.
     """
     opened = Artifact.open(artifact)
     paths = list_images(images)
+    prefix = opened.manifest.encoder.prefix_tokens or 0
     with ExitStack() as sessions:
-        candidate = sessions.enter_context(opened.session(threads=threads))
-        kind, reference = _reference(opened, choice, sessions, threads, reporter)
+        candidate = sessions.enter_context(
+            opened.session(threads=threads)
+            if against is Against.ARTIFACT
+            else opened.float_session(threads=threads)
+        )
+        kind, reference = _reference(opened, choice, against, sessions, threads, reporter)
         batch_size = candidate.fixed_batch or batch_size
         folder = ImageFolder(paths, opened.recipe, batch_size, reporter.skipped)
-        prefix = opened.manifest.encoder.prefix_tokens or 0
-        meter = compare(reference, candidate.run, folder, reporter, prefix_tokens=prefix)
+        names = candidate.output_names
+        meter = compare(reference, candidate.run, folder, reporter, names, prefix_tokens=prefix)
         knn = (
             (None, None)
             if labelled is None
@@ -55,29 +73,43 @@ def measure_artifact(
                 reference, candidate.run, *labelled, opened.recipe, reporter, batch_size=batch_size
             )
         )
-    return meter.result(min_cosine, kind, knn_top1_float=knn[0], knn_top1_quantized=knn[1])
+    folder.on_skip = None  # it was said
+    blocks = (
+        compare_blocks(
+            opened, folder, reporter, float_model=against is Against.FLOAT, threads=threads
+        )
+        if per_layer
+        else None
+    )
+    return meter.result(
+        thresholds, kind, knn_top1_float=knn[0], knn_top1_quantized=knn[1], blocks=blocks
+    )
 
 
 def _reference(
     artifact: Artifact,
     choice: ReferenceChoice,
+    against: Against,
     sessions: ExitStack,
     threads: int | None,
     reporter: Reporter,
 ) -> tuple[Reference, Encoder]:
     """The PyTorch original where wanted and possible, else the float ONNX; auto says which."""
     options = artifact.manifest.options
+    itself = against is Against.FLOAT
+    if itself and choice is ReferenceChoice.FLOAT_ONNX:
+        raise InputError(f"{artifact.folder}: {FLOAT} cannot be compared with itself")
     if choice is not ReferenceChoice.FLOAT_ONNX:
         try:
             original = _pytorch(options.source, options.resolution, threads)
         except RegcacheError as error:
-            if choice is ReferenceChoice.PYTORCH:
+            if choice is ReferenceChoice.PYTORCH or itself:
                 raise
             reporter.warn(f"comparing with {FLOAT}, not PyTorch: {error}")
         else:
             if original is not None:
                 return "pytorch", original
-            if choice is ReferenceChoice.PYTORCH:
+            if choice is ReferenceChoice.PYTORCH or itself:
                 raise InputError(f"{options.source}: is an ONNX file, there is no PyTorch original")
     return "float-onnx", sessions.enter_context(artifact.float_session(threads=threads)).run
 

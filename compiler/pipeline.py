@@ -46,7 +46,7 @@ from regcache.compiler.targets import Precision, runs_integers
 from regcache.passes.encoder import EncoderView
 from regcache.passes.onnx_file import save_graph
 from regcache.runtime.images import ImageFolder, list_images
-from regcache.runtime.parity import DEFAULT_MIN_COSINE, ParityResult
+from regcache.runtime.parity import ParityResult
 from regcache.runtime.session import OrtSession
 
 REGISTERS = "registers.npz"
@@ -148,10 +148,11 @@ def _first_look(
             candidate.run,
             ImageFolder(some, encoder.recipe, folder.batch_size),
             reporter,
+            candidate.output_names,
             prefix_tokens=encoder.view.prefix_tokens or 0,
             label="first look at parity",
         )
-    return meter.result(DEFAULT_MIN_COSINE, "float-onnx")
+    return meter.result(reference="float-onnx")
 
 
 def _speed(

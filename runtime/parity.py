@@ -16,13 +16,15 @@ from regcache.runtime.similarity import (
     row_cosines,
     unit_rows,
 )
+from regcache.runtime.tensor_parity import TensorMeter, TensorParity, first_jump
+from regcache.runtime.thresholds import Check, Thresholds, finite_check
 
-DEFAULT_MIN_COSINE = 0.995
 # Equal outputs have an infinite ratio, which JSON cannot hold; float32 itself stays below 200 dB.
 SQNR_CAP_DB = 200.0
 
 Reference = Literal["pytorch", "float-onnx"]
-_KNN_FIELDS = ("knn_top1_float", "knn_top1_quantized")
+_DEFAULT = Thresholds()
+_OPTIONAL = ("knn_top1_float", "knn_top1_quantized", "blocks", "first_jump")
 
 
 class ParityResult(BaseModel):
@@ -35,8 +37,10 @@ class ParityResult(BaseModel):
     two images.
     `patch_cosine_mean`: over images and patch tokens; None without a second output [B, T, C].
     `n_nonfinite`: images with NaN or infinity in an output; they count as cosine -1.
-    `passed`: cosine_mean >= min_cosine and n_nonfinite == 0.
-    `knn_top1_*`: share of images classified right; left out of the JSON when not measured.
+    `checks`: every threshold with what was measured; `passed`: all of them were kept to.
+    `outputs`: every output on its own, all tokens of it.
+    `knn_top1_*`: share of images classified right; `blocks`: the hidden states behind each block,
+    `first_jump`: the first of them whose error leaps; left out of the JSON when not measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -52,13 +56,17 @@ class ParityResult(BaseModel):
     reference: Reference
     worst_image: str
     n_nonfinite: int
+    checks: tuple[Check, ...]
+    outputs: tuple[TensorParity, ...]
     knn_top1_float: float | None = None
     knn_top1_quantized: float | None = None
+    blocks: tuple[TensorParity, ...] | None = None
+    first_jump: str | None = None
 
     @model_serializer(mode="wrap")
-    def _drop_unmeasured_knn(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _drop_unmeasured(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
-        return {k: v for k, v in fields.items() if v is not None or k not in _KNN_FIELDS}
+        return {k: v for k, v in fields.items() if v is not None or k not in _OPTIONAL}
 
     def failure(self) -> str | None:
         """Why the comparison falls short, in one line; None when it passed."""
@@ -66,7 +74,7 @@ class ParityResult(BaseModel):
             return None
         if self.n_nonfinite:
             return f"{self.n_nonfinite} of {self.n_images} images give NaN or infinity"
-        return f"cosine_mean {self.cosine_mean:.9g} is below {self.min_cosine:.9g}"
+        return "; ".join(check.describe() for check in self.checks if not check.passed)
 
 
 class ParityMeter:
@@ -75,10 +83,12 @@ class ParityMeter:
     The first output is the pooled embedding (more than two dimensions are flattened per image), the
     second, where both encoders give one with three dimensions, the tokens [B, T, C].
     `prefix_tokens`: how many leading tokens (class, registers) are no patches.
+    `output_names`: of the outputs that are compared one by one, in order; none where not given.
     """
 
-    def __init__(self, prefix_tokens: int = 1) -> None:
+    def __init__(self, prefix_tokens: int = 1, output_names: Sequence[str] = ()) -> None:
         self.prefix_tokens = prefix_tokens
+        self._outputs = [TensorMeter(name) for name in output_names]
         self._reference: list[NDArray[Any]] = []
         self._candidate: list[NDArray[Any]] = []
         self._names: list[str] = []
@@ -102,6 +112,10 @@ class ParityMeter:
         finite = finite_rows(pooled[0]) & finite_rows(pooled[1])
         if _has_tokens(reference_outputs) and _has_tokens(candidate_outputs):
             finite &= self._add_tokens(reference_outputs[1], candidate_outputs[1])
+        for meter, truth, found in zip(
+            self._outputs, reference_outputs, candidate_outputs, strict=False
+        ):
+            meter.update(truth, found)
         self._reference.append(pooled[0].reshape(len(names), -1).copy())
         self._candidate.append(pooled[1].reshape(len(names), -1).copy())
         self._names += names
@@ -109,37 +123,51 @@ class ParityMeter:
 
     def result(
         self,
-        min_cosine: float = DEFAULT_MIN_COSINE,
+        thresholds: Thresholds = _DEFAULT,
         reference: Reference = "pytorch",
         *,
         knn_top1_float: float | None = None,
         knn_top1_quantized: float | None = None,
+        blocks: Sequence[TensorParity] | None = None,
     ) -> ParityResult:
-        """The comparison of everything added so far.
+        """The comparison of everything added so far, held against `thresholds`.
 
-        Raises InputError when there is nothing, or `min_cosine` is no cosine.
+        Raises InputError when there is nothing, or a threshold is of something not measured.
         """
-        if not -1 <= min_cosine <= 1:
-            raise InputError(f"the smallest cosine must lie between -1 and 1, not {min_cosine}")
         if not self._names:
             raise InputError("no images were compared")
         truth = np.concatenate(self._reference).astype(np.float64)
         found = np.concatenate(self._candidate).astype(np.float64)
         cosines = row_cosines(truth, found)
         mean, worst = float(cosines.mean()), int(cosines.argmin())
+        numbers = {
+            "cosine_mean": mean,
+            "cosine_min": float(cosines[worst]),
+            "sqnr_db": _sqnr_db(truth, found),
+            "nn_agreement": float(nearest_agreement(truth, found).mean()),
+        }
         patches = self._patch_sum / self._patch_count if self._patch_count else None
+        drop = None
+        if knn_top1_float is not None and knn_top1_quantized is not None:
+            drop = knn_top1_float - knn_top1_quantized
+        checks = thresholds.check(
+            {**numbers, "patch_cosine_mean": patches, "knn_top1_drop": drop},
+            [(block.name, block.cosine_mean) for block in blocks or ()],
+        )
+        checks.append(finite_check(self._n_nonfinite))
         return ParityResult(
-            cosine_mean=mean,
-            cosine_min=float(cosines[worst]),
-            sqnr_db=_sqnr_db(truth, found),
-            nn_agreement=float(nearest_agreement(truth, found).mean()),
+            **numbers,
             patch_cosine_mean=patches,
             n_images=len(cosines),
-            passed=mean >= min_cosine and self._n_nonfinite == 0,
-            min_cosine=min_cosine,
+            passed=all(check.passed for check in checks),
+            min_cosine=thresholds.cosine_mean,
             reference=reference,
             worst_image=_text(self._names[worst]),
             n_nonfinite=self._n_nonfinite,
+            checks=tuple(checks),
+            outputs=tuple(meter.result() for meter in self._outputs if meter.seen),
+            blocks=None if blocks is None else tuple(blocks),
+            first_jump=None if blocks is None else first_jump(blocks),
             knn_top1_float=knn_top1_float,
             knn_top1_quantized=knn_top1_quantized,
         )

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,7 +11,9 @@ from rich.text import Text
 
 from regcache.passes.errors import InputError
 from regcache.runtime.parity import ParityResult
+from regcache.runtime.tensor_parity import TensorParity
 
+_LISTS = {"checks", "outputs", "blocks"}
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -24,21 +27,23 @@ def write_junit(result: ParityResult, path: Path) -> None:
 
     Raises InputError when `path` cannot be written.
     """
-    failure = result.failure()
+    failures = sum(not check.passed for check in result.checks)
     suite = ElementTree.Element(
         "testsuite",
-        {"name": "regcache parity", "tests": "1", "errors": "0", "skipped": "0"},
-        failures=str(int(failure is not None)),
+        {"name": "regcache parity", "errors": "0", "skipped": "0"},
+        tests=str(len(result.checks)),
+        failures=str(failures),
     )
     properties = ElementTree.SubElement(suite, "properties")
-    for name, value in result.model_dump(exclude_none=True).items():
+    for name, value in result.model_dump(exclude_none=True, exclude=_LISTS).items():
         text = _NOT_IN_XML.sub("?", str(value))
         ElementTree.SubElement(properties, "property", {"name": name, "value": text})
-    case = ElementTree.SubElement(
-        suite, "testcase", {"classname": "regcache.parity", "name": "cosine_mean", "time": "0"}
-    )
-    if failure is not None:
-        ElementTree.SubElement(case, "failure", {"type": "parity", "message": failure})
+    for check in result.checks:
+        named = {"classname": "regcache.parity", "name": check.name, "time": "0"}
+        case = ElementTree.SubElement(suite, "testcase", named)
+        if not check.passed:
+            told = {"type": "parity", "message": check.describe()}
+            ElementTree.SubElement(case, "failure", told)
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)
@@ -48,7 +53,9 @@ def write_junit(result: ParityResult, path: Path) -> None:
 
 def parity_table(result: ParityResult) -> Table:
     """The result as a table of two columns, for a terminal."""
-    verdict = result.failure() or f"passed, cosine_mean is at least {result.min_cosine:g}"
+    verdict = result.failure() or "passed: " + ", ".join(
+        f"{check.name} {check.bound} {check.limit:g}" for check in result.checks
+    )
     against = "PyTorch" if result.reference == "pytorch" else "the float ONNX"
     table = Table(title=f"Parity with {against}, {result.n_images} images", caption=verdict)
     table.add_column("metric")
@@ -70,6 +77,20 @@ def parity_table(result: ParityResult) -> Table:
     }
     for name, value in rows.items():
         table.add_row(name, Text(value))  # as Text: brackets in a file name are no markup
+    return table
+
+
+def block_table(blocks: Sequence[TensorParity], jump: str | None) -> Table:
+    """The blocks one by one, for a terminal, with the first whose error leaps."""
+    caption = f"the error first jumps in {jump}" if jump else "the error jumps in no block"
+    table = Table(title="Blocks, beside the float ONNX's", caption=caption)
+    table.add_column("block")
+    for name in ("cosine, mean", "worst token", "relative error", "largest difference"):
+        table.add_column(name, justify="right")
+    for block in blocks:
+        numbers = (f"{block.cosine_mean:.5f}", f"{block.cosine_min:.5f}")
+        errors = (f"{block.relative_error:.4f}", f"{block.max_abs_error:.4g}")
+        table.add_row(block.name, *numbers, *errors)
     return table
 
 

@@ -30,7 +30,7 @@ def test_json_parses_back(tmp_path: Path) -> None:
     for found in (result(), result(passed=False), result(nan=True)):
         write_json(found, tmp_path / "parity.json")
         text = (tmp_path / "parity.json").read_text()
-        assert json.loads(text, parse_constant=pytest.fail) == found.model_dump()
+        assert json.loads(text, parse_constant=pytest.fail) == found.model_dump(mode="json")
         assert ParityResult.model_validate_json(text) == found
     assert os.listdir(tmp_path) == ["parity.json"]
 
@@ -40,21 +40,22 @@ def test_json_parses_back(tmp_path: Path) -> None:
     [
         (result(), None),
         (result(passed=False), "is below 0.995"),
-        (result(nan=True), "3 of 3 images give NaN or infinity"),
+        (result(nan=True), "n_nonfinite 3 is above 0"),
     ],
 )
 def test_junit_parses_back(tmp_path: Path, found: ParityResult, message: str | None) -> None:
     write_junit(found, tmp_path / "junit.xml")
+    failing = [check.describe() for check in found.checks if not check.passed]
     suites = ElementTree.parse(tmp_path / "junit.xml").getroot()
     suite = suites.find("testsuite")
     assert suites.tag == "testsuites"
     assert suite is not None
-    assert suite.get("tests") == "1"
-    assert suite.get("failures") == str(int(not found.passed))
-    assert [case.get("name") for case in suite.iter("testcase")] == ["cosine_mean"]
+    assert suite.get("tests") == "2"
+    assert suite.get("failures") == str(len(failing))
+    assert [case.get("name") for case in suite.iter("testcase")] == ["cosine_mean", "n_nonfinite"]
     failures = [failure.get("message", "") for failure in suite.iter("failure")]
-    assert len(failures) == (0 if message is None else 1)
-    assert all((message or "") in failure for failure in failures)
+    assert failures == failing
+    assert any((message or "") in failure for failure in failures) or message is None
     properties = {item.get("name"): item.get("value") for item in suite.iter("property")}
     assert float(properties["cosine_mean"] or "nan") == found.cosine_mean
     assert properties["knn_top1_float"] == "0.875"

@@ -1,0 +1,126 @@
+"""What a comparison has to reach, and a file that says so."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from regcache.passes.errors import InputError
+
+DEFAULT_MIN_COSINE = 0.995
+
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Check(BaseModel):
+    """One threshold and what was measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    value: float
+    bound: Literal["at least", "at most"]
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value keeps to the limit."""
+        return self.value >= self.limit if self.bound == "at least" else self.value <= self.limit
+
+    def describe(self) -> str:
+        """One line: "cosine_mean 0.99 is below 0.995"."""
+        words = {"at least": ("is at least", "is below"), "at most": ("is at most", "is above")}
+        return f"{self.name} {self.value:.9g} {words[self.bound][not self.passed]} {self.limit:.9g}"
+
+
+class Thresholds(BaseModel):
+    """The limits of `regcache parity`; None where a number is not looked at.
+
+    All are least values but `knn_top1_drop`: float accuracy minus quantized, at most.
+    `block_cosine_mean` is asked of every block.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    cosine_mean: Cosine = DEFAULT_MIN_COSINE
+    cosine_min: Cosine | None = None
+    sqnr_db: float | None = None
+    nn_agreement: Share | None = None
+    patch_cosine_mean: Cosine | None = None
+    knn_top1_drop: Share | None = None
+    block_cosine_mean: Cosine | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a TOML file with a number for each threshold that it sets.
+
+        Raises InputError, naming the file and the key, when it cannot be read or understood.
+        """
+        try:
+            fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from error
+        except ValueError as error:  # no TOML, or no text
+            raise InputError(f"{path}: not TOML: {error}") from error
+        try:
+            return cls.of(fields)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    @classmethod
+    def of(cls, limits: Mapping[str, object]) -> Self:
+        """Limits by threshold. Raises InputError, naming the one that cannot be."""
+        try:
+            return cls.model_validate(limits, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = first["msg"]
+            if first["type"] == "extra_forbidden":
+                reason = f"no such threshold; there are {', '.join(cls.model_fields)}"
+            raise InputError(f"{'.'.join(map(str, first['loc']))}: {reason}") from error
+
+    def check(
+        self, measured: Mapping[str, float | None], blocks: Sequence[tuple[str, float]]
+    ) -> list[Check]:
+        """Compare what was measured, by threshold, and each block's (name, mean cosine).
+
+        Raises InputError for a threshold of something that was not measured, with how to.
+        """
+        checks = []
+        for name, limit in self.model_dump(exclude={"block_cosine_mean"}).items():
+            if limit is None:
+                continue
+            value = measured.get(name)
+            if value is None:
+                raise InputError(f"threshold {name}: not measured: {_HOW_TO_MEASURE[name]}")
+            bound: Literal["at least", "at most"] = (
+                "at most" if name == "knn_top1_drop" else "at least"
+            )
+            checks.append(Check(name=name, value=value, bound=bound, limit=limit))
+        if self.block_cosine_mean is not None:
+            if not blocks:
+                raise InputError("threshold block_cosine_mean: not measured: add --per-layer")
+            checks += [
+                Check(
+                    name=f"{name} cosine_mean",
+                    value=value,
+                    bound="at least",
+                    limit=self.block_cosine_mean,
+                )
+                for name, value in blocks
+            ]
+        return checks
+
+
+_HOW_TO_MEASURE = {
+    "patch_cosine_mean": "the encoder has no output with a row for every patch",
+    "knn_top1_drop": "add --gallery and --query",
+}
+
+
+def finite_check(n_nonfinite: int) -> Check:
+    """That no image gives NaN or infinity: always asked for."""
+    return Check(name="n_nonfinite", value=float(n_nonfinite), bound="at most", limit=0.0)

@@ -1,0 +1,128 @@
+"""Five ways in which an artifact goes wrong, drawn at random, and the hashes of a forger."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from regcache.compiler.manifest import MANIFEST, hash_files
+from regcache.compiler.seal import seal
+
+
+def copy_artifact(artifact: Path, to: Path) -> Path:
+    """A copy to break."""
+    shutil.copytree(artifact, to)
+    return to
+
+
+def flip_scale(artifact: Path, random: np.random.Generator) -> str:
+    """Another power of two for the scale of one activation."""
+    model, weights = _load(artifact)
+    scalars = [
+        node.input[1]
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear" and weights[node.input[1]].size == 1
+    ]
+    name = str(random.choice(scalars))
+    factor = float(random.choice([1 / 16, 1 / 8, 1 / 4, 4, 8, 16]))
+    _store(artifact, model, name, weights[name] * weights[name].dtype.type(factor))
+    return f"{name} x {factor}"
+
+
+def swap_initializers(artifact: Path, random: np.random.Generator) -> str:
+    """Two quantized weights of one shape that differ."""
+    model, weights = _load(artifact)
+    stored = [
+        name for name, value in weights.items() if value.dtype.itemsize == 1 and value.ndim == 2
+    ]
+    first = str(random.choice(stored))
+    alike = [
+        name
+        for name in stored
+        if weights[name].shape == weights[first].shape
+        and not np.array_equal(weights[name], weights[first])
+    ]
+    other = str(random.choice(alike))
+    _store(artifact, model, first, weights[other])
+    model, _ = _load(artifact)
+    _store(artifact, model, other, weights[first])
+    return f"{first} <-> {other}"
+
+
+def drop_pair(artifact: Path, random: np.random.Generator) -> str:
+    """One activation that is not rounded any more."""
+    model, _ = _load(artifact)
+    quantize = {n.output[0]: n for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    pairs = [
+        (node, quantize[node.input[0]])
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in quantize
+    ]
+    dequantize, before = pairs[random.integers(len(pairs))]
+    for node in model.graph.node:
+        for slot, name in enumerate(node.input):
+            if name == dequantize.output[0]:
+                node.input[slot] = before.input[0]
+    model.graph.node.remove(dequantize)
+    if not any(before.output[0] in node.input for node in model.graph.node):
+        model.graph.node.remove(before)
+    onnx.save(model, artifact / "model.onnx")
+    return before.name
+
+
+def truncate_file(artifact: Path, random: np.random.Generator) -> str:
+    """Some bytes less at the end of any file."""
+    path = _any_file(artifact, random)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(random.integers(len(content)))])
+    return path.name
+
+
+def edit_byte(artifact: Path, random: np.random.Generator) -> str:
+    """One byte of any file, the manifest included."""
+    path = _any_file(artifact, random)
+    content = bytearray(path.read_bytes())
+    where = int(random.integers(len(content)))
+    content[where] ^= int(random.integers(1, 256))
+    path.write_bytes(content)
+    return f"{path.name} at {where}"
+
+
+Mutation = Callable[[Path, np.random.Generator], str]
+MUTATIONS: tuple[Mutation, ...] = (
+    flip_scale,
+    swap_initializers,
+    drop_pair,
+    truncate_file,
+    edit_byte,
+)
+
+
+def forge(artifact: Path) -> None:
+    """Make the manifest fit the files, as somebody would who recompiled with a bug."""
+    path = artifact / MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    manifest["files"] = {name: record.model_dump() for name, record in hash_files(artifact).items()}
+    path.write_text(seal(json.dumps(manifest, indent=2)))
+
+
+def _load(artifact: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    model = onnx.load(artifact / "model.onnx")
+    return model, {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+
+
+def _store(artifact: Path, model: onnx.ModelProto, name: str, value: np.ndarray) -> None:
+    for item in model.graph.initializer:
+        if item.name == name:
+            item.CopyFrom(numpy_helper.from_array(value, name))
+    onnx.save(model, artifact / "model.onnx")
+
+
+def _any_file(artifact: Path, random: np.random.Generator) -> Path:
+    files = sorted(path for path in artifact.rglob("*") if path.is_file())
+    return files[int(random.integers(len(files)))]

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ def copy_artifact(artifact: Path, to: Path) -> Path:
     return to
 
 
-def flip_scale(artifact: Path, random: np.random.Generator) -> str:
+def flip_scale(
+    artifact: Path, random: np.random.Generator, factors: Sequence[float] = (1 / 16, 1 / 4, 4, 16)
+) -> str:
     """Another power of two for the scale of one activation."""
     model, weights = _load(artifact)
     scalars = [
@@ -28,9 +30,14 @@ def flip_scale(artifact: Path, random: np.random.Generator) -> str:
         if node.op_type == "QuantizeLinear" and weights[node.input[1]].size == 1
     ]
     name = str(random.choice(scalars))
-    factor = float(random.choice([1 / 16, 1 / 8, 1 / 4, 4, 8, 16]))
+    factor = float(random.choice(factors))
     _store(artifact, model, name, weights[name] * weights[name].dtype.type(factor))
     return f"{name} x {factor}"
+
+
+def shrink_scale(artifact: Path, random: np.random.Generator) -> str:
+    """A scale that lets most of an activation be clipped: a larger one may do no harm at all."""
+    return flip_scale(artifact, random, (1 / 16,))
 
 
 def swap_initializers(artifact: Path, random: np.random.Generator) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from regcache.compiler.cli_build import build_command
 from regcache.compiler.cli_options import (
     BatchOption,
     ImagesOption,
@@ -161,6 +162,7 @@ def compile_command(
         _print_artifact(manifest, output)
 
 
+app.command("build")(build_command)
 app.command("parity")(parity_command)
 app.command("reproduce")(reproduce_command)
 

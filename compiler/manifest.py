@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from regcache.compiler.curation_record import CurationRecord
+from regcache.compiler.engine_record import EngineRecord
 from regcache.compiler.options import CompileOptions
 from regcache.compiler.placement import ParetoPoint
 from regcache.compiler.seal import is_sealed, seal
@@ -131,7 +132,10 @@ class PassRecord(_Record):
 
 
 class Manifest(_Record):
-    """The content of manifest.json. `speed` is None where ONNX Runtime is not the target."""
+    """The content of manifest.json. `speed` is None where ONNX Runtime is not the target.
+
+    `engines`: what `regcache build` has added since.
+    """
 
     format_version: Literal[4] = 4
     regcache: str
@@ -145,6 +149,7 @@ class Manifest(_Record):
     passes: list[PassRecord]
     parity: ParityRecord
     speed: SpeedRecord | None
+    engines: list[EngineRecord] = []
     files: dict[str, FileRecord]
 
     def write(self, folder: Path) -> None:

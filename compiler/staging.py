@@ -11,7 +11,7 @@ from pathlib import Path
 from regcache.passes.errors import InputError
 
 MANIFEST = "manifest.json"
-_PARTIAL = ".partial-"
+_PARTIAL, _OLD = ".partial-", "-old"
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def staged_folder(output: Path) -> Iterator[Path]:
     output = output.absolute()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(output)
+        recover(output)
         prefix = f".{output.name}{_PARTIAL}{os.getpid()}-"
         staging = Path(tempfile.mkdtemp(prefix=prefix, dir=output.parent))
         staging.chmod(0o777 & ~_umask())
@@ -52,7 +52,7 @@ def staged_file(output: Path) -> Iterator[Path]:
     output = output.absolute()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(output)
+        recover(output)
         prefix = f".{output.name}{_PARTIAL}{os.getpid()}-"
         with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as folder:
             yield Path(folder) / output.name
@@ -85,7 +85,7 @@ def _swap(staging: Path, output: Path) -> None:
     if not output.exists():
         staging.replace(output)
         return
-    old = staging.with_name(f"{staging.name}-old")
+    old = staging.with_name(f"{staging.name}{_OLD}")
     output.replace(old)
     try:
         staging.replace(output)
@@ -95,11 +95,19 @@ def _swap(staging: Path, output: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(output: Path) -> None:
-    """Remove what runs that were killed left behind for the same output."""
-    for path in output.parent.glob(f".{output.name}{_PARTIAL}*"):
+def recover(output: Path) -> None:
+    """Remove what runs that were killed left behind for the same output.
+
+    One killed in the instant between moving the old artifact aside and the new one into its place
+    left no artifact: the old one is put back.
+    """
+    for path in sorted(output.parent.glob(f".{output.name}{_PARTIAL}*")):
         owner = path.name.partition(_PARTIAL)[2].partition("-")[0]
-        if owner.isdigit() and not _alive(int(owner)):
+        if not owner.isdigit() or _alive(int(owner)):
+            continue
+        if path.name.endswith(_OLD) and not output.exists():
+            path.replace(output)
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,4 +1,7 @@
-"""What TensorRT made of a network: the layer list that its builder writes into the verbose log."""
+"""What TensorRT made of a network: its list of layers, one a line.
+
+TensorRT-RTX's builder writes the list into its verbose log; TensorRT's engine inspector prints it.
+"""
 
 import re
 from collections import Counter
@@ -6,9 +9,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _HEADER = "Layers:\n"
-# The builder's names of number formats, widest first: a layer computes in its widest operand's.
-_FORMATS = {"Float": "FP32", "BFloat16": "BF16", "Half": "FP16", "FP8": "FP8", "Int8": "INT8"}
-_PRODUCTS = ("gemm", "correlation", "runtime_fusion")
+# The words for number formats, widest first: a layer computes in its widest operand's.
+_FORMATS = {
+    "Float": "FP32",
+    "FP32": "FP32",
+    "BFloat16": "BF16",
+    "Half": "FP16",
+    "FP16": "FP16",
+    "FP8": "FP8",
+    "Int8": "INT8",
+}
+_FORMAT = re.compile(rf"\b({'|'.join(_FORMATS)})\b")
+_TENSORS = r"\[(?P<{}>|.*?\}})\]"
+_LAYER = re.compile(
+    rf"Name: (?P<name>.*), LayerType: (?P<kind>\w+), Inputs: {_TENSORS.format('inputs')}, "
+    rf"(?:Constants: {_TENSORS.format('constants')}, )?Outputs: {_TENSORS.format('outputs')}, "
+    r".*?Metadata:(?P<nodes>.*)"
+)
+_PRODUCTS = ("gemm", "correlation", "convolution", "runtime_fusion")
+_PRODUCT_FAMILY = "Cask"  # TensorRT's older kernels for matrix products and convolutions
 _FUSED_ATTENTION = "_gemm_mha"
 
 
@@ -41,12 +60,18 @@ class EngineLayer:
     @property
     def multiplies(self) -> bool:
         """Whether it is a matrix product, a convolution or a fused attention."""
-        return self.kind in _PRODUCTS or self.fused_attention
+        known = self.kind in _PRODUCTS or self.kind.startswith(_PRODUCT_FAMILY)
+        return known or self.fused_attention
 
 
 def products_by_precision(layers: Iterable[EngineLayer]) -> dict[str, int]:
     """How many matrix products, convolutions and fused attentions compute in which format."""
-    return dict(Counter(layer.precision for layer in layers if layer.multiplies))
+    return layers_by_precision(layer for layer in layers if layer.multiplies)
+
+
+def layers_by_precision(layers: Iterable[EngineLayer]) -> dict[str, int]:
+    """How many kernels of any kind read which number format, the most frequent first."""
+    return dict(Counter(layer.precision for layer in layers).most_common())
 
 
 def is_layer_list(message: str) -> bool:
@@ -61,11 +86,7 @@ def parse_layers(message: str) -> tuple[EngineLayer, ...]:
 
 
 def _parse_layer(line: str) -> EngineLayer | None:
-    match = re.match(
-        r"Name: (?P<name>.*), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*)\], "
-        r"Constants: \[.*\], Outputs: \[(?P<outputs>.*)\], TacticName: .*?Metadata:(?P<nodes>.*)",
-        line,
-    )
+    match = _LAYER.match(line)
     if match is None:
         return None
     return EngineLayer(
@@ -78,5 +99,7 @@ def _parse_layer(line: str) -> EngineLayer | None:
 
 
 def _formats(tensors: str) -> tuple[str, ...]:
-    found = re.findall(r"Datatype: (\w+)", tensors)
-    return tuple(_FORMATS.get(name, name.upper()) for name in found)
+    """Of "Datatype: Half" or "Format/Datatype: Row major linear FP16 format", FP16."""
+    found = re.findall(r"Datatype: ([^,}]*)", tensors)
+    known = [(_FORMAT.search(words), words) for words in found]
+    return tuple(_FORMATS[match[1]] if match else words.strip().upper() for match, words in known)

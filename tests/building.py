@@ -8,8 +8,9 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from regcache.passes.onnx_file import save_graph
+from regcache.runtime.engine_build import EngineBuild
 from regcache.runtime.engine_layers import products_by_precision
-from regcache.runtime.tensorrt_rtx import COMPUTE_CAPABILITIES, EngineBuild, build_engine
+from regcache.runtime.tensorrt_rtx import COMPUTE_CAPABILITIES, build_engine
 
 _MISSING = importlib.util.find_spec("tensorrt_rtx") is None
 _REASON = 'NOT BUILT, TensorRT-RTX is missing: pip install "regcache[trt-rtx]"'

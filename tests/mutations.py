@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from regcache.compiler.manifest import MANIFEST, hash_files
+from regcache.compiler.manifest import hash_files
 from regcache.compiler.seal import seal
+from regcache.compiler.staging import MANIFEST
 
 
 def copy_artifact(artifact: Path, to: Path) -> Path:

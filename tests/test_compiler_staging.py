@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from regcache.compiler.staging import MANIFEST, staged_file, staged_folder, write_text
+from regcache.compiler.staging import MANIFEST, recover, staged_file, staged_folder, write_text
 from regcache.passes.errors import InputError
 
 
@@ -143,3 +143,22 @@ def test_a_killed_process_leaves_no_artifact(tmp_path: Path) -> None:
     with staged_folder(output) as staging:
         (staging / "whole").write_text("")
     assert names(tmp_path) == ["artifact"]
+
+
+def test_an_artifact_that_a_kill_left_aside_is_put_back(tmp_path: Path) -> None:
+    """Between the two renames that replace an artifact, its folder has another name."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    output = tmp_path / "artifact"
+    for suffix in ("x-old", "x"):
+        left = tmp_path / f".artifact.partial-{process.pid}-{suffix}"
+        left.mkdir()
+        (left / MANIFEST).write_text(suffix)
+    recover(output)
+    assert names(tmp_path) == ["artifact"]
+    assert (output / MANIFEST).read_text() == "x-old"
+    left = tmp_path / f".artifact.partial-{process.pid}-y-old"
+    left.mkdir()
+    recover(output)
+    assert names(tmp_path) == ["artifact"]
+    assert (output / MANIFEST).read_text() == "x-old"

@@ -18,8 +18,9 @@ from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import load_model, save_graph
 from regcache.passes.quantize_float8 import QuantizeFloat8
 from regcache.passes.split_qkv import SplitQkv
+from regcache.runtime.engine_build import EngineBuild
 from regcache.runtime.engine_layers import products_by_precision
-from regcache.runtime.tensorrt_rtx import EngineBuild, build_engine
+from regcache.runtime.tensorrt_rtx import build_engine
 
 
 def build(graph: gs.Graph, folder: Path, *capabilities: str) -> EngineBuild:

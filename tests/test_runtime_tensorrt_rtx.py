@@ -26,32 +26,12 @@ from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import load_model
 from regcache.passes.quantize_linears import QuantizeLinears
-from regcache.runtime.engine_layers import EngineLayer, parse_layers, products_by_precision
-from regcache.runtime.tensorrt_rtx import build_engine, supported_compute_capabilities
-
-LAYERS = """Layers:
-Name: __myl_Move_myl0_1, LayerType: kgen, Inputs: [ { Name: x, Dimensions: [-1,3], \
-Datatype: Float, Format: (Linear) }], Constants: [], Outputs: [ { Name: y, Dimensions: [-1,3], \
-Datatype: Int8, Format: (Linear) }], TacticName: t, StreamId: 0, Metadata: [ONNX Layer: x/q]
-Name: a+b_myl0_2, LayerType: gemm, Inputs: [ { Name: y, Dimensions: [-1,3], Datatype: Int8 }], \
-Constants: [ { Name: alpha, Dimensions: [1], Datatype: Float }], Outputs: [ { Name: z, \
-Dimensions: [-1,3], Datatype: Half }], TacticName: , StreamId: 0, Metadata: \
-[ONNX Layer: a][ONNX Layer: b]
-Name: _gemm_mha_v2_myl0_3, LayerType: kgen, Inputs: [ { Name: z, Datatype: Half }, \
-{ Name: z, Datatype: Half }], Constants: [], Outputs: [], TacticName: , StreamId: 0, Metadata:
-
-I/O Tensors:
- Name: x, IOMode: Input, DataType: Float
-"""
-
-
-def test_layers_are_read_from_the_builders_list() -> None:
-    cast, product, attention = parse_layers(LAYERS)
-    assert cast == EngineLayer("__myl_Move_myl0_1", "kgen", ("FP32",), ("INT8",), ("x/q",))
-    assert (product.precision, product.nodes) == ("INT8", ("a", "b"))
-    assert attention.fused_attention
-    assert attention.precision == "FP16"
-    assert products_by_precision([cast, product, attention]) == {"INT8": 1, "FP16": 1}
+from regcache.runtime.engine_layers import products_by_precision
+from regcache.runtime.tensorrt_rtx import (
+    build_engine,
+    float8_capabilities,
+    supported_compute_capabilities,
+)
 
 
 def test_a_missing_tensorrt_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +151,10 @@ class TestBuilds:
         assert build_engine(path, compute_capabilities=known).compute_capabilities == tuple(known)
         reason = refusal(path, compute_capabilities=["7.5"])
         assert reason.endswith("for Turing (SM75): FP32 GEMM is not supported")
+
+    def test_float8_begins_with_ada(self) -> None:
+        found = float8_capabilities(("12.0", "7.5", "8.6", "8.9", "10.0"))
+        assert found == ("12.0", "8.9", "10.0")
 
     def test_a_fixed_batch_stays(self, tmp_path: Path) -> None:
         assert build_engine(relu(tmp_path / "m.onnx", [2, 3, 8, 8])).batch == (2, 2, 2)

@@ -1,0 +1,112 @@
+"""What the manifest keeps of an engine that `regcache build` added to an artifact."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from regcache.runtime.engine_build import EngineBuild
+from regcache.runtime.engine_layers import layers_by_precision, products_by_precision
+
+ENGINES = "engines"
+"""The folder inside an artifact that holds its engines."""
+
+
+class EngineKind(StrEnum):
+    """The libraries that build engines: ahead of time for many GPUs, or on the GPU itself."""
+
+    TENSORRT_RTX = "tensorrt-rtx"
+    TENSORRT = "tensorrt"
+
+
+class EngineRecord(BaseModel):
+    """One engine of an artifact; its size and hash are in the manifest's `files`, under `file`.
+
+    `model`: the ONNX file it was built from. `version`: of the library, which must be the same
+    where the engine is loaded. `compute_capabilities`: of the GPUs that run it; `gpu`: the name of
+    the one it was tuned on, None for TensorRT-RTX. `batch`: the least, the tuned and the largest
+    batch size. `products`: matrix products, convolutions and fused attentions by the number format
+    they compute in; `layers`: all kernels by the widest number format they read; both are empty
+    where the library's list of layers could not be read. `inputs`: SHA-256 of all that decides what
+    is built. `size_ratio`: the engine's size over that of the float engine that was built alike,
+    where there is one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    model: str
+    engine: EngineKind
+    version: str
+    compute_capabilities: list[str]
+    gpu: str | None
+    batch: tuple[int, int, int]
+    products: dict[str, int]
+    layers: dict[str, int]
+    fused_attentions: int
+    warnings: list[str]
+    inputs: str
+    size_ratio: float | None = None
+
+    @classmethod
+    def of(cls, built: EngineBuild, *, model: str, engine: EngineKind, inputs: str) -> Self:
+        """Describe a build; all its `seconds` are left out, for they differ from run to run."""
+        return cls(
+            file=_file_name(built, model, engine),
+            model=model,
+            engine=engine,
+            version=built.version,
+            compute_capabilities=list(built.compute_capabilities),
+            gpu=built.gpu,
+            batch=built.batch,
+            products=products_by_precision(built.layers),
+            layers=layers_by_precision(built.layers),
+            fused_attentions=sum(layer.fused_attention for layer in built.layers),
+            warnings=list(built.warnings),
+            inputs=inputs,
+        )
+
+    def built_like(self, other: Self) -> bool:
+        """Whether both were built in the same way, be it from other models."""
+        return self._way() == other._way()
+
+    def _way(self) -> tuple[object, ...]:
+        return self.engine, self.version, self.compute_capabilities, self.gpu, self.batch
+
+
+def inputs_key(hashes: Mapping[str, str], options: Mapping[str, object]) -> str:
+    """SHA-256 of the hashes of the files that are read and of all that a build is told."""
+    text = json.dumps({"files": dict(hashes), "options": dict(options)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_size_ratios(
+    records: Iterable[EngineRecord], sizes: Mapping[str, int], float_model: str
+) -> list[EngineRecord]:
+    """The records in order of their files, each with its size over the like float engine's.
+
+    `sizes` in bytes, by file.
+    """
+    ordered = sorted(records, key=lambda record: record.file)
+    floats = [record for record in ordered if record.model == float_model]
+    return [_with_ratio(record, floats, sizes) for record in ordered]
+
+
+def _with_ratio(
+    record: EngineRecord, floats: Sequence[EngineRecord], sizes: Mapping[str, int]
+) -> EngineRecord:
+    alike = [item for item in floats if item.built_like(record) and item.model != record.model]
+    ratio = round(sizes[record.file] / sizes[alike[0].file], 4) if alike else None
+    return record.model_copy(update={"size_ratio": ratio})
+
+
+def _file_name(built: EngineBuild, model: str, engine: EngineKind) -> str:
+    """Which model, for which library, GPUs and batch sizes: what is built anew replaces it."""
+    gpus = built.gpu or "-".join(built.compute_capabilities)
+    words = re.sub(r"[^a-z0-9.]+", "-", gpus.lower()).strip("-")
+    batch = "-".join(map(str, built.batch))
+    return f"{ENGINES}/{model.removesuffix('.onnx')}-{engine.value}-{words}-batch-{batch}.engine"

@@ -1,0 +1,92 @@
+"""Which engine is benchmarked: the artifact's own where it suits, else a real one built here."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import onnx
+import pytest
+from building import needs_tensorrt
+from test_runtime_trt_runner import has_gpu
+from tiny_vit import Spec, TinyVit
+
+from regcache.compiler import bench_engines
+from regcache.compiler.artifact import Artifact
+from regcache.compiler.bench_engines import engine_for, suits
+from regcache.compiler.engine_record import EngineKind, EngineRecord
+from regcache.compiler.reporter import Reporter
+from regcache.passes.errors import InputError, MissingExtraError
+from regcache.runtime import tensorrt_rtx
+from regcache.runtime.gpu import Gpu
+from regcache.runtime.runners import Loading, RunnerName, open_runner
+
+GPU = Gpu("Some RTX", "8.6", "580.1", 10**10)
+RECORD = EngineRecord(
+    file="engines/model.engine", model="model.onnx", engine=EngineKind.TENSORRT_RTX, version="1.7",
+    compute_capabilities=["8.6", "8.9"], gpu=None, batch=(1, 2, 8), products={}, layers={},
+    fused_attentions=0, warnings=[], inputs="",
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    onnx.save(TinyVit(Spec()).model(), tmp_path / "model.onnx")
+    monkeypatch.setattr(bench_engines, "find_gpu", lambda: GPU)
+    return tmp_path
+
+
+def loading(folder: Path, runner: RunnerName = RunnerName.TENSORRT_RTX) -> Loading:
+    return Loading(runner, folder / "model.onnx", 1, (2, 1, 8), (3, 8, 8))
+
+
+def artifact(folder: Path, *engines: EngineRecord) -> Artifact:
+    opened = SimpleNamespace(folder=folder, manifest=SimpleNamespace(engines=engines))
+    return cast(Artifact, opened)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"version": "1.6"}, False),
+        ({"compute_capabilities": ["8.9"]}, False),
+        ({"gpu": "Some RTX"}, True),
+        ({"gpu": "Another"}, False),
+        ({"batch": (1, 1, 8)}, False),
+        ({"batch": (1, 2, 4)}, False),
+        ({"engine": EngineKind.TENSORRT}, False),
+    ],
+)
+def test_what_suits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], expected: bool
+) -> None:
+    monkeypatch.setattr(tensorrt_rtx, "library_version", lambda: "1.7")
+    assert suits(RECORD.model_copy(update=change), loading(folder), GPU) is expected
+
+
+def test_the_artifacts_own_engine_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_rtx, "library_version", lambda: "1.7")
+    engines = [RECORD.model_copy(update={"model": "float.onnx", "file": "no"}), RECORD]
+    found = engine_for(artifact(folder, *engines), loading(folder), folder, Reporter())
+    assert found == folder / "engines/model.engine"
+
+
+@needs_tensorrt
+def test_another_is_built_and_loads_up_to_the_gpu(folder: Path) -> None:
+    engine = engine_for(artifact(folder, RECORD), loading(folder), folder, Reporter())
+    assert engine.parent == folder
+    assert engine.stat().st_size > 10_000
+    if has_gpu():
+        pytest.skip("NOT CHECKED: there is a GPU")
+    with pytest.raises(InputError, match=r"\.engine: tensorrt_rtx cannot load it: cudaError"):
+        open_runner(replace(loading(folder), model=engine))
+
+
+def test_plain_tensorrt_needs_its_library_or_a_gpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    plan = loading(folder, RunnerName.TENSORRT)
+    with pytest.raises((MissingExtraError, InputError)):
+        engine_for(artifact(folder), plan, folder, Reporter())

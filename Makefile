@@ -3,8 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := build/demo
+GPU_VENV := build/gpu-venv
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-check clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +35,22 @@ bench: demo
 	$(BIN)/python benchmarks/register_cost.py sample:dinov2-small
 	$(BIN)/python benchmarks/int8_speed.py $(DEMO)/artifact
 	$(BIN)/python benchmarks/curation_cost.py sample:dinov2-small --images $(DEMO)/calibration
+
+## Everything that needs a GPU: engines, their parity with PyTorch, every runner's speed.
+gpu-check:
+	@nvidia-smi -L > /dev/null 2>&1 || { echo "gpu-check: no GPU: nvidia-smi finds none"; exit 2; }
+	@$(MAKE) --no-print-directory $(GPU_VENV)/.installed
+	$(GPU_VENV)/bin/python examples/demo_photos.py $(DEMO)
+	$(GPU_VENV)/bin/python benchmarks/gpu_check.py \
+		--calibration $(DEMO)/calibration --evaluation $(DEMO)/evaluation
+
+# An environment of its own: onnxruntime-gpu takes the place of onnxruntime.
+$(GPU_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet --editable '.[export,dev,gpu,trt]'
+	$(GPU_VENV)/bin/python -m pip uninstall --quiet --yes onnxruntime
+	$(GPU_VENV)/bin/python -m pip install --quiet 'onnxruntime-gpu[cuda,cudnn]>=1.24'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from regcache.compiler.cli_bench import bench_command
 from regcache.compiler.cli_build import build_command
 from regcache.compiler.cli_options import (
     BatchOption,
@@ -165,6 +166,7 @@ def compile_command(
 app.command("build")(build_command)
 app.command("parity")(parity_command)
 app.command("reproduce")(reproduce_command)
+app.command("bench")(bench_command)
 
 
 def _print_artifact(manifest: Manifest, output: Path) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,9 +78,9 @@ def compare_speed(
         OrtSession(quantized_model, threads=threads, arena=True) as quantized,
     ):
         found = []
-        for batch in _possible_batches(original, quantized, batches):
+        for batch in possible_batches(original, quantized, batches):
             filled = np.resize(images, (batch, *images.shape[1:]))
-            pairs = _time_pairs(
+            pairs = time_pairs(
                 partial(original.run, filled),
                 partial(quantized.run, filled),
                 seconds=seconds,
@@ -89,9 +90,20 @@ def compare_speed(
     return found
 
 
-def _possible_batches(
-    original: OrtSession, quantized: OrtSession, batches: Sequence[int]
+class Batched(Protocol):
+    """A loaded encoder that may take one batch size only."""
+
+    name: str
+    fixed_batch: int | None
+
+
+def possible_batches(
+    original: Batched, quantized: Batched, batches: Sequence[int]
 ) -> Sequence[int]:
+    """The batch sizes to measure: the one that a model fixes, else those asked for.
+
+    Raises InputError when the two fix different ones.
+    """
     fixed = {item.fixed_batch for item in (original, quantized)} - {None}
     if len(fixed) > 1:
         raise InputError(
@@ -101,7 +113,7 @@ def _possible_batches(
     return [batch for batch in fixed if batch is not None] or batches
 
 
-def _time_pairs(
+def time_pairs(
     run_float: Callable[[], object],
     run_quantized: Callable[[], object],
     *,
@@ -110,7 +122,11 @@ def _time_pairs(
     clock: Callable[[], float] = time.perf_counter,
     settle: Callable[[], None] | None = None,
 ) -> list[tuple[float, float]]:
-    """Seconds of each (float, quantized) pair, an even number of them, after one run of each."""
+    """Seconds of each (float, quantized) pair, an even number of them, after one run of each.
+
+    `seconds` and `rounds` are those of `compare_speed`. `settle` is called before every timed run;
+    by default it waits until this process's threads rest.
+    """
     settle = settle or _let_threads_rest
 
     def timed(run: Callable[[], object]) -> float:

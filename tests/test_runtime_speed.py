@@ -53,7 +53,7 @@ class Machine:
 
     def pairs(self, one: float, other: float, **limits: Any) -> list[tuple[float, float]]:
         models = self.model("A", one), self.model("B", other)
-        return speed._time_pairs(*models, clock=lambda: self.now, settle=self.settle, **limits)
+        return speed.time_pairs(*models, clock=lambda: self.now, settle=self.settle, **limits)
 
 
 def test_the_models_take_turns_after_a_warm_up_and_a_rest() -> None:

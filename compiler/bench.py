@@ -1,0 +1,176 @@
+"""Benchmark an artifact against its float original on one runner or several."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from regcache.compiler.artifact import Artifact
+from regcache.compiler.bench_engines import engine_for
+from regcache.compiler.prepare import export_source
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.targets import TargetName
+from regcache.passes.base import run
+from regcache.passes.canonicalize import canonicalize
+from regcache.passes.errors import InputError
+from regcache.passes.half_precision import HalfPrecision
+from regcache.passes.onnx_file import load_model, save_graph
+from regcache.runtime.bench import time_runners
+from regcache.runtime.bench_cold import cold_start
+from regcache.runtime.bench_result import BenchResult, EnergySource, RunnerResult
+from regcache.runtime.energy import EnergyMeter, Unreadable, cpu_meter, gpu_meter
+from regcache.runtime.machine import describe_machine
+from regcache.runtime.runners import Loading, RunnerName, check_runner, open_runner
+from regcache.runtime.session import available_cpus
+
+_TARGETS = {
+    RunnerName.ORT_CPU: TargetName.ORT_CPU,
+    RunnerName.TENSORRT: TargetName.TENSORRT,
+    RunnerName.TENSORRT_RTX: TargetName.TENSORRT_RTX,
+}
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """What is measured.
+
+    `against`: the float model, a source; None for the artifact's own. `half_float`: convert it to
+    FP16 before. `batches`: sizes, engines being tuned for the first. `seconds`: for each runner and
+    batch size. `threads`: of ONNX Runtime on the CPU, all CPUs by default. `max_ratio`: of
+    quantized to float latency, over which the result has not passed.
+    """
+
+    artifact: Path
+    against: str | None = None
+    half_float: bool = False
+    runners: tuple[RunnerName, ...] = (RunnerName.ORT_CPU,)
+    batches: tuple[int, ...] = (1, 8)
+    seconds: float = 5.0
+    threads: int | None = None
+    max_ratio: float | None = None
+
+
+def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
+    """Measure both models on every runner, one runner after the other.
+
+    Raises InputError or MissingExtraError, before anything is measured, where a runner's library
+    or device is missing or there is nothing to compare with; InputError where a model does not run.
+    """
+    for name in plan.runners:
+        check_runner(name)
+    artifact = Artifact.open(plan.artifact)
+    target = artifact.manifest.options.target
+    with TemporaryDirectory() as folder, _float_model(plan, artifact, reporter) as original:
+        results = []
+        for name in plan.runners:
+            if _TARGETS.get(name, target) is not target:
+                reporter.warn(f"{plan.artifact} was compiled for {target}, and is run by {name}")
+            one, other = (
+                loading_of(
+                    artifact, name, plan.batches, plan.threads, Path(folder), reporter, model=model
+                )
+                for model in (original, artifact.model)
+            )
+            results.append(_bench_runner(plan, one, other, reporter))
+    limit = plan.max_ratio
+    return BenchResult(
+        artifact=str(plan.artifact),
+        target=target.value,
+        against=plan.against or artifact.manifest.options.source,
+        seconds=plan.seconds,
+        machine=describe_machine(),
+        runners=tuple(results),
+        max_ratio=limit,
+        passed=limit is None or not any(result.over(limit) for result in results),
+    )
+
+
+@contextmanager
+def _float_model(plan: BenchPlan, artifact: Artifact, reporter: Reporter) -> Iterator[Path]:
+    """The ONNX file to compare with, exported and converted where that is asked for."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "float.onnx"
+        if plan.against is None:
+            path = artifact.float_model
+        elif plan.against.endswith(".onnx"):
+            path = Path(plan.against)
+        else:
+            reporter.step(f"exporting {plan.against}")
+            export_source(plan.against, path, None)
+        if plan.half_float:
+            graph = run(HalfPrecision(), canonicalize(load_model(path))).graph
+            path = Path(folder) / "half.onnx"
+            save_graph(graph, path)
+        yield path
+
+
+def loading_of(
+    artifact: Artifact,
+    runner: RunnerName,
+    batches: tuple[int, ...],
+    threads: int | None,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    model: Path | None = None,
+) -> Loading:
+    """How a runner loads the artifact's model, or another ONNX file that takes the same images.
+
+    Where it runs engines, one is built into `folder` unless the artifact holds it.
+    """
+    shape = (3, artifact.recipe.height, artifact.recipe.width)
+    threads = threads or available_cpus()
+    loading = Loading(runner, model or artifact.model, threads, batches, shape)
+    if not runner.takes_engines:
+        return loading
+    return replace(loading, model=engine_for(artifact, loading, folder, reporter))
+
+
+def _bench_runner(
+    plan: BenchPlan, original: Loading, quantized: Loading, reporter: Reporter
+) -> RunnerResult:
+    name = original.runner
+    reporter.step(f"{name}: cold starts")
+    starts = cold_start(original), cold_start(quantized)
+    meter = gpu_meter() if name.on_gpu else cpu_meter()
+    with open_runner(original) as one, open_runner(quantized) as other:
+        sizes = ", ".join(map(str, plan.batches))
+        reporter.step(f"{name}: timing batches of {sizes}, at least {plan.seconds:g} s each")
+        batches = time_runners(one, other, original, seconds=plan.seconds, meter=meter)
+        placement = other.placement
+    return RunnerResult(
+        runner=name,
+        threads=None if name.on_gpu else original.threads,
+        placement=placement,
+        batches=tuple(batches),
+        float_start=starts[0],
+        quantized_start=starts[1],
+        energy=_energy(meter),
+    )
+
+
+def _energy(meter: EnergyMeter | Unreadable) -> EnergySource:
+    if isinstance(meter, Unreadable):
+        return EnergySource(unreadable=meter.reason)
+    return EnergySource(source=meter.source)
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """Batch sizes as "1,8". Raises InputError for anything else."""
+    sizes = tuple(dict.fromkeys(int(part) if part.isdecimal() else 0 for part in _parts(text)))
+    if min(sizes) < 1:
+        raise InputError(f"--batch {text!r}: must be batch sizes with commas between, as 1,8")
+    return sizes
+
+
+def parse_runners(text: str) -> tuple[RunnerName, ...]:
+    """Runners as "ort-cpu,tensorrt". Raises InputError for anything else."""
+    for part in _parts(text):
+        if part not in list(RunnerName):
+            raise InputError(f"--runner {part!r}: must be of {', '.join(RunnerName)}")
+    return tuple(dict.fromkeys(RunnerName(part) for part in _parts(text)))
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]

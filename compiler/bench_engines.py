@@ -1,0 +1,50 @@
+"""The engines that a benchmark runs: the artifact's own where they suit, else built for the GPU."""
+
+from pathlib import Path
+
+from regcache.compiler.artifact import Artifact
+from regcache.compiler.engine_record import EngineRecord
+from regcache.compiler.reporter import Reporter
+from regcache.runtime import tensorrt_engine, tensorrt_rtx
+from regcache.runtime.gpu import Gpu, find_gpu
+from regcache.runtime.runners import Loading, RunnerName
+
+
+def engine_for(artifact: Artifact, loading: Loading, folder: Path, reporter: Reporter) -> Path:
+    """The engine of an ONNX file for this machine's GPU, tuned for the first batch size.
+
+    One that `regcache build` put into the artifact is taken where it was built by the installed
+    version, for this GPU and the same batch sizes; else one is built into `folder`.
+
+    Raises MissingExtraError without the library, and InputError where there is no GPU, or the
+    library refuses the model or the GPU.
+    """
+    gpu = find_gpu()
+    for record in artifact.manifest.engines:
+        if artifact.folder / record.model == loading.model and suits(record, loading, gpu):
+            return artifact.folder / record.file
+    reporter.step(f"{loading.runner}: building an engine of {loading.model.name}")
+    tuned, largest = loading.batches[0], max(loading.batches)
+    if loading.runner is RunnerName.TENSORRT_RTX:
+        capabilities = [gpu.compute_capability]
+        built = tensorrt_rtx.build_engine(
+            loading.model, compute_capabilities=capabilities, max_batch=largest, opt_batch=tuned
+        )
+    else:
+        built = tensorrt_engine.build_engine(loading.model, max_batch=largest, opt_batch=tuned)
+    path = folder / f"{loading.runner}-{loading.model.stem}.engine"
+    path.write_bytes(built.engine)
+    return path
+
+
+def suits(record: EngineRecord, loading: Loading, gpu: Gpu) -> bool:
+    """Whether an engine is what would be built here for a runner and its batch sizes."""
+    if record.engine.value != loading.runner.value:
+        return False
+    library = tensorrt_rtx if loading.runner is RunnerName.TENSORRT_RTX else tensorrt_engine
+    return (
+        record.version == library.library_version()
+        and gpu.compute_capability in record.compute_capabilities
+        and record.gpu in (None, gpu.name)
+        and record.batch == (1, loading.batches[0], max(loading.batches))
+    )

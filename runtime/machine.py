@@ -1,0 +1,61 @@
+"""What a machine is, for people who read a benchmark."""
+
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from regcache.passes.errors import InputError, MissingExtraError
+from regcache.runtime.bench_result import Machine
+from regcache.runtime.gpu import find_gpu
+from regcache.runtime.session import available_cpus
+
+_LIBRARIES = (
+    "regcache",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu12",
+    "polygraphy",
+)
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def describe_machine() -> Machine:
+    """The CPU, the GPU that would be used, the system and the libraries that are installed."""
+    return Machine(
+        cpu=cpu_name(),
+        cpus=available_cpus(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        gpu=_gpu_name(),
+        versions=_versions(),
+    )
+
+
+def cpu_name(cpuinfo: Path = _CPUINFO) -> str:
+    """The CPU's name as Linux gives it, else as Python does."""
+    try:
+        match = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def _gpu_name() -> str | None:
+    try:
+        gpu = find_gpu()
+    except (InputError, MissingExtraError):
+        return None
+    return f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,36 @@
+"""ONNX Runtime's CPU provider as a runner: nothing is copied."""
+
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.runtime.runners import Loading, Ran
+from regcache.runtime.session import OrtSession
+
+
+class OrtCpuRunner:
+    """A model in ONNX Runtime as it would be deployed: default optimisations, with the arena."""
+
+    placement: dict[str, int] | None = None
+
+    def __init__(self, loading: Loading) -> None:
+        self._session = OrtSession(loading.model, threads=loading.threads, arena=True)
+        self.name = self._session.name
+        self.fixed_batch = self._session.fixed_batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        del self._session
+
+    def run(self, images: NDArray[np.float32]) -> Ran:
+        """Encode float32 [B, 3, H, W]."""
+        return Ran(self._session.run(images))

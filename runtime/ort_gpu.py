@@ -1,0 +1,175 @@
+"""ONNX Runtime on a GPU: inputs and outputs bound to device memory, copies timed apart.
+
+ONNX Runtime runs on the CPU what a provider does not take, and everything where the provider does
+not load, without an error: where every node went is asked, and a product on the CPU is refused.
+"""
+
+import contextlib
+import io
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from regcache.passes.errors import InputError, first_line
+from regcache.runtime.runners import Lap, Loading, Ran, RunnerName
+
+CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+_PROVIDERS = {RunnerName.ORT_CUDA: CUDA, RunnerName.ORT_TENSORRT: TENSORRT}
+_INSTALL = 'pip uninstall -y onnxruntime && pip install "onnxruntime-gpu[cuda,cudnn]"'
+_PRODUCT = re.compile("MatMul|Gemm|Conv|Attention")
+_LOG_NOTHING = 4
+
+
+def check_provider(name: RunnerName) -> None:
+    """Check that the installed ONNX Runtime was built with a runner's provider.
+
+    Raises InputError with the command that installs such a one.
+    """
+    provider, found = _PROVIDERS[name], ort.get_available_providers()
+    if provider not in found:
+        raise InputError(
+            f"runner {name}: onnxruntime {ort.__version__} here has no {provider}, only "
+            f"{', '.join(found)}: {_INSTALL}"
+        )
+
+
+def provider_of(loading: Loading) -> tuple[str, dict[str, str], str]:
+    """The provider for a model, its options, and ONNX Runtime's name of its device.
+
+    TensorRT may compute in FP16 and INT8 what the file does not bind to FP32, in the float model
+    as well, and builds one engine for all batch sizes, tuned for the first.
+    """
+    options = {"device_id": "0"}
+    if loading.runner is RunnerName.ORT_TENSORRT:
+        name, sizes = _input_name(loading), loading.batches
+        for which, batch in (("min", min(sizes)), ("opt", sizes[0]), ("max", max(sizes))):
+            shape = "x".join(map(str, (batch, *loading.shape)))
+            options[f"trt_profile_{which}_shapes"] = f"{name}:{shape}"
+        options |= {"trt_fp16_enable": "True", "trt_int8_enable": "True"}
+    return _PROVIDERS[loading.runner], options, "cuda"
+
+
+class OrtDeviceRunner:
+    """A model in an ONNX Runtime provider, its images and outputs in the provider's memory.
+
+    `provider`, `options`: ONNX Runtime's names; `device`: of its memory, "cuda" or "cpu".
+    Raises InputError when the model cannot be loaded, the provider was not, or a matrix product
+    would run elsewhere. `placement` says how many nodes run where.
+    """
+
+    def __init__(
+        self, loading: Loading, provider: str, options: Mapping[str, str], device: str
+    ) -> None:
+        self.name = str(loading.model)
+        self._device = device
+        self._session = _session(loading, provider, options)
+        loaded = self._session.get_providers()
+        if loaded[0] != provider:
+            raise InputError(
+                f"runner {loading.runner}: {provider} does not load and ONNX Runtime fell back to "
+                f"{loaded[0]}: are CUDA, cuDNN and the driver those it was built for? {_INSTALL}"
+            )
+        self.placement: dict[str, int] | None = _placement(self._session, provider, self.name)
+        inputs = self._session.get_inputs()
+        self._input = inputs[0].name
+        batch = inputs[0].shape[0]
+        self.fixed_batch: int | None = batch if isinstance(batch, int) else None
+        self._images: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        del self._images, self._session
+
+    def run(self, images: NDArray[np.float32]) -> Ran:
+        """Encode float32 [B, 3, H, W], copied from ordinary memory and the outputs back to it."""
+        try:
+            binding = self._bind(images.shape)
+            times = [time.perf_counter()]
+            self._images.update_inplace(images)
+            binding.synchronize_inputs()
+            times.append(time.perf_counter())
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+            times.append(time.perf_counter())
+            outputs: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
+            times.append(time.perf_counter())
+        except Exception as error:  # ONNX Runtime's exceptions share no other base
+            raise InputError(f"{self.name}: ONNX Runtime: {first_line(error)}") from error
+        return Ran(outputs, Lap(*(float(part) for part in np.diff(times))))
+
+    def _bind(self, shape: tuple[int, ...]) -> Any:
+        if self._images is None or tuple(self._images.shape()) != shape:
+            self._images = ort.OrtValue.ortvalue_from_shape_and_type(
+                list(shape), np.float32, self._device, 0
+            )
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._input, self._images)
+        for output in self._session.get_outputs():
+            binding.bind_output(output.name, self._device, 0)
+        return binding
+
+
+def _session(loading: Loading, provider: str, options: Mapping[str, str]) -> Any:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _LOG_NOTHING
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if provider != CPU:
+        _load_libraries(provider)
+    try:
+        return ort.InferenceSession(
+            str(loading.model), settings, providers=[(provider, dict(options))], enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        raise InputError(
+            f"runner {loading.runner}: {loading.model}: ONNX Runtime: {first_line(error)}"
+        ) from error
+
+
+def _load_libraries(provider: str) -> None:
+    """Load CUDA, and TensorRT, from their wheels, where ONNX Runtime's loader does not look."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        ort.preload_dlls()
+    if provider == TENSORRT and find_spec("tensorrt") is not None:
+        import tensorrt  # noqa: F401
+
+
+def _placement(session: Any, provider: str, name: str) -> dict[str, int]:
+    """How many nodes each provider computes."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        raise InputError(f"onnxruntime {ort.__version__} does not say where nodes run; 1.24 does")
+    counts: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        counts[part.ep_name] += len(part.get_nodes())
+        if part.ep_name == provider:
+            continue
+        for node in part.get_nodes():
+            if _PRODUCT.search(node.op_type):
+                raise InputError(
+                    f"{name}: {provider} does not take {node.op_type} {node.name!r}: "
+                    f"ONNX Runtime would run it on {part.ep_name}"
+                )
+    return dict(counts)
+
+
+def _input_name(loading: Loading) -> str:
+    try:
+        graph = onnx.load(loading.model, load_external_data=False).graph
+    except Exception as error:  # protobuf's and the system's share no other base
+        raise InputError(f"{loading.model}: {first_line(error)}") from error
+    return str(graph.input[0].name)

@@ -1,0 +1,153 @@
+"""What can run an encoder to be timed: one runner per library, behind one protocol."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.passes.errors import InputError, MissingExtraError
+from regcache.runtime.gpu import find_gpu
+
+
+class RunnerName(StrEnum):
+    """A library, and what it runs on."""
+
+    ORT_CPU = "ort-cpu"
+    ORT_CUDA = "ort-cuda"
+    ORT_TENSORRT = "ort-tensorrt"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it needs a GPU, with copies to it and back."""
+        return self is not RunnerName.ORT_CPU
+
+    @property
+    def takes_engines(self) -> bool:
+        """Whether it runs engines that were built before, not ONNX files."""
+        return self in (RunnerName.TENSORRT, RunnerName.TENSORRT_RTX)
+
+
+LIBRARIES = {
+    RunnerName.TENSORRT: ("tensorrt", "trt"),
+    RunnerName.TENSORRT_RTX: ("tensorrt_rtx", "trt-rtx"),
+}
+"""The module of a runner that takes engines, and the extra that installs it."""
+
+
+@dataclass(frozen=True)
+class Lap:
+    """Seconds of the parts of a run on a device: copy in, compute, copy out."""
+
+    to_device: float
+    compute: float
+    to_host: float
+
+
+@dataclass(frozen=True)
+class Ran:
+    """The outputs of a run in graph order, and its parts where there are any."""
+
+    outputs: list[NDArray[Any]]
+    lap: Lap | None = None
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A model, how to load it, and the images that it will be run on.
+
+    `model`: an ONNX file, or for TensorRT an engine. `threads`: of ONNX Runtime on the CPU.
+    `batches`: the sizes to be run. `shape`: of one image, [3, H, W].
+    """
+
+    runner: RunnerName
+    model: Path
+    threads: int
+    batches: tuple[int, ...]
+    shape: tuple[int, int, int]
+
+    def images(self, batch: int) -> NDArray[np.float32]:
+        """Random pixels, float32 [batch, 3, H, W]: a transformer's time is the same for all."""
+        random = np.random.default_rng(0)
+        return random.standard_normal((batch, *self.shape), dtype=np.float32)
+
+
+class Runner(Protocol):
+    """An encoder ready to run; a context manager that frees it.
+
+    `name`: the model's, for messages. `fixed_batch`: its batch size where it takes one only.
+    `placement`: nodes by the ONNX Runtime provider that computes them; None where it is one.
+    """
+
+    name: str
+    fixed_batch: int | None
+    placement: dict[str, int] | None
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def run(self, images: NDArray[np.float32]) -> Ran:
+        """Encode float32 [B, 3, H, W]. Raises InputError when the model does not take them."""
+
+
+def check_runner(name: RunnerName) -> None:
+    """Check that a runner's library and device are there, before anything is exported or built.
+
+    Raises InputError or MissingExtraError, in one line that says which of them is missing.
+    """
+    if name in (RunnerName.ORT_CUDA, RunnerName.ORT_TENSORRT):
+        from regcache.runtime.ort_gpu import check_provider
+
+        check_provider(name)
+    elif name.takes_engines:
+        for module, extra in (("polygraphy", "gpu"), LIBRARIES[name]):
+            if find_spec(module) is None:
+                raise MissingExtraError(f"runner {name}", extra=extra, module=module)
+    if name.on_gpu:
+        try:
+            find_gpu()
+        except InputError as error:
+            raise InputError(f"runner {name}: {error}") from error
+
+
+def preload(name: RunnerName) -> None:
+    """Import what a runner needs, so that it is not counted as loading a model."""
+    if name is RunnerName.ORT_CPU:
+        import_module("regcache.runtime.ort_cpu")
+    elif name.takes_engines:
+        for module in ("regcache.runtime.trt_runner", "polygraphy.cuda", LIBRARIES[name][0]):
+            import_module(module)
+    else:
+        import_module("regcache.runtime.ort_gpu")
+
+
+def open_runner(loading: Loading) -> Runner:
+    """Load a model into its runner.
+
+    Raises InputError, naming the file and the reason, when it cannot be loaded, or when it would
+    run elsewhere than on the runner's device.
+    """
+    if loading.runner is RunnerName.ORT_CPU:
+        from regcache.runtime.ort_cpu import OrtCpuRunner
+
+        return OrtCpuRunner(loading)
+    if loading.runner.takes_engines:
+        from regcache.runtime.trt_runner import TensorRtRunner
+
+        return TensorRtRunner(loading)
+    from regcache.runtime.ort_gpu import OrtDeviceRunner, provider_of
+
+    return OrtDeviceRunner(loading, *provider_of(loading))

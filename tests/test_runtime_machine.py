@@ -1,0 +1,26 @@
+"""What a machine is called."""
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from regcache.runtime.machine import cpu_name, describe_machine
+from regcache.runtime.session import available_cpus
+
+
+def test_the_cpu_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz \nmodel name\t: another\n")
+    assert cpu_name(file) == "Some CPU @ 2 GHz"
+    assert cpu_name(tmp_path / "none") in (platform.processor(), platform.machine())
+
+
+def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    machine = describe_machine()
+    assert machine.cpus == available_cpus()
+    assert machine.cpu
+    assert machine.gpu is None
+    assert {"regcache", "numpy"} <= machine.versions.keys()
+    assert {"onnxruntime", "onnxruntime-gpu"} & machine.versions.keys()

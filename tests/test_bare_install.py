@@ -18,9 +18,11 @@ MODULES = [
 OPTIONAL = {
     "dask",
     "distributed",
+    "matplotlib",
     "open_clip",
     "onnxscript",
     "polygraphy",
+    "pynvml",
     "safetensors",
     "sentencepiece",
     "sklearn",
@@ -44,6 +46,17 @@ def run_bare(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", BLOCKED + code], capture_output=True, text=True, check=False
     )
+
+
+def test_the_package_itself_imports_nothing_heavy() -> None:
+    code = """
+import sys, regcache
+found = {"numpy", "onnx", "onnxruntime", "PIL", "pydantic", "typer"} & set(sys.modules)
+assert not found, found
+assert (regcache.load, regcache.__version__)
+"""
+    done = run_bare(code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_module_imports() -> None:
@@ -70,5 +83,6 @@ def test_every_package_is_shipped() -> None:
     """A folder that setuptools is not told of vanishes from the wheel."""
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {path.parent.name for path in ROOT.glob("*/py.typed")}
-    assert {f"regcache.{name}" for name in folders} == set(config["packages"])
+    assert {"regcache", *(f"regcache.{name}" for name in folders)} == set(config["packages"])
+    assert set(config["package-dir"]) == set(config["packages"])
     assert not [path for name in folders for path in (ROOT / name).glob("*/*.py")]

@@ -1,0 +1,29 @@
+"""Compile a tiny encoder into an artifact, as fast as it goes."""
+
+from pathlib import Path
+
+import onnx
+from command_line import run_regcache
+from test_compiler_cli import RECIPE, photos
+from tiny_vit import Spec, TinyVit
+
+from regcache.export.onnx_file import sidecar
+
+SPEC = Spec(width=32, heads=4, hidden=64, depth=1, grid=4)
+
+
+def tiny_artifact(folder: Path, *options: str, batch: int | None = None) -> Path:
+    """`folder`/artifact, of an encoder whose graph fixes `batch` unless it is None."""
+    model = TinyVit(SPEC).model()
+    if batch is not None:
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+    encoder, artifact = folder / "tiny.onnx", folder / "artifact"
+    onnx.save(model, encoder)
+    sidecar(encoder).write_text(RECIPE.to_json())
+    images = photos(folder / "calibration", 8, seed=1)
+    command = ("compile", encoder, "--images", images, "-o", artifact, "--registers", "off")
+    fast = ("--rounding", "nearest", "--no-equalize", "--int8-share", "1", "--accept-slower")
+    outcome = run_regcache(*command, *fast, "--threads", "1", *options)
+    assert outcome.code == 0, outcome
+    return artifact

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from regcache.compiler.cli_bench import bench_command
 from regcache.compiler.cli_build import build_command
+from regcache.compiler.cli_bundle import bundle_command
 from regcache.compiler.cli_options import (
     BatchOption,
     ImagesOption,
@@ -164,6 +165,7 @@ def compile_command(
 
 
 app.command("build")(build_command)
+app.command("bundle")(bundle_command)
 app.command("parity")(parity_command)
 app.command("reproduce")(reproduce_command)
 app.command("bench")(bench_command)

@@ -15,14 +15,15 @@ _PARTIAL, _OLD = ".partial-", "-old"
 
 
 @contextmanager
-def staged_folder(output: Path) -> Iterator[Path]:
+def staged_folder(output: Path, *, marker: str = MANIFEST) -> Iterator[Path]:
     """Yield a temporary folder beside `output` that takes its place when the block ends well.
 
-    An artifact or an empty folder at `output` is replaced; anything else there raises InputError,
-    as does an OSError (a full disk, a read-only folder) inside the block. When the block fails the
-    folder is removed; what a killed process left behind is removed by the next run.
+    A folder that holds the file `marker` (an artifact does), or nothing, is replaced; anything else
+    at `output` raises InputError, as does an OSError (a full disk, a read-only folder) inside the
+    block. When the block fails the folder is removed; what a killed process left behind is removed
+    by the next run.
     """
-    _check_replaceable(output)
+    _check_replaceable(output, marker)
     output = output.absolute()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -72,12 +73,13 @@ def write_text(path: Path, text: str) -> None:
         staged.write_text(text, encoding="utf-8")
 
 
-def _check_replaceable(output: Path) -> None:
+def _check_replaceable(output: Path, marker: str) -> None:
     if output.is_dir():
-        if any(output.iterdir()) and not (output / MANIFEST).is_file():
-            raise InputError(f"{output}: is a folder that holds no regcache artifact; not replaced")
+        if any(output.iterdir()) and not (output / marker).is_file():
+            missing = "regcache artifact" if marker == MANIFEST else marker
+            raise InputError(f"{output}: is a folder that holds no {missing}; not replaced")
     elif output.exists():
-        raise InputError(f"{output}: is a file; an artifact is a folder")
+        raise InputError(f"{output}: is a file, where a folder has to go")
 
 
 def _swap(staging: Path, output: Path) -> None:

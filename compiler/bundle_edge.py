@@ -1,0 +1,77 @@
+"""A folder that runs on a device with NumPy and ONNX Runtime: one model file and a short runner."""
+
+import shutil
+from pathlib import Path
+
+import onnxruntime as ort
+
+from regcache.compiler import edge_runner
+from regcache.compiler.artifact import MODEL, PREPROCESS, Artifact
+from regcache.compiler.bundle_record import (
+    BundleFormat,
+    BundleRecord,
+    record_bundle,
+    staged_bundle,
+)
+from regcache.passes.errors import InputError, first_line
+
+RUNNER, ORT_MODEL = "run.py", "model.ort"
+_LOG_NOTHING = 4
+_README = """\
+# An image encoder, compiled by regcache
+
+    python run.py EMBEDDINGS.npy IMAGE.npy IMAGE.ppm
+
+writes float32 [N, D]. IMAGE.npy holds RGB pixels, uint8 [height, width, 3]; IMAGE.ppm is binary
+(P6) of 8 bits, without comments. In Python:
+
+    from pathlib import Path
+    from run import Encoder
+    embedding = Encoder(Path(".")).embed(pixels)
+
+It needs NumPy and ONNX Runtime {version} or later. Images are resized as Pillow 13 does, bit for
+bit, with 8 bytes of memory for each number of the image.
+"""
+
+
+def bundle_edge(artifact: Artifact, output: Path, *, ort_format: bool = False) -> BundleRecord:
+    """Write the model, its preprocessing and the runner, whole or not at all.
+
+    `ort_format`: model.ort, which minimal builds of ONNX Runtime need, in place of model.onnx.
+    Raises InputError where the artifact is not for ONNX Runtime on the CPU, is larger than one file
+    can hold, or `output` cannot be replaced.
+    """
+    target = artifact.manifest.options.target
+    if not artifact.runs_integers:
+        raise InputError(
+            f"{artifact.folder}: is for {target.value}; compile it with --target ort-cpu"
+        )
+    if any(file.startswith(f"{MODEL}.") for file in artifact.manifest.files):
+        raise InputError(f"{artifact.folder}: its weights pass 2 GB, too much for one file")
+    with staged_bundle(output, artifact.folder) as staging:
+        if ort_format:
+            _save_ort(artifact.model, staging / ORT_MODEL)
+        else:
+            shutil.copyfile(artifact.model, staging / MODEL)
+        shutil.copyfile(artifact.folder / PREPROCESS, staging / PREPROCESS)
+        shutil.copyfile(Path(edge_runner.__file__), staging / RUNNER)
+        readme = _README.format(version=artifact.manifest.versions["onnxruntime"])
+        (staging / "README.md").write_text(readme, encoding="utf-8")
+        return record_bundle(staging, BundleFormat.ORT_EDGE, artifact.folder)
+
+
+def _save_ort(model: Path, path: Path) -> None:
+    """Convert to ORT format with the fusions that are good for every CPU.
+
+    What ONNX Runtime does beyond, to layouts, fits the CPU that converts: it stays off.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_NOTHING
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    try:
+        ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        raise InputError(f"{model}: cannot become ORT format: {first_line(error)}") from error

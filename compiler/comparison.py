@@ -11,7 +11,7 @@ from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.images import ImageFolder, labelled_images
-from regcache.runtime.parity import ParityMeter, knn_top1
+from regcache.runtime.parity import OUTPUT_NAMES, ParityMeter, knn_top1
 
 Encoder = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
 """float32 images [B, 3, H, W] -> outputs, the pooled embedding [B, D] first."""
@@ -22,14 +22,14 @@ def compare(
     candidate: Encoder,
     folder: ImageFolder,
     reporter: Reporter,
-    output_names: Sequence[str] = (),
+    output_names: Sequence[str] = OUTPUT_NAMES,
     *,
     prefix_tokens: int = 1,
     label: str = "comparing",
 ) -> ParityMeter:
     """Feed every batch to both encoders; returns the meter that saw their outputs.
 
-    `output_names`: of the outputs that are also compared one by one. Raises InputError when no
+    `output_names`: of all outputs, which are also compared one by one. Raises InputError when no
     image can be read or the outputs differ in shape.
     """
     meter = ParityMeter(prefix_tokens, output_names)

@@ -23,6 +23,8 @@ from regcache.runtime.thresholds import Check, Thresholds, finite_check
 SQNR_CAP_DB = 200.0
 
 Reference = Literal["pytorch", "float-onnx"]
+OUTPUT_NAMES = ("pooled", "last_hidden_state")
+"""What export calls an encoder's outputs."""
 _DEFAULT = Thresholds()
 _OPTIONAL = ("knn_top1_float", "knn_top1_quantized", "blocks", "first_jump")
 
@@ -83,10 +85,10 @@ class ParityMeter:
     The first output is the pooled embedding (more than two dimensions are flattened per image), the
     second, where both encoders give one with three dimensions, the tokens [B, T, C].
     `prefix_tokens`: how many leading tokens (class, registers) are no patches.
-    `output_names`: of the outputs that are compared one by one, in order; none where not given.
+    `output_names`: of all outputs, which are also compared one by one.
     """
 
-    def __init__(self, prefix_tokens: int = 1, output_names: Sequence[str] = ()) -> None:
+    def __init__(self, prefix_tokens: int = 1, output_names: Sequence[str] = OUTPUT_NAMES) -> None:
         self.prefix_tokens = prefix_tokens
         self._outputs = [TensorMeter(name) for name in output_names]
         self._reference: list[NDArray[Any]] = []
@@ -110,12 +112,20 @@ class ParityMeter:
         if len(pooled[0]) != len(names):
             raise ValueError(f"{len(names)} names for {len(pooled[0])} images")
         finite = finite_rows(pooled[0]) & finite_rows(pooled[1])
-        if _has_tokens(reference_outputs) and _has_tokens(candidate_outputs):
-            finite &= self._add_tokens(reference_outputs[1], candidate_outputs[1])
-        for meter, truth, found in zip(
-            self._outputs, reference_outputs, candidate_outputs, strict=False
-        ):
-            meter.update(truth, found)
+        has_tokens = _has_tokens(reference_outputs) and _has_tokens(candidate_outputs)
+        if has_tokens:
+            truth, found = _same_shape("token output", reference_outputs[1], candidate_outputs[1])
+            if truth.shape[1] <= self.prefix_tokens:
+                raise InputError(
+                    f"the token output {list(truth.shape)} has no patch after {self.prefix_tokens}"
+                )
+            finite &= finite_rows(truth) & finite_rows(found)
+        triples = zip(self._outputs, reference_outputs, candidate_outputs, strict=False)
+        cosines = [meter.update(truth, found) for meter, truth, found in triples]
+        if has_tokens:
+            patches = cosines[1][:, self.prefix_tokens :]
+            self._patch_sum += float(patches.sum())
+            self._patch_count += patches.size
         self._reference.append(pooled[0].reshape(len(names), -1).copy())
         self._candidate.append(pooled[1].reshape(len(names), -1).copy())
         self._names += names
@@ -171,21 +181,6 @@ class ParityMeter:
             knn_top1_float=knn_top1_float,
             knn_top1_quantized=knn_top1_quantized,
         )
-
-    def _add_tokens(self, reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.bool_]:
-        """Add the patch tokens' cosines; returns which images are finite, [B]."""
-        truth, found = _same_shape("token output", reference, candidate)
-        if truth.shape[1] <= self.prefix_tokens:
-            raise InputError(
-                f"the token output {list(truth.shape)} has no patch after {self.prefix_tokens}"
-            )
-        # One image at a time: a float64 copy of a whole batch of tokens would be large.
-        for one, other in zip(truth, found, strict=True):
-            patches = (tokens[self.prefix_tokens :].astype(np.float64) for tokens in (one, other))
-            cosines = row_cosines(*patches)
-            self._patch_sum += float(cosines.sum())
-            self._patch_count += cosines.size
-        return finite_rows(truth) & finite_rows(found)
 
 
 def knn_top1(

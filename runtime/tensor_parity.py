@@ -48,17 +48,22 @@ class TensorMeter:
         """Whether anything was added."""
         return self._vectors > 0
 
-    def update(self, reference: NDArray[Any], candidate: NDArray[Any]) -> None:
-        """Add a batch [B, ...] of both. Raises InputError where their shapes differ."""
+    def update(self, reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
+        """Add a batch [B, ...] of both; returns the cosines, [B, T] of [B, T, C] and else [B, 1].
+
+        Raises InputError where their shapes differ.
+        """
         if reference.shape != candidate.shape:
             raise InputError(
                 f"{self.name!r} is {list(candidate.shape)} where the original's is "
                 f"{list(reference.shape)}"
             )
         # One image at a time: a float64 copy of a whole batch of tokens would be large.
+        every = []
         for one, other in zip(reference, candidate, strict=True):
             truth, found = (_vectors(item) for item in (one, other))
             cosines = row_cosines(truth, found)
+            every.append(cosines)
             self._cosines += float(cosines.sum())
             self._vectors += cosines.size
             self._least = min(self._least, float(cosines.min(initial=1)))
@@ -69,6 +74,7 @@ class TensorMeter:
                 largest = float(np.abs(difference).max(initial=0))
             # NaN is never the larger of two and would get lost.
             self._largest = max(self._largest, math.inf if math.isnan(largest) else largest)
+        return np.stack(every)
 
     def result(self) -> TensorParity:
         """The comparison of everything added so far. Raises InputError when there is nothing."""

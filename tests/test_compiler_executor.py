@@ -353,11 +353,13 @@ def test_a_lost_scheduler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 USE = """
+import signal
 import sys
 from pathlib import Path
 from executor_tasks import Study, hang, scale
 from regcache.compiler.executor import open_workers
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run by nohup
 folder = Path(sys.argv[2])
 with open_workers(sys.argv[1], 2) as workers:
     shared = workers.share(Study(folder))

@@ -72,8 +72,11 @@ def parity(artifact: Path, images: Path, *more: str) -> dict[str, float]:
 
 
 def test_the_sample_compiles_close_to_pytorch(photos: Path, tmp_path: Path) -> None:
+    """In the memory that it may take, too."""
     artifact = tmp_path / "artifact"
-    regcache("compile", "sample:dinov2-small", "--images", photos / "calibration", "-o", artifact)
+    command = ("compile", "sample:dinov2-small", "--images", photos / "calibration")
+    peak = float(regcache(*command, "-o", artifact).split("peak")[1]) / 1e3
+    assert 100 < peak <= 3 * (artifact / "float.onnx").stat().st_size / 1e6 + 1000
     found = parity(artifact, photos / "evaluation", "--reference", "pytorch")
     assert found["cosine_mean"] >= 0.995
     assert found["cosine_min"] >= 0.95
@@ -89,17 +92,11 @@ def test_the_sample_compiles_close_to_pytorch(photos: Path, tmp_path: Path) -> N
     assert sizes[0] < 0.35 * sizes[1]
 
 
-def test_memory_stays_within_its_budget(exported: Path, photos: Path, tmp_path: Path) -> None:
-    out = regcache("compile", exported, "--images", photos / "calibration", "-o", tmp_path / "a")
-    peak = float(out.split("peak")[1]) / 1e3
-    assert 100 < peak <= 3 * exported.stat().st_size / 1e6 + 1000
-
-
 def test_a_third_party_export_compiles(photos: Path, tmp_path: Path) -> None:
     """TorchScript, opset 14, decomposed layer norm and GELU, a segmentation head."""
     artifact = tmp_path / "artifact"
     source = fetch_sample_onnx()
-    more = ("--registers", "off")
+    more = ("--registers", "off", "--int8-share", "1")  # nothing to measure the sensitivity for
     regcache("compile", source, "--images", photos / "calibration", "-o", artifact, *more)
     found = parity(artifact, photos / "evaluation")
     assert found["cosine_mean"] >= 0.995

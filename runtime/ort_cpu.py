@@ -1,6 +1,5 @@
 """ONNX Runtime's CPU provider as a runner: nothing is copied."""
 
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -23,12 +22,7 @@ class OrtCpuRunner:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         del self._session
 
     def run(self, images: NDArray[np.float32]) -> Ran:

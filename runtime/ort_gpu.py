@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from importlib.util import find_spec
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -88,12 +87,7 @@ class OrtDeviceRunner:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         del self._images, self._session
 
     def run(self, images: NDArray[np.float32]) -> Ran:

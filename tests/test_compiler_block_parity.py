@@ -6,16 +6,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from command_line import run_regcache
 from mutations import copy_artifact, forge
 from onnx import numpy_helper
-from test_compiler_cli import RECIPE, photos
-from tiny_vit import Spec, TinyVit
+from tiny_artifact import SPEC, tiny_artifact
 
 from regcache.compiler.artifact import Artifact
 from regcache.compiler.block_parity import compare_blocks
 from regcache.compiler.reporter import Reporter
-from regcache.export.onnx_file import sidecar
 from regcache.passes.base import Pass, run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.delete_sinks import DeleteSinks
@@ -26,7 +23,7 @@ from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.session import OrtSession
 from regcache.runtime.tensor_parity import TensorParity, first_jump
 
-SPEC = Spec(width=32, heads=4, hidden=64, depth=3, grid=4)
+DEPTH = 3
 pytestmark = pytest.mark.xdist_group("block_parity")  # one worker makes the artifacts for all
 
 
@@ -34,13 +31,11 @@ pytestmark = pytest.mark.xdist_group("block_parity")  # one worker makes the art
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images, and the artifacts `cpu` and `rtx` of the tiny encoder."""
     folder = tmp_path_factory.mktemp("blocks")
-    images = photos(folder / "images", 6, seed=3)
-    onnx.save(TinyVit(SPEC).model(), folder / "tiny.onnx")
-    sidecar(folder / "tiny.onnx").write_text(RECIPE.to_json())
     for name, target in (("cpu", "ort-cpu"), ("rtx", "tensorrt-rtx")):
-        command = ("compile", folder / "tiny.onnx", "--images", images, "-o", folder / name)
-        done = run_regcache(*command, "--target", target, "--accept-slower")
-        assert done.code == 0, done
+        made = folder / f"{name}-made"
+        made.mkdir()
+        tiny_artifact(made, "--target", target, depth=DEPTH).rename(folder / name)
+    (made / "calibration").rename(folder / "images")
     return folder
 
 
@@ -73,9 +68,9 @@ def test_the_float_file_is_its_canonical_form(folder: Path) -> None:
 
 
 def test_agrees_with_the_hidden_states_of_a_plain_session(folder: Path) -> None:
-    """The last block's output is what the encoder gives away as its tokens, but for the norm."""
+    """But for what int8 rounds the other way where ONNX Runtime fuses other nodes."""
     opened = Artifact.open(folder / "cpu")
-    (batch,) = ImageFolder(list_images(folder / "images"), opened.recipe, 6)
+    (batch,) = ImageFolder(list_images(folder / "images"), opened.recipe, 8)
     model = onnx.load(opened.model)
     last = next(node.input[0] for node in model.graph.node if "last_hidden_state" in node.output)
     tensors = []
@@ -85,7 +80,7 @@ def test_agrees_with_the_hidden_states_of_a_plain_session(folder: Path) -> None:
         tensors.append(OrtSession(proto.SerializeToString()).run(batch.images)[-1])
     truth, found = (tensor.astype(np.float64) for tensor in tensors)
     expected = np.linalg.norm(found - truth) / np.linalg.norm(truth)
-    assert blocks_of(folder / "cpu")[-1].relative_error == pytest.approx(expected, rel=1e-2)
+    assert blocks_of(folder / "cpu")[-1].relative_error == pytest.approx(expected, rel=5e-2)
 
 
 @pytest.mark.parametrize("damaged", [0, 1, 2])
@@ -93,7 +88,7 @@ def test_names_the_block_that_was_damaged(folder: Path, tmp_path: Path, damaged:
     (tmp_path / "images").symlink_to(folder / "images")
     broken = copy_artifact(folder / "cpu", tmp_path / "broken")
     model = onnx.load(broken / "model.onnx")
-    (weight,) = (w for w in model.graph.initializer if w.name == f"blocks.{damaged}.fc2/quantized")
+    (weight,) = (w for w in model.graph.initializer if w.name == f"{damaged}.fc2/quantized")
     shuffled = np.flip(numpy_helper.to_array(weight)).copy()
     weight.CopyFrom(numpy_helper.from_array(shuffled, weight.name))
     onnx.save(model, broken / "model.onnx")
@@ -108,7 +103,7 @@ def test_names_the_block_that_was_damaged(folder: Path, tmp_path: Path, damaged:
 )
 def test_tokens_that_only_one_has_are_left_out(folder: Path, tmp_path: Path, step: Pass) -> None:
     (tmp_path / "images").symlink_to(folder / "images")
-    graph = run(step, canonicalize(load_model(folder / "tiny.onnx"))).graph
+    graph = run(step, canonicalize(load_model(folder / "cpu" / "float.onnx"))).graph
     found = blocks_of(with_model(folder / "cpu", tmp_path / "changed", graph))
     assert found[0].max_abs_error < 1e-5
     assert all(0 < block.relative_error < 0.5 for block in found[1:])
@@ -116,7 +111,7 @@ def test_tokens_that_only_one_has_are_left_out(folder: Path, tmp_path: Path, ste
 
 def test_refuses_a_model_of_other_blocks(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "images").symlink_to(folder / "images")
-    graph = canonicalize(load_model(folder / "tiny.onnx"))
+    graph = canonicalize(load_model(folder / "cpu" / "float.onnx"))
     for node in graph.nodes:
         if node.op == "Add":
             node.outputs[0].name += "_renamed"

@@ -5,32 +5,24 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import onnx
 import pytest
 from command_line import run_regcache
 from mutations import copy_artifact, flip_scale, forge
 from numpy.random import default_rng
-from test_compiler_cli import RECIPE, assert_refused, photos
-from tiny_vit import Spec, TinyVit
-
-from regcache.export.onnx_file import sidecar
+from test_compiler_cli import assert_refused
+from tiny_artifact import tiny_artifact
 
 pytestmark = pytest.mark.xdist_group("cli_parity")  # one worker makes the artifact for all
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photos(tmp_path_factory.mktemp("gate") / "images", 6, seed=3)
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("artifact"), depth=2)
 
 
 @pytest.fixture(scope="module")
-def artifact(images: Path) -> Path:
-    encoder, made = images.parent / "tiny.onnx", images.parent / "artifact"
-    onnx.save(TinyVit(Spec(width=32, heads=4, hidden=64, depth=2, grid=4)).model(), encoder)
-    sidecar(encoder).write_text(RECIPE.to_json())
-    done = run_regcache("compile", encoder, "--images", images, "-o", made, "--accept-slower")
-    assert done.code == 0, done
-    return made
+def images(artifact: Path) -> Path:
+    return artifact.parent / "calibration"
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Warm-up, turns, percentiles and energy on an injected clock; and two real models."""
 
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -60,12 +59,7 @@ class FakeRunner:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
     def run(self, images: NDArray[np.float32]) -> Ran:
         self.seen.append(images)

@@ -1,5 +1,6 @@
 """Compile a tiny encoder into an artifact, as fast as it goes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -12,9 +13,14 @@ from regcache.export.onnx_file import sidecar
 SPEC = Spec(width=32, heads=4, hidden=64, depth=1, grid=4)
 
 
-def tiny_artifact(folder: Path, *options: str, batch: int | None = None) -> Path:
-    """`folder`/artifact, of an encoder whose graph fixes `batch` unless it is None."""
-    model = TinyVit(SPEC).model()
+def tiny_artifact(
+    folder: Path, *options: str, batch: int | None = None, depth: int = SPEC.depth
+) -> Path:
+    """`folder`/artifact, calibrated on `folder`/calibration.
+
+    `batch`: what the encoder's graph fixes it to, if anything. `depth`: its blocks.
+    """
+    model = TinyVit(replace(SPEC, depth=depth)).model()
     if batch is not None:
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = batch

@@ -34,6 +34,8 @@ bench: demo
 	$(BIN)/python benchmarks/compile_cost.py sample:dinov2-small --images $(DEMO)/calibration
 	$(BIN)/python benchmarks/register_cost.py sample:dinov2-small
 	$(BIN)/python benchmarks/int8_speed.py $(DEMO)/artifact
+	$(BIN)/python benchmarks/parity_cost.py $(DEMO)/artifact --images $(DEMO)/evaluation
+	$(BIN)/python benchmarks/embed_cost.py $(DEMO)/artifact --images $(DEMO)/evaluation
 	$(BIN)/python benchmarks/curation_cost.py sample:dinov2-small --images $(DEMO)/calibration
 
 ## Everything that needs a GPU: engines, their parity with PyTorch, every runner's speed.

@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 good, 1 the measured thing falls short, 2 bad input."""
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -42,11 +43,26 @@ from regcache.runtime.session import silence_runtime
 
 app = typer.Typer(
     name="regcache",
-    help="Turn a pretrained vision encoder into an int8 artifact, and prove its accuracy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"regcache {version('regcache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and end."),
+    ] = False,
+) -> None:
+    """Turn a pretrained vision encoder into an int8 artifact, and prove its accuracy."""
 
 
 @app.command()

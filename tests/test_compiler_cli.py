@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -118,6 +119,10 @@ def test_compile_then_parity(
     strict = cli("parity", artifact, "--images", evaluation, "--min-cosine", "0.9999999")
     assert strict.code == 1
     assert "below" in strict.out
+
+
+def test_the_version_is_told(cli: Cli) -> None:
+    assert cli("--version") == Outcome(0, f"regcache {version('regcache')}\n", "")
 
 
 def test_the_model_is_integer_and_small(

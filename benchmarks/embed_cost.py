@@ -19,6 +19,7 @@ import onnxruntime as ort
 import typer
 
 import regcache
+from regcache.compiler.artifact import MODEL
 from regcache.runtime.images import list_images, read_image
 from regcache.runtime.session import available_cpus
 
@@ -39,7 +40,7 @@ def main(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(
-        os.fspath(artifact / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        os.fspath(artifact / MODEL), options, providers=["CPUExecutionProvider"]
     )
     name = session.get_inputs()[0].name
     ready = np.stack([read_image(path, recipe) for path in paths])

@@ -49,10 +49,10 @@ class Artifact:
         """Whether ONNX Runtime computes in integers; what is meant for TensorRT it dequantizes."""
         return runs_integers(self.manifest.options.target)
 
-    def session(self, *, threads: int | None = None, arena: bool = False) -> OrtSession:
+    def session(self, *, threads: int | None = None) -> OrtSession:
         """The compiled encoder in ONNX Runtime on the CPU."""
-        return OrtSession(self.model, threads=threads, integers=self.runs_integers, arena=arena)
+        return OrtSession(self.model, threads=threads, integers=self.runs_integers)
 
-    def float_session(self, *, threads: int | None = None, arena: bool = False) -> OrtSession:
+    def float_session(self, *, threads: int | None = None) -> OrtSession:
         """The float original in ONNX Runtime on the CPU. Raises InputError where there is none."""
-        return OrtSession(self.float_model, threads=threads, arena=arena)
+        return OrtSession(self.float_model, threads=threads)

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from regcache.compiler.artifact import Artifact
 from regcache.compiler.bench_engines import engine_for
-from regcache.compiler.prepare import export_source
+from regcache.compiler.prepare import FLOAT, export_source
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import TargetName
 from regcache.passes.base import run
@@ -90,7 +90,7 @@ def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
 def _float_model(plan: BenchPlan, artifact: Artifact, reporter: Reporter) -> Iterator[Path]:
     """The ONNX file to compare with, exported and converted where that is asked for."""
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "float.onnx"
+        path = Path(folder) / FLOAT
         if plan.against is None:
             path = artifact.float_model
         elif plan.against.endswith(".onnx"):

@@ -14,9 +14,9 @@ from regcache.compiler.bundle_record import (
     staged_bundle,
 )
 from regcache.passes.errors import InputError, first_line
+from regcache.runtime.session import LOG_NOTHING
 
 RUNNER, ORT_MODEL = "run.py", "model.ort"
-_LOG_NOTHING = 4
 _README = """\
 # An image encoder, compiled by regcache
 
@@ -66,7 +66,7 @@ def _save_ort(model: Path, path: Path) -> None:
     What ONNX Runtime does beyond, to layouts, fits the CPU that converts: it stays off.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = _LOG_NOTHING
+    options.log_severity_level = LOG_NOTHING
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry("session.save_model_format", "ORT")

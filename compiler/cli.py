@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from regcache.compiler.artifact import MODEL
 from regcache.compiler.cli_bench import bench_command
 from regcache.compiler.cli_build import build_command
 from regcache.compiler.cli_bundle import bundle_command
@@ -31,7 +32,7 @@ from regcache.compiler.inspection import inspect_encoder, inspection_tables
 from regcache.compiler.manifest import Manifest
 from regcache.compiler.options import AttentionChoice, CompileOptions, RegisterChoice, Rounding
 from regcache.compiler.pipeline import compile_encoder
-from regcache.compiler.prepare import export_source
+from regcache.compiler.prepare import FLOAT, export_source
 from regcache.compiler.quantizer import Calibrator
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.speed_check import describe_speed
@@ -192,8 +193,8 @@ def _print_artifact(manifest: Manifest, output: Path) -> None:
     result = manifest.parity.result
     lines = [
         manifest.curation.reason,
-        f"wrote {output}: model.onnx {megabytes['model.onnx']:.1f} MB"
-        + (f", float {megabytes['float.onnx']:.1f} MB" if "float.onnx" in megabytes else ""),
+        f"wrote {output}: model.onnx {megabytes[MODEL]:.1f} MB"
+        + (f", float {megabytes[FLOAT]:.1f} MB" if FLOAT in megabytes else ""),
         f"on {result.n_images} of the calibration images: cosine {result.cosine_mean:.5f}, "
         f"worst {result.cosine_min:.5f}; prove it on others with: regcache parity {output}",
     ]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, Self
 
@@ -19,6 +18,9 @@ from regcache.runtime.parity import ParityResult
 from regcache.runtime.speed import SpeedRatio
 
 _HASHED = 1 << 20
+LIBRARIES = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "pillow", "torch",
+             "transformers", "timm", "open_clip_torch")  # fmt: skip
+"""What decides, by its version, what an artifact holds."""
 
 
 class _Record(BaseModel):
@@ -156,18 +158,6 @@ class Manifest(_Record):
         """Write manifest.json into the artifact's folder, sealed: no byte changes unseen."""
         text = self.model_dump_json(indent=2, exclude={"speed": {"ratios"}})
         (folder / MANIFEST).write_text(seal(text), encoding="utf-8")
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the libraries that decide what an artifact holds; absent ones are left out."""
-    found = {}
-    for name in ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "pillow", "torch",
-                 "transformers", "timm", "open_clip_torch"):  # fmt: skip
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def hash_files(folder: Path) -> dict[str, FileRecord]:

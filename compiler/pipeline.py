@@ -11,6 +11,7 @@ from regcache.compiler.calibration import stream_ranges
 from regcache.compiler.comparison import compare
 from regcache.compiler.equalized import Equalized
 from regcache.compiler.manifest import (
+    LIBRARIES,
     CalibrationRecord,
     EncoderRecord,
     FileRecord,
@@ -21,7 +22,6 @@ from regcache.compiler.manifest import (
     SourceRecord,
     SpeedRecord,
     hash_files,
-    installed_versions,
 )
 from regcache.compiler.options import CompileOptions
 from regcache.compiler.placement import Placement
@@ -48,6 +48,7 @@ from regcache.passes.onnx_file import save_graph
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.session import OrtSession
+from regcache.runtime.versions import installed_versions
 
 REGISTERS = "registers.npz"
 # Parity in the manifest is a first look, not the gate: `regcache parity` takes all images.
@@ -94,7 +95,7 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
             encoder.remove_file()
         manifest = Manifest(
             regcache=version("regcache"),
-            versions=installed_versions(),
+            versions=installed_versions(LIBRARIES),
             options=options,
             source=SourceRecord(
                 name=options.source, sha256=source_hash, recipe=encoder.recipe_from

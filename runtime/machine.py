@@ -2,13 +2,13 @@
 
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.runtime.bench_result import Machine
 from regcache.runtime.gpu import find_gpu
 from regcache.runtime.session import available_cpus
+from regcache.runtime.versions import installed_versions
 
 _LIBRARIES = (
     "regcache",
@@ -30,7 +30,7 @@ def describe_machine() -> Machine:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         gpu=_gpu_name(),
-        versions=_versions(),
+        versions=installed_versions(_LIBRARIES),
     )
 
 
@@ -49,13 +49,3 @@ def _gpu_name() -> str | None:
     except (InputError, MissingExtraError):
         return None
     return f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

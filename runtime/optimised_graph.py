@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 
 from regcache.passes.errors import InputError, first_line
-from regcache.runtime.session import OrtSession, available_cpus
+from regcache.runtime.session import LOG_NOTHING, OrtSession, available_cpus
 
 # What ONNX Runtime 1.32 makes of a linear between Q/DQ pairs, depending on what is around it.
 _INTEGER_MATMULS = (
@@ -20,7 +20,6 @@ _INTEGER_MATMULS = (
     "DynamicQuantizeMatMul",  # scales measured at run time
     "MatMulInteger",  # as written
 )
-_LOG_NOTHING = 4
 _SMALL_BYTES = 1024
 
 
@@ -63,7 +62,7 @@ def integer_matmuls(ops: Mapping[str, int]) -> int:
 
 def _options(path: Path, threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.log_severity_level = _LOG_NOTHING
+    options.log_severity_level = LOG_NOTHING
     options.intra_op_num_threads = threads or available_cpus()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(path)

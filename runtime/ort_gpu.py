@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from regcache.passes.errors import InputError, first_line
 from regcache.runtime.runners import Lap, Loading, Ran, RunnerName
+from regcache.runtime.session import LOG_NOTHING
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 _PROVIDERS = {RunnerName.ORT_CUDA: CUDA, RunnerName.ORT_TENSORRT: TENSORRT}
 _INSTALL = 'pip uninstall -y onnxruntime && pip install "onnxruntime-gpu[cuda,cudnn]"'
 _PRODUCT = re.compile("MatMul|Gemm|Conv|Attention")
-_LOG_NOTHING = 4
 
 
 def check_provider(name: RunnerName) -> None:
@@ -121,7 +121,7 @@ class OrtDeviceRunner:
 
 def _session(loading: Loading, provider: str, options: Mapping[str, str]) -> Any:
     settings = ort.SessionOptions()
-    settings.log_severity_level = _LOG_NOTHING
+    settings.log_severity_level = LOG_NOTHING
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if provider != CPU:
         _load_libraries(provider)

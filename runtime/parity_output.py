@@ -56,8 +56,9 @@ def parity_table(result: ParityResult) -> Table:
     verdict = result.failure() or "passed: " + ", ".join(
         f"{check.name} {check.bound} {check.limit:g}" for check in result.checks
     )
-    against = "PyTorch" if result.reference == "pytorch" else "the float ONNX"
-    table = Table(title=f"Parity with {against}, {result.n_images} images", caption=verdict)
+    table = Table(
+        title=f"Parity with {reference_name(result)}, {result.n_images} images", caption=verdict
+    )
     table.add_column("metric")
     table.add_column("value", justify="right")
     rows = {
@@ -82,16 +83,29 @@ def parity_table(result: ParityResult) -> Table:
 
 def block_table(blocks: Sequence[TensorParity], jump: str | None) -> Table:
     """The blocks one by one, for a terminal, with the first whose error leaps."""
-    caption = f"the error first jumps in {jump}" if jump else "the error jumps in no block"
-    table = Table(title="Blocks, beside the float ONNX's", caption=caption)
+    table = Table(title="Blocks, beside the float ONNX's", caption=jump_sentence(jump))
     table.add_column("block")
     for name in ("cosine, mean", "worst token", "relative error", "largest difference"):
         table.add_column(name, justify="right")
     for block in blocks:
-        numbers = (f"{block.cosine_mean:.5f}", f"{block.cosine_min:.5f}")
-        errors = (f"{block.relative_error:.4f}", f"{block.max_abs_error:.4g}")
-        table.add_row(block.name, *numbers, *errors)
+        table.add_row(*tensor_cells(block))
     return table
+
+
+def reference_name(result: ParityResult) -> str:
+    """What the result compares with, in words."""
+    return "PyTorch" if result.reference == "pytorch" else "the float ONNX"
+
+
+def jump_sentence(jump: str | None) -> str:
+    """Which block's error leaps first, in words."""
+    return f"the error first jumps in {jump}" if jump else "the error jumps in no block"
+
+
+def tensor_cells(tensor: TensorParity) -> tuple[str, ...]:
+    """A row of a table: name, mean and worst cosine, relative error, largest difference."""
+    numbers = (f"{tensor.cosine_mean:.5f}", f"{tensor.cosine_min:.5f}")
+    return (tensor.name, *numbers, f"{tensor.relative_error:.4f}", f"{tensor.max_abs_error:.4g}")
 
 
 def _write(path: Path, text: str) -> None:

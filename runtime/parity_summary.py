@@ -5,6 +5,7 @@ from pathlib import Path
 
 from regcache.passes.errors import InputError
 from regcache.runtime.parity import ParityResult
+from regcache.runtime.parity_output import jump_sentence, reference_name, tensor_cells
 from regcache.runtime.tensor_parity import TensorParity
 
 
@@ -22,11 +23,10 @@ def append_summary(result: ParityResult, title: str, path: Path) -> None:
 
 def summary(result: ParityResult, title: str) -> str:
     """Verdict, thresholds, and outputs and blocks one by one."""
-    against = "PyTorch" if result.reference == "pytorch" else "the float ONNX"
     verdict = "passed" if result.passed else "FAILED"
     parts = [
         f"### regcache parity: {verdict}",
-        f"{_text(title)} against {against}, {result.n_images} images; "
+        f"{_text(title)} against {reference_name(result)}, {result.n_images} images; "
         f"worst {_text(result.worst_image)} at {result.cosine_min:.5f}",
         _table(
             ("threshold", "measured", "limit", ""),
@@ -39,11 +39,10 @@ def summary(result: ParityResult, title: str) -> str:
         _tensors("output", result.outputs),
     ]  # fmt: skip
     if result.blocks:
-        jump = result.first_jump
-        said = f"The error first jumps in {jump}." if jump else "The error jumps in no block."
+        said = jump_sentence(result.first_jump).capitalize()
         blocks = _tensors("block", result.blocks)
         parts.append(
-            f"<details><summary>Blocks, beside the float ONNX's. {said}</summary>\n\n{blocks}\n\n"
+            f"<details><summary>Blocks, beside the float ONNX's. {said}.</summary>\n\n{blocks}\n\n"
             "</details>"
         )
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -51,12 +50,7 @@ def summary(result: ParityResult, title: str) -> str:
 
 def _tensors(kind: str, tensors: tuple[TensorParity, ...]) -> str:
     header = (kind, "cosine, mean", "worst", "relative error", "largest difference")
-    rows = [
-        (tensor.name, f"{tensor.cosine_mean:.5f}", f"{tensor.cosine_min:.5f}",
-         f"{tensor.relative_error:.4f}", f"{tensor.max_abs_error:.4g}")
-        for tensor in tensors
-    ]  # fmt: skip
-    return _table(header, rows) if rows else ""
+    return _table(header, [tensor_cells(tensor) for tensor in tensors]) if tensors else ""
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

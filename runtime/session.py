@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from regcache.passes.errors import InputError
 
 # Above "error": whatever goes wrong is also raised, and a log line would repeat it.
-_LOG_NOTHING = 4
+LOG_NOTHING = 4
 
 
 class OrtSession:
@@ -98,7 +98,7 @@ class OrtSession:
 
 def silence_runtime() -> None:
     """Keep ONNX Runtime's warnings off stderr in this process, also those of sessions not ours."""
-    ort.set_default_logger_severity(_LOG_NOTHING)
+    ort.set_default_logger_severity(LOG_NOTHING)
 
 
 def available_cpus() -> int:
@@ -171,7 +171,7 @@ def _probe_model(weights: NDArray[np.integer[Any]]) -> bytes:
 
 def _session_options(threads: int | None, integers: bool, arena: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.log_severity_level = _LOG_NOTHING
+    options.log_severity_level = LOG_NOTHING
     options.intra_op_num_threads = threads or available_cpus()
     # Measured on DINOv2-S: the arena and its pattern planner cost memory and save no time.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = arena

@@ -56,7 +56,7 @@ def test_a_provider_that_does_not_load_is_refused(loading: Loading) -> None:
     provider, options, device = provider_of(loading)
     with pytest.raises(InputError) as caught:
         OrtDeviceRunner(loading, provider, options, device)
-    if "fell back" not in str(caught.value):
+    if CUDA in ort.get_available_providers() and "fell back" not in str(caught.value):
         pytest.skip(f"NOT CHECKED: {caught.value}")
     assert f"runner ort-cuda: {CUDA} does not load" in str(caught.value)
     assert f"fell back to {CPU}" in str(caught.value)

@@ -4,15 +4,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from regcache.compiler.artifact import MODEL, Artifact
+from regcache.compiler.artifact import Artifact
 from regcache.compiler.build_toolchain import BuildOptions, Toolchain, open_toolchain
 from regcache.compiler.build_update import NewEngine, add_engines, model_hashes
 from regcache.compiler.engine_record import EngineRecord, inputs_key
 from regcache.compiler.manifest import Manifest
 from regcache.compiler.reporter import Reporter
+from regcache.compiler.signed_model import REWRITE, has_zero_points, signed_model
 from regcache.compiler.staging import recover
-from regcache.compiler.targets import TargetName
-from regcache.runtime.tensorrt_network import RefusedGraphError
 
 
 class _Record(BaseModel):
@@ -55,7 +54,7 @@ def build_engines(folder: Path, options: BuildOptions, reporter: Reporter) -> Bu
     new: list[NewEngine] = []
     files: list[str] = []
     for model in models:
-        key = inputs_key(model_hashes(manifest, model.name), toolchain.facts)
+        key = _key(model, toolchain, manifest)
         current = _current(manifest, key)
         if current is not None and not options.force:
             files.append(current.file)
@@ -84,25 +83,27 @@ def _current(manifest: Manifest, key: str) -> EngineRecord | None:
     return next((record for record in manifest.engines if record.inputs == key), None)
 
 
+def _key(model: Path, toolchain: Toolchain, manifest: Manifest) -> str:
+    rewrite = {"rewrite": REWRITE} if has_zero_points(model, manifest) else {}
+    return inputs_key(model_hashes(manifest, model.name), toolchain.facts | rewrite)
+
+
 def _build(
     model: Path, key: str, toolchain: Toolchain, manifest: Manifest, reporter: Reporter
 ) -> tuple[NewEngine, float]:
     reporter.step(f"building {model.name} with {toolchain.description}")
-    try:
+    rewrite = None
+    if has_zero_points(model, manifest):
+        with signed_model(model, reporter) as signed:
+            built = toolchain.build(signed)
+            rewrite = REWRITE if signed != model else None
+    else:
         built = toolchain.build(model)
-    except RefusedGraphError as error:
-        if model.name == MODEL and manifest.options.target is TargetName.ORT_CPU:
-            raise RefusedGraphError(f"{error}; {_remedy(manifest)}") from error
-        raise
     for warning in built.warnings:
         reporter.warn(warning)
     if not built.layers:
         reporter.warn(f"the list of layers of {toolchain.description} could not be read")
-    record = EngineRecord.of(built, model=model.name, engine=toolchain.engine, inputs=key)
+    record = EngineRecord.of(
+        built, model=model.name, engine=toolchain.engine, inputs=key, rewrite=rewrite
+    )
     return NewEngine(record, built.engine), built.seconds
-
-
-def _remedy(manifest: Manifest) -> str:
-    """How to come to an artifact that builds, for one whose numbers are ONNX Runtime's."""
-    compiled = f"it was compiled for {manifest.options.target.value}"
-    return f"{compiled}: compile it with --target {TargetName.TENSORRT_RTX.value}"

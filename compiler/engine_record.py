@@ -33,7 +33,8 @@ class EngineRecord(BaseModel):
     they compute in; `layers`: all kernels by the widest number format they read; both are empty
     where the library's list of layers could not be read. `inputs`: SHA-256 of all that decides what
     is built. `size_ratio`: the engine's size over that of the float engine that was built alike,
-    where there is one.
+    where there is one. `rewrite`: the pass, and its version, that made `model` into something that
+    the library takes; None where the file was built as it is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,9 +52,18 @@ class EngineRecord(BaseModel):
     warnings: list[str]
     inputs: str
     size_ratio: float | None = None
+    rewrite: str | None = None
 
     @classmethod
-    def of(cls, built: EngineBuild, *, model: str, engine: EngineKind, inputs: str) -> Self:
+    def of(
+        cls,
+        built: EngineBuild,
+        *,
+        model: str,
+        engine: EngineKind,
+        inputs: str,
+        rewrite: str | None = None,
+    ) -> Self:
         """Describe a build; all its `seconds` are left out, for they differ from run to run."""
         return cls(
             file=_file_name(built, model, engine),
@@ -68,6 +78,7 @@ class EngineRecord(BaseModel):
             fused_attentions=sum(layer.fused_attention for layer in built.layers),
             warnings=list(built.warnings),
             inputs=inputs,
+            rewrite=rewrite,
         )
 
     def built_like(self, other: Self) -> bool:

@@ -13,6 +13,7 @@ from command_line import run_regcache
 from test_compiler_cli import RECIPE, assert_refused, photos
 from tiny_vit import Spec, TinyVit
 
+from regcache.compiler import build
 from regcache.compiler.artifact import Artifact
 from regcache.compiler.manifest import Manifest
 from regcache.export.onnx_file import sidecar
@@ -158,13 +159,40 @@ def test_float8_leaves_out_what_has_none(images: Path, tmp_path: Path) -> None:
     assert record.products.keys() == {"FP8", "FP16"}
 
 
-def test_integers_of_onnx_runtime_are_refused(images: Path, tmp_path: Path) -> None:
-    """A zero point that is not 0, which TensorRT takes nowhere."""
-    options = ("--int8-share", "1", "--accept-slower", "--rounding", "nearest", "--no-equalize")
-    artifact = compiled(tmp_path, images, "--target", "ort-cpu", *options)
+FAST = ("--int8-share", "1", "--accept-slower", "--rounding", "nearest", "--no-equalize")
+
+
+def test_integers_of_onnx_runtime_get_zero_points_of_0(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = compiled(tmp_path, images, "--target", "ort-cpu", *FAST)
+    before = contents(artifact)
+    built = run_regcache("build", artifact, "--float")
+    assert built.code == 0, built
+    assert built.err.count("moving the zero points of model.onnx to 0") == 1
+    after = contents(artifact)
+    del before["manifest.json"], after["manifest.json"]
+    assert after.keys() - before.keys() == {FILE, FILE.replace("model", "float")}
+    assert after.items() >= before.items()  # model.onnx is what was compiled
+    original, record = Artifact.open(artifact).manifest.engines
+    assert (original.rewrite, record.rewrite) == (None, "signed_integers 1")
+    assert record.model == "model.onnx"
+    assert record.products["INT8"] == 4
+    assert record.size_ratio is not None
+    assert run_regcache("build", artifact).out.startswith("up to date: ")
+    monkeypatch.setattr(build, "REWRITE", "signed_integers 2")
+    again = run_regcache("build", artifact, "--float").out
+    assert again.startswith("built in ")
+    assert again.count("up to date: ") == 1  # the float engine
+
+
+def test_weights_of_4_bits_are_refused(images: Path, tmp_path: Path) -> None:
+    options = ("--target", "ort-cpu", "--precision", "w4a16", *FAST[2:])
+    artifact = compiled(tmp_path, images, *options)
     before = contents(artifact)
     outcome = run_regcache("build", artifact)
-    assert_refused(outcome, "QuantizeLinear '", "zero point", "compile it with --target tensorrt")
+    assert_refused(outcome, "MatMulNBits", "compile it with --target tensorrt-rtx")
+    assert "moving" not in outcome.err
     assert contents(artifact) == before
 
 

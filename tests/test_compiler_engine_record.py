@@ -38,6 +38,7 @@ def test_counts_and_names() -> None:
     assert record.layers == {"INT8": 1, "FP16": 1, "FP32": 1}
     assert record.fused_attentions == 1
     assert record.warnings == ["beware"]
+    assert record.rewrite is None
     assert EngineRecord.model_validate_json(record.model_dump_json()) == record
     with pytest.raises(ValidationError):
         EngineRecord.model_validate({**record.model_dump(), "seconds": 3.0})

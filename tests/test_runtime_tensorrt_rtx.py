@@ -18,7 +18,7 @@ from running import run_graph
 from tiny_vit import Spec, TinyVit
 
 from regcache.compiler.prepare import export_source
-from regcache.passes.affine import Affine
+from regcache.passes.affine import Affine, IntegerType
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError, MissingExtraError
@@ -26,6 +26,7 @@ from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import load_model
 from regcache.passes.quantize_linears import QuantizeLinears
+from regcache.passes.signed_integers import SignedIntegers
 from regcache.runtime.engine_layers import products_by_precision
 from regcache.runtime.tensorrt_rtx import (
     build_engine,
@@ -40,14 +41,16 @@ def test_a_missing_tensorrt_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
         build_engine(Path("model.onnx"))
 
 
-def quantized(graph: gs.Graph, images: NDArray[np.float32]) -> gs.Graph:
-    """Signed int8 around every linear, with the ranges that the images give."""
+def quantized(
+    graph: gs.Graph, images: NDArray[np.float32], dtype: IntegerType = "int8"
+) -> gs.Graph:
+    """Q/DQ around every linear, with the ranges that the images give: around 0 for int8."""
     view = view_encoder(graph)
     sites = [site.tensor.name for site in view.sites]
     outputs = run_graph(run(Observe(tuple(sites)), graph).graph, images, optimize=True)
     seen = zip(sites, outputs[len(graph.outputs) :], strict=True)
     scales = {
-        site: Affine.from_range(float(x.min()), float(x.max()), "int8", symmetric=True)
+        site: Affine.from_range(float(x.min()), float(x.max()), dtype, symmetric=dtype == "int8")
         for site, x in seen
     }
     return run(QuantizeLinears(scales), graph).graph
@@ -62,13 +65,17 @@ def random_images() -> NDArray[np.float32]:
 @pytest.mark.sample
 @pytest.mark.xdist_group("sample")
 def test_the_quantized_sample_is_small_and_int8(tmp_path: Path) -> None:
-    """12 blocks: q, k and v as one product, out, fc1 and fc2."""
+    """12 blocks: q, k and v as one product, out, fc1 and fc2; also with zero points moved to 0."""
     path = tmp_path / "dinov2.onnx"
     export_source("sample:dinov2-small", path, None)
     original = canonicalize(load_model(path))
-    large, small = assert_builds(original), assert_builds(quantized(original, random_images()))
-    assert len(small.engine) <= 0.45 * len(large.engine)
-    assert (int8_products(large), int8_products(small)) == (0, 12 * 4)
+    large = assert_builds(original)
+    assert int8_products(large) == 0
+    moved = run(SignedIntegers(), quantized(original, random_images(), "uint8")).graph
+    for graph in (quantized(original, random_images()), moved):
+        small = assert_builds(graph)
+        assert len(small.engine) <= 0.45 * len(large.engine)
+        assert int8_products(small) == 12 * 4
 
 
 @needs_tensorrt

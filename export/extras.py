@@ -1,5 +1,6 @@
 """The optional libraries that exporting needs: whether they are there, their errors and noise."""
 
+import gc
 import io
 import logging
 import sys
@@ -74,3 +75,18 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
         if bars is not None and hidden:
             bars.enable_progress_bar()
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Hold garbage collection off while libraries are imported.
+
+    What they make stays, and going through it again and again is a sixth of PyTorch's import.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

@@ -10,6 +10,7 @@ from regcache.compiler.block_parity import compare_blocks
 from regcache.compiler.comparison import Encoder, compare, compare_knn
 from regcache.compiler.prepare import FLOAT
 from regcache.compiler.reporter import Reporter
+from regcache.export.extras import uncollected
 from regcache.export.source import open_source
 from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
 from regcache.runtime.images import ImageFolder, list_images
@@ -52,6 +53,7 @@ def measure_artifact(
     not those of its manifest, where there is nothing to compare with, and for a threshold of
     something that is not measured.
     """
+    thresholds.ask_for(knn=labelled is not None, blocks=per_layer)
     opened = Artifact.open(artifact)
     paths = list_images(images)
     prefix = opened.manifest.encoder.prefix_tokens or 0
@@ -119,8 +121,9 @@ def _pytorch(source: str, resolution: int | None, threads: int | None) -> Encode
         return None
     if importlib.util.find_spec("torch") is None:
         raise MissingExtraError("the PyTorch original", extra="export", module="torch")
-    import torch
+    with uncollected():
+        import torch
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return open_source(source).reference(resolution=resolution)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return open_source(source).reference(resolution=resolution)

@@ -82,6 +82,12 @@ class Thresholds(BaseModel):
                 reason = f"no such threshold; there are {', '.join(cls.model_fields)}"
             raise InputError(f"{'.'.join(map(str, first['loc']))}: {reason}") from error
 
+    def ask_for(self, *, knn: bool, blocks: bool) -> None:
+        """Raise InputError for a threshold of what the options ahead will not measure."""
+        for name, measured in (("knn_top1_drop", knn), ("block_cosine_mean", blocks)):
+            if getattr(self, name) is not None and not measured:
+                raise _unmeasured(name)
+
     def check(
         self, measured: Mapping[str, float | None], blocks: Sequence[tuple[str, float]]
     ) -> list[Check]:
@@ -95,14 +101,14 @@ class Thresholds(BaseModel):
                 continue
             value = measured.get(name)
             if value is None:
-                raise InputError(f"threshold {name}: not measured: {_HOW_TO_MEASURE[name]}")
+                raise _unmeasured(name)
             bound: Literal["at least", "at most"] = (
                 "at most" if name == "knn_top1_drop" else "at least"
             )
             checks.append(Check(name=name, value=value, bound=bound, limit=limit))
         if self.block_cosine_mean is not None:
             if not blocks:
-                raise InputError("threshold block_cosine_mean: not measured: add --per-layer")
+                raise _unmeasured("block_cosine_mean")
             checks += [
                 Check(
                     name=f"{name} cosine_mean",
@@ -118,7 +124,12 @@ class Thresholds(BaseModel):
 _HOW_TO_MEASURE = {
     "patch_cosine_mean": "the encoder has no output with a row for every patch",
     "knn_top1_drop": "add --gallery and --query",
+    "block_cosine_mean": "add --per-layer",
 }
+
+
+def _unmeasured(name: str) -> InputError:
+    return InputError(f"threshold {name}: not measured: {_HOW_TO_MEASURE[name]}")
 
 
 def finite_check(n_nonfinite: int) -> Check:

@@ -79,6 +79,8 @@ def test_a_threshold_that_cannot_be_held_is_refused(
     assert_refused(run_regcache(*base, knn), "knn_top1_drop", "--gallery")
     blocks = limits(tmp_path, "block_cosine_mean = 0.9")
     assert_refused(run_regcache(*base, blocks), "--per-layer")
+    before_images = ("parity", artifact, "--images", tmp_path / "none", "--thresholds", blocks)
+    assert_refused(run_regcache(*before_images), "block_cosine_mean")
     assert_refused(run_regcache(*base, limits(tmp_path, "x = 1")), "no such threshold")
     assert_refused(run_regcache(*base, tmp_path / "none.toml"), "none.toml")
 

@@ -87,6 +87,16 @@ def test_a_threshold_of_something_not_measured_is_an_error(limit: str, advice: s
         Thresholds.of({limit: 0.5}).check(measured, [])
 
 
+def test_what_the_options_leave_out_is_known_ahead() -> None:
+    kept = Thresholds.of({"knn_top1_drop": 0.1, "block_cosine_mean": 0.9})
+    kept.ask_for(knn=True, blocks=True)
+    Thresholds().ask_for(knn=False, blocks=False)
+    with pytest.raises(InputError, match="knn_top1_drop: not measured: add --gallery"):
+        kept.ask_for(knn=False, blocks=True)
+    with pytest.raises(InputError, match="block_cosine_mean: not measured: add --per-layer"):
+        kept.ask_for(knn=True, blocks=False)
+
+
 @given(value=st.floats(-1, 1), limit=st.floats(-1, 1))
 def test_a_check_says_what_it_found(value: float, limit: float) -> None:
     least = Check(name="a", value=value, bound="at least", limit=limit)

@@ -10,6 +10,7 @@ from regcache.compiler.artifact import Artifact
 from regcache.compiler.bench_engines import engine_for
 from regcache.compiler.prepare import FLOAT, export_source
 from regcache.compiler.reporter import Reporter
+from regcache.compiler.signed_model import has_zero_points, write_signed
 from regcache.compiler.targets import TargetName
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
@@ -117,14 +118,17 @@ def loading_of(
 ) -> Loading:
     """How a runner loads the artifact's model, or another ONNX file that takes the same images.
 
-    Where it runs engines, one is built into `folder` unless the artifact holds it.
+    Where it runs engines, one is built into `folder` unless the artifact holds it. There, too, goes
+    what the TensorRT provider of ONNX Runtime reads in the place of other zero points than 0.
     """
     shape = (3, artifact.recipe.height, artifact.recipe.width)
     threads = threads or available_cpus()
     loading = Loading(runner, model or artifact.model, threads, batches, shape)
-    if not runner.takes_engines:
-        return loading
-    return replace(loading, model=engine_for(artifact, loading, folder, reporter))
+    if runner.takes_engines:
+        return replace(loading, model=engine_for(artifact, loading, folder, reporter))
+    if runner is RunnerName.ORT_TENSORRT and has_zero_points(loading.model, artifact):
+        return replace(loading, model=write_signed(loading.model, folder, reporter))
+    return loading
 
 
 def _bench_runner(

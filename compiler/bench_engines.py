@@ -1,11 +1,15 @@
 """The engines that a benchmark runs: the artifact's own where they suit, else built for the GPU."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from regcache.compiler.artifact import Artifact
 from regcache.compiler.engine_record import EngineRecord
 from regcache.compiler.reporter import Reporter
+from regcache.compiler.signed_model import REWRITE, has_zero_points, signed_model
 from regcache.runtime import tensorrt_engine, tensorrt_rtx
+from regcache.runtime.engine_build import EngineBuild
 from regcache.runtime.gpu import Gpu, find_gpu
 from regcache.runtime.runners import Loading, RunnerName
 
@@ -24,17 +28,21 @@ def engine_for(artifact: Artifact, loading: Loading, folder: Path, reporter: Rep
         if artifact.folder / record.model == loading.model and suits(record, loading, gpu):
             return artifact.folder / record.file
     reporter.step(f"{loading.runner}: building an engine of {loading.model.name}")
-    tuned, largest = loading.batches[0], max(loading.batches)
-    if loading.runner is RunnerName.TENSORRT_RTX:
-        capabilities = [gpu.compute_capability]
-        built = tensorrt_rtx.build_engine(
-            loading.model, compute_capabilities=capabilities, max_batch=largest, opt_batch=tuned
-        )
-    else:
-        built = tensorrt_engine.build_engine(loading.model, max_batch=largest, opt_batch=tuned)
     path = folder / f"{loading.runner}-{loading.model.stem}.engine"
-    path.write_bytes(built.engine)
+    moves = has_zero_points(loading.model, artifact)
+    with signed_model(loading.model, reporter) if moves else nullcontext(loading.model) as model:
+        path.write_bytes(_build(replace(loading, model=model), gpu).engine)
     return path
+
+
+def _build(loading: Loading, gpu: Gpu) -> EngineBuild:
+    tuned, largest = loading.batches[0], max(loading.batches)
+    if loading.runner is RunnerName.TENSORRT:
+        return tensorrt_engine.build_engine(loading.model, max_batch=largest, opt_batch=tuned)
+    capabilities = [gpu.compute_capability]
+    return tensorrt_rtx.build_engine(
+        loading.model, compute_capabilities=capabilities, max_batch=largest, opt_batch=tuned
+    )
 
 
 def suits(record: EngineRecord, loading: Loading, gpu: Gpu) -> bool:
@@ -47,4 +55,5 @@ def suits(record: EngineRecord, loading: Loading, gpu: Gpu) -> bool:
         and gpu.compute_capability in record.compute_capabilities
         and record.gpu in (None, gpu.name)
         and record.batch == (1, loading.batches[0], max(loading.batches))
+        and record.rewrite in (None, REWRITE)
     )

@@ -54,12 +54,12 @@ def build_engines(folder: Path, options: BuildOptions, reporter: Reporter) -> Bu
     new: list[NewEngine] = []
     files: list[str] = []
     for model in models:
-        key = _key(model, toolchain, manifest)
+        key = _key(model, toolchain, artifact)
         current = _current(manifest, key)
         if current is not None and not options.force:
             files.append(current.file)
             continue
-        engine, taken = _build(model, key, toolchain, manifest, reporter)
+        engine, taken = _build(model, key, toolchain, artifact, reporter)
         new.append(engine)
         files.append(engine.record.file)
         seconds[engine.record.file] = taken
@@ -83,17 +83,17 @@ def _current(manifest: Manifest, key: str) -> EngineRecord | None:
     return next((record for record in manifest.engines if record.inputs == key), None)
 
 
-def _key(model: Path, toolchain: Toolchain, manifest: Manifest) -> str:
-    rewrite = {"rewrite": REWRITE} if has_zero_points(model, manifest) else {}
-    return inputs_key(model_hashes(manifest, model.name), toolchain.facts | rewrite)
+def _key(model: Path, toolchain: Toolchain, artifact: Artifact) -> str:
+    rewrite = {"rewrite": REWRITE} if has_zero_points(model, artifact) else {}
+    return inputs_key(model_hashes(artifact.manifest, model.name), toolchain.facts | rewrite)
 
 
 def _build(
-    model: Path, key: str, toolchain: Toolchain, manifest: Manifest, reporter: Reporter
+    model: Path, key: str, toolchain: Toolchain, artifact: Artifact, reporter: Reporter
 ) -> tuple[NewEngine, float]:
     reporter.step(f"building {model.name} with {toolchain.description}")
     rewrite = None
-    if has_zero_points(model, manifest):
+    if has_zero_points(model, artifact):
         with signed_model(model, reporter) as signed:
             built = toolchain.build(signed)
             rewrite = REWRITE if signed != model else None

@@ -33,8 +33,8 @@ class EngineRecord(BaseModel):
     they compute in; `layers`: all kernels by the widest number format they read; both are empty
     where the library's list of layers could not be read. `inputs`: SHA-256 of all that decides what
     is built. `size_ratio`: the engine's size over that of the float engine that was built alike,
-    where there is one. `rewrite`: the pass, and its version, that made `model` into something that
-    the library takes; None where the file was built as it is.
+    where there is one. `rewrite`: the passes, and their versions, that made `model` into
+    something that the library takes; None where the file was built as it is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

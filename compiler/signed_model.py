@@ -1,4 +1,7 @@
-"""The model of an artifact for ONNX Runtime as TensorRT takes it: zero points moved to 0."""
+"""The model of an artifact for ONNX Runtime as TensorRT takes it: zero points moved to 0.
+
+Packed projections are split, too, as the compiler does for TensorRT's own artifacts.
+"""
 
 import tempfile
 from collections.abc import Iterator
@@ -7,23 +10,25 @@ from pathlib import Path
 
 import onnx
 
-from regcache.compiler.artifact import MODEL
-from regcache.compiler.manifest import Manifest
+from regcache.compiler.artifact import Artifact
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import TargetName
 from regcache.passes.base import run
 from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import import_graph, save_graph
 from regcache.passes.signed_integers import SignedIntegers
+from regcache.passes.split_qkv import SplitQkv
+from regcache.passes.walk import count_ops
 from regcache.runtime.tensorrt_network import RefusedGraphError
 
-REWRITE = f"{SignedIntegers.name} {SignedIntegers.version}"
+_PASSES = (SplitQkv(), SignedIntegers())
+REWRITE = " + ".join(f"{step.name} {step.version}" for step in _PASSES)
 """What an engine's record and key say of a model that was rewritten."""
 
 
-def has_zero_points(model: Path, manifest: Manifest) -> bool:
-    """Whether an ONNX file of an artifact holds ONNX Runtime's integers, around any zero point."""
-    return model.name == MODEL and manifest.options.target is TargetName.ORT_CPU
+def has_zero_points(model: Path, artifact: Artifact) -> bool:
+    """Whether an ONNX file is an artifact's with ONNX Runtime's integers, around any zero point."""
+    return model == artifact.model and artifact.manifest.options.target is TargetName.ORT_CPU
 
 
 @contextmanager
@@ -33,22 +38,33 @@ def signed_model(model: Path, reporter: Reporter) -> Iterator[Path]:
     Errors in the block that name that file come out naming `model`, and refusals with the way out.
     Raises RefusedGraphError, too, where an integer cannot be moved.
     """
-    try:
-        result = run(SignedIntegers(), import_graph(onnx.load(model)))
-    except InputError as error:
-        raise _refused(f"{model}: {error}") from error
     with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
-        path = model
-        if result.changed:
-            reporter.step(f"moving the zero points of {model.name} to 0, as TensorRT needs")
-            path = Path(folder) / model.name
-            save_graph(result.graph, path)
+        path = write_signed(model, Path(folder), reporter)
         try:
             yield path
         except RefusedGraphError as error:
             raise _refused(str(error).replace(str(path), str(model))) from error
         except InputError as error:
             raise InputError(str(error).replace(str(path), str(model))) from error
+
+
+def write_signed(model: Path, folder: Path, reporter: Reporter) -> Path:
+    """Write the model with zero points of 0 into a folder; itself where it has no others.
+
+    Raises RefusedGraphError where an integer cannot be moved.
+    """
+    graph = import_graph(onnx.load(model))
+    if not count_ops(graph, "QuantizeLinear"):
+        return model  # in w4a16, the encoder view finds no linears: they are MatMulNBits
+    reporter.step(f"moving the zero points of {model.name} to 0, as TensorRT needs")
+    try:
+        for step in _PASSES:
+            graph = run(step, graph).graph
+    except InputError as error:
+        raise _refused(f"{model}: {error}") from error
+    path = folder / model.name
+    save_graph(graph, path)
+    return path
 
 
 def _refused(reason: str) -> RefusedGraphError:

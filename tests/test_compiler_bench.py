@@ -8,11 +8,15 @@ import onnx
 import pytest
 from command_line import Outcome, run_regcache
 from test_compiler_cli import RECIPE, SPEC, assert_refused, photos
+from test_passes_signed_integers import zero_points
 from tiny_vit import TinyVit
 
-from regcache.compiler.bench import parse_batches, parse_runners
+from regcache.compiler.artifact import Artifact
+from regcache.compiler.bench import loading_of, parse_batches, parse_runners
+from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import InputError
+from regcache.passes.onnx_file import import_graph
 from regcache.runtime.bench_result import BenchResult
 from regcache.runtime.runners import RunnerName
 
@@ -104,6 +108,20 @@ class TestRefusals:
         monkeypatch.setattr("regcache.compiler.bench_plot.find_spec", lambda _name: None)
         outcome = bench(folder, "--plot", "bench.png")
         assert_refused(outcome, 'needs matplotlib: pip install "regcache[report]"')
+
+
+def test_tensorrt_s_provider_reads_no_other_zero_points(folder: Path, tmp_path: Path) -> None:
+    artifact = Artifact.open(folder / "artifact")
+    assert any(zero.any() for zero in zero_points(import_graph(onnx.load(artifact.model))))
+
+    def model_of(runner: RunnerName, model: Path) -> Path:
+        return loading_of(artifact, runner, (1,), 1, tmp_path, Reporter(), model=model).model
+
+    signed = model_of(RunnerName.ORT_TENSORRT, artifact.model)
+    assert signed.parent == tmp_path
+    assert not any(zero.any() for zero in zero_points(import_graph(onnx.load(signed))))
+    assert model_of(RunnerName.ORT_TENSORRT, artifact.float_model) == artifact.float_model
+    assert model_of(RunnerName.ORT_CUDA, artifact.model) == artifact.model
 
 
 def test_lists() -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import onnx
 import pytest
 from building import needs_tensorrt
+from test_passes_signed_integers import quantized, zero_points
 from test_runtime_trt_runner import has_gpu
 from tiny_vit import Spec, TinyVit
 
@@ -16,10 +18,16 @@ from regcache.compiler.artifact import Artifact
 from regcache.compiler.bench_engines import engine_for, suits
 from regcache.compiler.engine_record import EngineKind, EngineRecord
 from regcache.compiler.reporter import Reporter
+from regcache.compiler.signed_model import REWRITE
+from regcache.compiler.targets import TargetName
+from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError, MissingExtraError
-from regcache.runtime import tensorrt_rtx
+from regcache.passes.onnx_file import import_graph, save_graph
+from regcache.runtime import tensorrt_engine, tensorrt_rtx
+from regcache.runtime.engine_build import EngineBuild
 from regcache.runtime.gpu import Gpu
 from regcache.runtime.runners import Loading, RunnerName, open_runner
+from regcache.runtime.tensorrt_network import RefusedGraphError
 
 GPU = Gpu("Some RTX", "8.6", "580.1", 10**10)
 RECORD = EngineRecord(
@@ -40,9 +48,19 @@ def loading(folder: Path, runner: RunnerName = RunnerName.TENSORRT_RTX) -> Loadi
     return Loading(runner, folder / "model.onnx", 1, (2, 1, 8), (3, 8, 8))
 
 
-def artifact(folder: Path, *engines: EngineRecord) -> Artifact:
-    opened = SimpleNamespace(folder=folder, manifest=SimpleNamespace(engines=engines))
+def artifact(
+    folder: Path, *engines: EngineRecord, target: TargetName = TargetName.TENSORRT_RTX
+) -> Artifact:
+    manifest = SimpleNamespace(engines=engines, options=SimpleNamespace(target=target))
+    opened = SimpleNamespace(folder=folder, model=folder / "model.onnx", manifest=manifest)
     return cast(Artifact, opened)
+
+
+@pytest.fixture
+def for_ort(folder: Path) -> Artifact:
+    """What `folder` holds is for ort-cpu, with uint8 around other zero points than 0."""
+    save_graph(quantized(canonicalize(TinyVit(Spec(depth=1)).model())), folder / "model.onnx")
+    return artifact(folder, target=TargetName.ORT_CPU)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +74,8 @@ def artifact(folder: Path, *engines: EngineRecord) -> Artifact:
         ({"batch": (1, 1, 8)}, False),
         ({"batch": (1, 2, 4)}, False),
         ({"engine": EngineKind.TENSORRT}, False),
+        ({"rewrite": REWRITE}, True),
+        ({"rewrite": "signed_integers 1"}, False),
     ],
 )
 def test_what_suits(
@@ -81,6 +101,43 @@ def test_another_is_built_and_loads_up_to_the_gpu(folder: Path) -> None:
         pytest.skip("NOT CHECKED: there is a GPU")
     with pytest.raises(InputError, match=r"\.engine: tensorrt_rtx cannot load it: cudaError"):
         open_runner(replace(loading(folder), model=engine))
+
+
+@needs_tensorrt
+def test_integers_of_onnx_runtime_build(
+    folder: Path, for_ort: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = engine_for(for_ort, loading(folder), folder, Reporter())
+    assert engine.stat().st_size > 10_000
+    assert "moving the zero points of model.onnx to 0" in capsys.readouterr().err
+    # Another model that is called the same is none of the artifact's.
+    other = replace(loading(folder), model=folder / "other" / "model.onnx")
+    other.model.parent.mkdir()
+    other.model.write_bytes(for_ort.model.read_bytes())
+    with pytest.raises(RefusedGraphError, match="zero point"):
+        engine_for(for_ort, other, folder, Reporter())
+
+
+@pytest.mark.parametrize("runner", [name for name in RunnerName if name.takes_engines])
+def test_no_library_reads_other_zero_points(
+    folder: Path, for_ort: Artifact, monkeypatch: pytest.MonkeyPatch, runner: RunnerName
+) -> None:
+    """What is handed to the library, also where there is none."""
+    asked = []
+
+    def build_engine(model: Path, **options: object) -> EngineBuild:
+        asked.append((model, zero_points(import_graph(onnx.load(model))), options))
+        return cast(EngineBuild, SimpleNamespace(engine=b"an engine"))
+
+    for library in (tensorrt_rtx, tensorrt_engine):
+        monkeypatch.setattr(library, "build_engine", build_engine)
+    engine = engine_for(for_ort, loading(folder, runner), folder, Reporter())
+    assert engine.read_bytes() == b"an engine"
+    ((model, zeros, options),) = asked
+    assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+    assert not model.exists()
+    assert (options["max_batch"], options["opt_batch"]) == (8, 2)
+    assert ("compute_capabilities" in options) == (runner is RunnerName.TENSORRT_RTX)
 
 
 def test_plain_tensorrt_needs_its_library_or_a_gpu(

@@ -16,6 +16,7 @@ from tiny_vit import Spec, TinyVit
 from regcache.compiler import build
 from regcache.compiler.artifact import Artifact
 from regcache.compiler.manifest import Manifest
+from regcache.compiler.signed_model import REWRITE
 from regcache.export.onnx_file import sidecar
 from regcache.runtime import tensorrt_rtx
 from regcache.runtime.engine_layers import products_by_precision
@@ -175,12 +176,12 @@ def test_integers_of_onnx_runtime_get_zero_points_of_0(
     assert after.keys() - before.keys() == {FILE, FILE.replace("model", "float")}
     assert after.items() >= before.items()  # model.onnx is what was compiled
     original, record = Artifact.open(artifact).manifest.engines
-    assert (original.rewrite, record.rewrite) == (None, "signed_integers 1")
+    assert (original.rewrite, record.rewrite) == (None, REWRITE)
     assert record.model == "model.onnx"
     assert record.products["INT8"] == 4
     assert record.size_ratio is not None
     assert run_regcache("build", artifact).out.startswith("up to date: ")
-    monkeypatch.setattr(build, "REWRITE", "signed_integers 2")
+    monkeypatch.setattr(build, "REWRITE", "split_qkv 1 + signed_integers 2")
     again = run_regcache("build", artifact, "--float").out
     assert again.startswith("built in ")
     assert again.count("up to date: ") == 1  # the float engine

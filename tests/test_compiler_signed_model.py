@@ -6,14 +6,18 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from test_passes_signed_integers import quantized, zero_points
+from test_passes_pack_weights import block_weights
+from test_passes_signed_integers import assert_same_numbers, quantized, zero_points
 from tiny_vit import Spec, TinyVit
 
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.signed_model import REWRITE, signed_model
+from regcache.compiler.signed_model import REWRITE, signed_model, write_signed
+from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import import_graph, save_graph
+from regcache.passes.pack_weights import PackWeights
+from regcache.passes.walk import count_ops, is_linear
 from regcache.runtime.tensorrt_network import RefusedGraphError
 
 WAY_OUT = "; it was compiled for ort-cpu: compile it with --target tensorrt-rtx"
@@ -77,4 +81,26 @@ def test_integers_that_cannot_move_name_their_node(model: Path) -> None:
 
 
 def test_the_rewrite_has_a_version() -> None:
-    assert REWRITE == "signed_integers 1"
+    assert REWRITE == "split_qkv 1 + signed_integers 1"
+
+
+def test_a_packed_projection_is_split_before(tmp_path: Path) -> None:
+    """As the file is read from disk, by shapes that it holds."""
+    spec = Spec(depth=2, qkv="fused")
+    path = tmp_path / "model.onnx"
+    packed = quantized(canonicalize(TinyVit(spec).model()))
+    save_graph(packed, path)
+    with signed_model(path, Reporter()) as signed:
+        graph = import_graph(onnx.load(signed))
+    linears = [node for node in graph.nodes if is_linear(node)]
+    assert len(linears) == 6 * spec.depth
+    assert count_ops(graph, "Gather") == count_ops(packed, "Gather") - 3 * spec.depth
+    assert_same_numbers(packed, graph, TinyVit(spec).images(2))
+
+
+def test_weights_in_blocks_are_taken_as_they_are(tmp_path: Path) -> None:
+    """The encoder view does not read MatMulNBits."""
+    path = tmp_path / "model.onnx"
+    graph = canonicalize(TinyVit(Spec(depth=1, qkv="fused")).model())
+    save_graph(run(PackWeights(block_weights(graph)), graph).graph, path)
+    assert write_signed(path, tmp_path, Reporter()) == path

@@ -1,6 +1,8 @@
 """Packed projections split: the same numbers, three linears, and INT8 in TensorRT."""
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,17 +10,22 @@ import onnx_graphsurgeon as gs
 import pytest
 import zoo
 from building import assert_builds, int8_products, needs_tensorrt
+from numpy.typing import NDArray
 from running import run_graph
 from test_passes_canonicalize import SPELLINGS, ops
-from test_registers_build import quantized
+from test_passes_correct_bias import drop_biases
+from test_passes_signed_integers import FORMATS
+from test_passes_signed_integers import quantized as for_ort
+from test_registers_build import quantized, with_registers
 from tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import load_model
-from regcache.passes.quantize_linears import QuantizeLinears
+from regcache.passes.signed_integers import SignedIntegers
 from regcache.passes.split_qkv import SplitQkv
+from regcache.passes.walk import is_constant, producer
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -62,14 +69,111 @@ def test_another_order_is_left_alone() -> None:
     assert len(result.edits) == 1
 
 
-def test_a_quantized_projection_is_left_alone() -> None:
-    from test_passes_quantize_linears import scales
+def weight_of(matmul: gs.Node) -> gs.Node:
+    """The DequantizeLinear of a quantized linear's weight."""
+    found = producer(matmul.inputs[1])
+    assert found is not None
+    return found
 
-    graph = canonicalize(TinyVit(Spec(qkv="fused")).model())
-    integers = run(QuantizeLinears(scales(graph)), graph).graph
-    result = run(SplitQkv(), integers)
-    assert not result.changed
-    assert len(result.log.skips) == 2
+
+def rescale(weight: gs.Node, *numbers: NDArray[Any]) -> None:
+    """Give the DequantizeLinear of a weight another scale and zero point."""
+    constants = [gs.Constant(f"other/{slot}", item) for slot, item in enumerate(numbers)]
+    weight.inputs = [weight.inputs[0], *constants]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("form", ["none", "kv and delete", "no bias"])
+def test_a_quantized_projection_keeps_its_numbers(form: str, kind: str) -> None:
+    """To the bit, whether ONNX Runtime computes in float, as written, or in integers."""
+    vit = TinyVit(Spec(width=32, hidden=64, grid=4, qkv="fused"))
+    graph = canonicalize(vit.model())
+    if form == "no bias":
+        graph = drop_biases(graph, "blocks.0.qkv", "blocks.1.qkv")
+    elif form != "none":
+        graph = with_registers(view_encoder(graph), form)
+    packed = for_ort(graph, kind)
+    original = gs.export_onnx(packed).SerializeToString()
+    result = run(SplitQkv(), packed)
+    assert gs.export_onnx(packed).SerializeToString() == original
+    assert [edit.site for edit in result.log.edits] == ["blocks.0.qkv", "blocks.1.qkv"]
+    onnx.checker.check_model(gs.export_onnx(result.graph), full_check=True)
+    images = vit.images(3)
+    for optimize in (False, True):
+        pair = (run_graph(one, images, optimize=optimize) for one in (result.graph, packed))
+        for found, wanted in zip(*pair, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    assert not run(SplitQkv(), result.graph).changed
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_nothing_else_of_a_quantized_graph_changes(kind: str) -> None:
+    depth = 2
+    packed = for_ort(canonicalize(TinyVit(Spec(depth=depth, qkv="fused")).model()), kind)
+    result = run(SplitQkv(), packed).graph
+    chain = ("DequantizeLinear", "MatMul", "Add", "Reshape", "Transpose")
+    assert ops(result) - ops(packed) == Counter(dict.fromkeys(chain, 2 * depth))
+    assert ops(packed) - ops(result) == Counter({"Gather": 3 * depth})
+    new = {node.outputs[0].name: node for node in result.nodes}
+    gone = []
+    for node in packed.nodes:
+        kept = new.get(node.outputs[0].name)
+        if kept is None or kept.op != node.op:
+            gone.append(node.op)
+            continue
+        assert (kept.name, kept.attrs) == (node.name, node.attrs)
+        for ours, theirs in zip(kept.inputs, node.inputs, strict=True):
+            assert ours.name == theirs.name
+            if is_constant(theirs):
+                np.testing.assert_array_equal(ours.values, theirs.values)
+    assert Counter(gone) == Counter({**dict.fromkeys(chain, depth), "Gather": 3 * depth})
+
+
+def test_integers_scales_and_zero_points_are_thirds() -> None:
+    packed = for_ort(canonicalize(TinyVit(Spec(qkv="fused")).model()), "U8U8")
+    old, new = view_encoder(packed), view_encoder(run(SplitQkv(), packed).graph)
+    assert [site.name for site in new.sites][:2] == ["blocks.0.q+k+v", "blocks.0.out"]
+    for before, after in zip(old.blocks, new.blocks, strict=True):
+        weights = [weight_of(linear.matmul) for linear in after.attention.projections]
+        whole = weight_of(before.attention.projections[0].matmul)
+        for part, values in enumerate(item.values for item in whole.inputs):
+            thirds = [node.inputs[part].values for node in weights]
+            assert len({third.shape for third in thirds}) == 1
+            assert {third.dtype for third in thirds} == {values.dtype}
+            np.testing.assert_array_equal(np.concatenate(thirds, axis=-1), values)
+
+
+def test_one_scale_for_all_columns() -> None:
+    vit = TinyVit(Spec(depth=1, qkv="fused"))
+    packed = for_ort(canonicalize(vit.model()))
+    weight = weight_of(view_encoder(packed).linears[0].matmul)
+    rescale(weight, np.array(0.02, np.float32), np.array(3, np.int8))
+    del weight.attrs["axis"]
+    result = run(SplitQkv(), packed)
+    assert result.changed
+    for found, wanted in zip(
+        *(run_graph(one, vit.images(2)) for one in (result.graph, packed)), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("scaled", ["in blocks", "by row", "by an input"])
+def test_other_scales_are_left_alone(scaled: str) -> None:
+    packed = for_ort(canonicalize(TinyVit(Spec(depth=1, qkv="fused")).model()))
+    weight = weight_of(view_encoder(packed).linears[0].matmul)
+    rows, columns = weight.inputs[0].shape
+    if scaled == "by an input":
+        weight.inputs[1] = gs.Variable("scales", np.float32, [columns])
+        packed.inputs.append(weight.inputs[1])
+    else:
+        shape = [rows] if scaled == "by row" else [2, columns]
+        rescale(weight, np.ones(shape, np.float32), np.zeros(shape, np.int8))
+        weight.attrs.update({"axis": 0} | ({"block_size": rows // 2} if len(shape) > 1 else {}))
+    result = run(SplitQkv(), packed)
+    assert result.graph is packed
+    assert [(skip.site, skip.reason) for skip in result.log.skips] == [
+        ("blocks.0.qkv", "its weight is not scaled by column")
+    ]
 
 
 @needs_tensorrt
@@ -83,3 +187,14 @@ def test_timm_computes_in_int8(name: str, folder: Path) -> None:
     split = int8_products(assert_builds(quantized(run(SplitQkv(), graph).graph)))
     assert packed == 3 * blocks
     assert split == 4 * blocks
+
+
+@needs_tensorrt
+@pytest.mark.parametrize("name", [p for p in zoo.family_params() if p.values[0] == "timm-vit-b16"])
+def test_integers_of_onnx_runtime_compute_in_int8(name: str, folder: Path) -> None:
+    """What is quantized before it is split, as an artifact for ort-cpu is."""
+    packed = for_ort(canonicalize(load_model(zoo.export_family(name, folder).path)), "U8U8")
+    split = run(SignedIntegers(), run(SplitQkv(), packed).graph).graph
+    blocks = len(view_encoder(packed).blocks)
+    assert int8_products(assert_builds(run(SignedIntegers(), packed).graph)) == 3 * blocks
+    assert int8_products(assert_builds(split)) == 4 * blocks

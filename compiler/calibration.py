@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from regcache.compiler.folds import Fold, Observed, join
 from regcache.compiler.statistics import ChannelRange, Floats, RowSample, tokens_per_image
 from regcache.passes.base import run
 from regcache.passes.encoder import EncoderView
@@ -69,64 +70,6 @@ class SiteStatistics:
         self.sample.update(tokens)
 
 
-@dataclass(frozen=True)
-class Observed:
-    """An activation seen: `lows`, `highs` [K] of its channels, and rows [S, K] that stand for all.
-
-    No array is written to.
-    """
-
-    lows: Floats
-    highs: Floats
-    rows: Floats
-
-    @property
-    def low(self) -> float:
-        """Smallest value of any channel."""
-        return float(self.lows.min())
-
-    @property
-    def high(self) -> float:
-        """Largest value of any channel."""
-        return float(self.highs.max())
-
-    def shifted(self, shifts: Floats) -> "Observed":
-        """The same activation with `shifts` [K] taken off its channels."""
-        return Observed(self.lows - shifts, self.highs - shifts, self.rows - shifts)
-
-    def divided(self, factors: Floats) -> "Observed":
-        """The same activation with its channels divided by positive `factors` [K]."""
-        return Observed(self.lows / factors, self.highs / factors, self.rows / factors)
-
-
-class Halved(Protocol):
-    """What every other image showed of an activation: what one half suggests the other tries."""
-
-    @property
-    def observed(self) -> tuple[Observed, ...]:
-        """What each half saw; one alone where there was a single image."""
-
-    @property
-    def whole(self) -> Observed:
-        """What all images together show."""
-
-
-@dataclass(frozen=True)
-class Halves:
-    """Halves whose images have all been seen."""
-
-    observed: tuple[Observed, ...]
-
-    @property
-    def whole(self) -> Observed:
-        """What all images together show."""
-        return Observed(
-            np.min([half.lows for half in self.observed], axis=0),
-            np.max([half.highs for half in self.observed], axis=0),
-            np.concatenate([half.rows for half in self.observed]),
-        )
-
-
 @dataclass
 class HalvedStatistics:
     """Statistics of every other image apart: what one half suggests is tried on the other."""
@@ -154,7 +97,15 @@ class HalvedStatistics:
     @property
     def whole(self) -> Observed:
         """What all images together show."""
-        return Halves(self.observed).whole
+        return join(self.observed)
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """Each half with the other to try it on; none where there was a single image."""
+        if len(self.observed) < 2:
+            return ()
+        one, other = self.observed
+        return Fold(one, other), Fold(other, one)
 
 
 def observe(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration import Halved, Observed
+from regcache.compiler.folds import Halved, Observed, Suggested
 from regcache.compiler.quantizer import Quantizer, Scale
 from regcache.compiler.rounding import nearest_blocks
 from regcache.compiler.targets import Target
@@ -57,13 +57,17 @@ class Rule:
             powers /= np.maximum(peaks, floor) ** (1 - self.exponent)
         return np.asarray(powers / np.exp(np.log(powers).mean()), np.float32)
 
+    def suggest(self, seen: Halved, weight: Floats) -> Suggested:
+        """The factors that all images suggest, and those of each fold."""
+        return Suggested.by(lambda half: self.factors(half, weight), seen)
+
 
 @dataclass(frozen=True)
 class Equalization:
     """A rule for one activation, its factors [K], and the share of the error that it leaves."""
 
     rule: Rule
-    factors: Floats
+    factors: Suggested
     error_left: float
 
 
@@ -73,10 +77,10 @@ def choose_equalizations(
     """Where evening out the channels helps, by the activation's name.
 
     The rules of SmoothQuant and plain powers of the range compete, or those of AWQ where only
-    weights are rounded: then without any node more. Each takes its factors and the
-    activation's range from one half of the images, and its layer's output error, with activation
-    and weights rounded, is measured on the other: a channel's largest value is seldom seen, and
-    what fits the images at hand too well clips others.
+    weights are rounded: then without any node more. Each takes its factors from one half of the
+    images, and its layer's output error, with activation and weights rounded, is measured on the
+    other, both ways: a channel's largest value is seldom seen, and what fits the images at hand too
+    well clips others.
     """
     target = quantizer.target
     if not quantizer.quantizes_activations and target.block_size is None:
@@ -84,7 +88,7 @@ def choose_equalizations(
     found = {}
     for site in view.sites:
         seen = statistics[site.tensor.name]
-        if len(seen.observed) == 2:
+        if seen.folds:
             chosen = _choose(site, seen, quantizer, free=foldable(view, site))
             if chosen is not None:
                 found[site.tensor.name] = chosen
@@ -96,17 +100,19 @@ def _choose(site: Site, seen: Halved, quantizer: Quantizer, *, free: bool) -> Eq
     if not rules:
         return None
     weight = site.weight
-    fit, other = seen.observed
-    plain = rounding_error(np.ones(len(weight), np.float32), weight, fit, other, quantizer)
-    errors = {
-        rule: rounding_error(rule.factors(fit, weight), weight, fit, other, quantizer)
-        for rule in rules
-    }
+
+    def error(factors: Suggested) -> float:
+        pairs = zip(seen.folds, factors.folds, strict=True)
+        return sum(rounding_error(one, weight, fold.other, quantizer) for fold, one in pairs)
+
+    plain = error(Suggested.by(lambda half: np.ones_like(half.lows), seen))
+    tried = {rule: rule.suggest(seen, weight) for rule in rules}
+    errors = {rule: error(factors) for rule, factors in tried.items()}
     best = min(rules, key=lambda rule: errors[rule])
     gain = LEAST_GAIN if free else LEAST_GAIN_OF_A_NODE
     if not errors[best] < plain * (1 - gain):
         return None
-    return Equalization(best, best.factors(seen.whole, weight), errors[best] / plain)
+    return Equalization(best, tried[best], errors[best] / plain)
 
 
 def _rules(quantizer: Quantizer, *, free: bool) -> list[Rule]:
@@ -121,21 +127,20 @@ def _rules(quantizer: Quantizer, *, free: bool) -> list[Rule]:
 def rounding_error(
     factors: Floats,
     weight: Floats,
-    fit: Observed,
-    other: Observed,
+    seen: Observed,
     quantizer: Quantizer,
     scale: Scale | None = None,
 ) -> float:
-    """||Q(X / f) Q(f W) - X W||^2 on the rows of `other`, but for the mean: biases make that good.
+    """||Q(X / f) Q(f W) - X W||^2 on the rows X of `seen`, but for the mean: biases make that good.
 
-    With the given scale, or the one that `fit` suggests.
+    With the given scale, or the best one: a single number, so the rows that choose it can judge it.
     """
     scaled = np.asarray(weight * factors[:, None], np.float32)
-    rows = other.rows / factors
+    rows = seen.rows / factors
     if quantizer.quantizes_activations:
-        scale = scale or quantizer.scale([scaled], fit.divided(factors))
+        scale = scale or quantizer.scale([scaled], seen.divided(factors))
         rows = scale.round_trip(rows)
-    difference = rows @ _rounded(scaled, quantizer.target) - other.rows @ weight
+    difference = rows @ _rounded(scaled, quantizer.target) - seen.rows @ weight
     return float(np.square(difference - difference.mean(axis=0), dtype=np.float64).sum())
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from regcache.compiler.calibration import Halved, Observed
 from regcache.compiler.equalization import Equalization, choose_equalizations
+from regcache.compiler.folds import Folded, Halved, Observed
 from regcache.compiler.manifest import PassRecord
 from regcache.compiler.prepare import FloatEncoder
 from regcache.compiler.quantizer import Quantizer
-from regcache.compiler.shifting import Shift, choose_shifts, refine_shifts, shifted
+from regcache.compiler.shifting import Shift, choose_shifts, refine_shifts
 from regcache.compiler.stages import pass_record
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass, run
@@ -22,15 +22,17 @@ from regcache.passes.shift_activations import ShiftActivations
 class Equalized:
     """An encoder with its channels evened out, and what calibration would see in it.
 
-    `statistics`: by the names that activations have now. `scales`: those of activations that were
-    moved for one scale and no other. `how`: what was done to a site, by the site's name. `even`:
-    what of it equalizes `original`, where channels were moved too.
+    `statistics`: by the names that activations have now; `for_scales`: the same, but what images
+    look like that had no say in how channels were moved, where they were. `scales`: those of
+    activations that were moved for one scale and no other. `how`: what was done to a site, by the
+    site's name. `even`: what of it equalizes `original`, where channels were moved too.
     """
 
     encoder: FloatEncoder
     original: FloatEncoder
     even: Equalize | None
     statistics: dict[str, Observed]
+    for_scales: dict[str, Observed]
     scales: dict[str, Affine]
     how: dict[str, str]
     logs: list[PassRecord]
@@ -55,7 +57,7 @@ def equalize_encoder(
     shifts = choose_shifts(view, statistics, quantizer)
     moved = dict(statistics)
     for name, shift in shifts.items():
-        moved[name] = shifted(statistics[name], shift.values)
+        moved[name] = Folded.of(statistics[name]).shifted(shift.values)
     chosen = choose_equalizations(view, moved, quantizer)
     shifts = refine_shifts(view, statistics, shifts, chosen, quantizer)
     return _apply(encoder, statistics, shifts, chosen)
@@ -75,31 +77,38 @@ def _apply(
     """Run the passes, sites by sites; what a pass refuses stays as it was."""
     logs, how = list[PassRecord](), dict[str, list[str]]()
     names = {site.name: site.tensor.name for site in encoder.view.sites}
-    seen = {site: statistics[name].whole for site, name in names.items()}
+    seen = {site: Folded.of(statistics[name]) for site, name in names.items()}
     moves = {site: shifts[name] for site, name in names.items() if name in shifts}
     scales = {site: chosen[name] for site, name in names.items() if name in chosen}
 
-    shifting = ShiftActivations({names[site]: one.values for site, one in moves.items()})
+    shifting = ShiftActivations({names[site]: one.values.whole for site, one in moves.items()})
     view, done = _run(shifting, encoder.view, logs)
     for site, what in done.items():
         seen[site] = seen[site].shifted(moves[site].values)
         how.setdefault(site, []).append(f"{moves[site].name} taken off, {what}")
 
-    fixed = {site: moves[site].scale for site in done}
+    moved, fixed = frozenset(done), {site: moves[site].scale for site in done}
     names = {site.name: site.tensor.name for site in view.sites}
-    equalizing = Equalize({names[site]: one.factors for site, one in scales.items()})
+    equalizing = Equalize({names[site]: one.factors.whole for site, one in scales.items()})
     view, done = _run(equalizing, view, logs)
     for site, what in done.items():
         seen[site] = seen[site].divided(scales[site].factors)
         how.setdefault(site, []).append(f"{scales[site].rule}, {what}")
     fixed = {site: scale for site, scale in fixed.items() if site in done or site not in scales}
 
-    even = Equalize({name: one.factors for name, one in chosen.items()}) if moves else None
+    # Channels that were moved fit the images at hand too well.
+    for_scales = {
+        site.tensor.name: one.held_out if site.name in moved else one.whole
+        for site in view.sites
+        for one in [seen[site.name]]
+    }
+    even = Equalize({name: one.factors.whole for name, one in chosen.items()}) if moves else None
     return Equalized(
         _with_view(encoder, view),
         encoder,
         even,
-        {site.tensor.name: seen[site.name] for site in view.sites},
+        {site.tensor.name: seen[site.name].whole for site in view.sites},
+        for_scales,
         {
             site.tensor.name: scale
             for site in view.sites

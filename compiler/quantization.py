@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.attention import attention_scales
-from regcache.compiler.calibration import Halved
 from regcache.compiler.curation import SearchOptions, UnsearchableError, measure_sensitivity
 from regcache.compiler.curation_record import SensitivityRecord
 from regcache.compiler.equalized import Equalized, as_it_is, equalize_encoder
+from regcache.compiler.folds import Halved
 from regcache.compiler.options import AttentionChoice, CompileOptions, Rounding
 from regcache.compiler.placement import Placement, place_int8
 from regcache.compiler.prepare import FloatEncoder
@@ -79,7 +79,7 @@ class Finisher:
         encoder = equalized.encoder
         sites = [site for site in encoder.view.sites if site.name not in placement.left_float]
         names = {site.tensor.name for site in sites}
-        scales = self.quantizer.scales(sites, equalized.statistics)
+        scales = self.quantizer.scales(sites, equalized.for_scales)
         scales |= {name: one for name, one in equalized.scales.items() if name in names}
         if self.quantizer.target.block_size is not None:
             rounded = self._pack(encoder, sites)

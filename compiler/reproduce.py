@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration import Observed
+from regcache.compiler.folds import Observed
 from regcache.compiler.options import CompileOptions
 from regcache.compiler.prepare import FloatEncoder, prepare
 from regcache.compiler.quantizer import Calibrator, Quantizer

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration import Halved, Halves, Observed
 from regcache.compiler.equalization import (
     LEAST_GAIN,
     LEAST_GAIN_OF_A_NODE,
     Equalization,
     rounding_error,
 )
+from regcache.compiler.folds import Folded, Halved, Observed, Suggested
 from regcache.compiler.quantizer import Quantizer
 from regcache.passes.affine import Affine
 from regcache.passes.encoder import EncoderView, Site
@@ -28,7 +28,7 @@ class Shift:
     """
 
     name: str
-    values: Floats
+    values: Suggested
     scale: Affine | None = None
 
 
@@ -40,17 +40,17 @@ def choose_shifts(
     Only where integers are symmetric, and not behind an activation function: there a channel's
     largest values are too rare for its middle to be known (DINOv2-S loses a hundredth of cosine on
     unseen images). As for equalization, what one half of the images suggests is measured on the
-    other.
+    other, both ways.
     """
     found = {}
     for site in _sites(view, statistics, quantizer):
         if site.name.endswith(".fc2"):
             continue
         seen = statistics[site.tensor.name]
-        middles = _middles(seen.observed[0])
-        plain = _error(site, seen, np.zeros_like(middles), quantizer)
+        middles = Suggested.by(_middles, seen)
+        plain = _error(site, seen, _zeros(seen), quantizer)
         if _error(site, seen, middles, quantizer) < plain * (1 - LEAST_GAIN):
-            found[site.tensor.name] = Shift("each channel's middle", _middles(seen.whole))
+            found[site.tensor.name] = Shift("each channel's middle", middles)
     return found
 
 
@@ -68,42 +68,62 @@ def refine_shifts(
     """
     found = dict(shifts)
     for site in _sites(view, statistics, quantizer):
-        name = site.tensor.name
-        weight = site.weight
-        before = shifts.get(name, Shift("", np.zeros(len(weight), np.float32)))
-        factors = (
-            equalizations[name].factors if name in equalizations else np.ones_like(before.values)
-        )
-        seen = shifted(statistics[name], before.values)
-        fit, other = seen.observed
-        plain = rounding_error(factors, weight, fit, other, quantizer)
-        moved, scale = _zero_point(fit, factors, weight, quantizer)
-        error = rounding_error(factors, weight, fit, other.shifted(moved), quantizer, scale)
+        name, weight = site.tensor.name, site.weight
+        seen, before = Folded.of(statistics[name]), shifts.get(name)
+        if before is not None:
+            seen = seen.shifted(before.values)
+        even = equalizations.get(name)
+        factors = _ones(seen) if even is None else even.factors
+        plain = error = 0.0
+        for fold, by in zip(seen.folds, factors.folds, strict=True):
+            plain += rounding_error(by, weight, fold.other, quantizer)
+            steps, scale = _zero_point(fold.other.divided(by), by, weight, quantizer)
+            moved = fold.other.shifted(_moved(steps, scale, by))
+            error += rounding_error(by, weight, moved, quantizer, scale)
         gain = LEAST_GAIN_OF_A_NODE if site.name.endswith(".fc2") else LEAST_GAIN
         if error < plain * (1 - gain):
-            label = f"{before.name} and a zero point" if before.name else "a zero point"
-            moved, scale = _zero_point(seen.whole, factors, weight, quantizer)
-            if moved.any():  # else there is nothing to take off
-                found[name] = Shift(label, before.values + moved, scale)
+            label = "a zero point" if before is None else f"{before.name} and a zero point"
+            held_out = seen.divided(factors).held_out
+            steps, scale = _zero_point(held_out, factors.whole, weight, quantizer)
+            if steps:  # else there is nothing to take off
+                values = _zeros(seen) if before is None else before.values
+                found[name] = Shift(label, _further(values, steps, scale, factors), scale)
     return found
 
 
 def _zero_point(
-    seen: Observed, factors: Floats, weight: Floats, quantizer: Quantizer
-) -> tuple[Floats, Affine]:
-    """The shift [K] that stands for the best zero point, and the scale that belongs to it."""
+    even: Observed, factors: Floats, weight: Floats, quantizer: Quantizer
+) -> tuple[int, Affine]:
+    """The best zero point of what is seen evened out, in steps from the middle, and its scale."""
     target = replace(quantizer.target, activation_symmetric=False, activation_dtype="uint8")
     scaled = np.asarray(weight * factors[:, None], np.float32)
-    found = replace(quantizer, target=target).scale([scaled], seen.divided(factors))
+    found = replace(quantizer, target=target).scale([scaled], even)
     assert isinstance(found, Affine)
-    steps = 2 ** (found.bits - 1) - found.zero_point
-    moved = np.asarray(steps * found.scale * factors, np.float32)
-    return moved, Affine(found.scale, 0, "int8", found.bits)
+    return 2 ** (found.bits - 1) - found.zero_point, Affine(found.scale, 0, "int8", found.bits)
 
 
-def shifted(seen: Halved, values: Floats) -> Halves:
-    """What was seen of an activation with `values` [K] taken off its channels."""
-    return Halves(tuple(half.shifted(values) for half in seen.observed))
+def _moved(steps: int, scale: Affine, factors: Floats) -> Floats:
+    """What to take off the channels [K], before they are evened out, for a zero point."""
+    return np.asarray(steps * scale.scale * factors, np.float32)
+
+
+def _further(values: Suggested, steps: int, scale: Affine, factors: Suggested) -> Suggested:
+    """Shifts, and what to take off besides for a zero point."""
+    return Suggested(
+        values.whole + _moved(steps, scale, factors.whole),
+        tuple(
+            one + _moved(steps, scale, by)
+            for one, by in zip(values.folds, factors.folds, strict=True)
+        ),
+    )
+
+
+def _zeros(seen: Halved) -> Suggested:
+    return Suggested.by(lambda half: np.zeros_like(half.lows), seen)
+
+
+def _ones(seen: Halved) -> Suggested:
+    return Suggested.by(lambda half: np.ones_like(half.lows), seen)
 
 
 def _sites(
@@ -113,14 +133,18 @@ def _sites(
     target = quantizer.target
     if quantizer.quantizes_activations and target.activation_symmetric and not target.float8:
         for site in view.sites:
-            if len(statistics[site.tensor.name].observed) == 2:
+            if statistics[site.tensor.name].folds:
                 yield site
 
 
-def _error(site: Site, seen: Halved, shift: Floats, quantizer: Quantizer) -> float:
-    """What rounding does on one half with the range of the other, both shifted."""
-    fit, other = shifted(seen, shift).observed
-    return rounding_error(np.ones_like(shift), site.weight, fit, other, quantizer)
+def _error(site: Site, seen: Halved, shifts: Suggested, quantizer: Quantizer) -> float:
+    """What rounding does on each half, shifted as the other suggests."""
+    weight = site.weight
+    ones = np.ones(len(weight), np.float32)
+    return sum(
+        rounding_error(ones, weight, fold.other.shifted(one), quantizer)
+        for fold, one in zip(seen.folds, shifts.folds, strict=True)
+    )
 
 
 def _middles(seen: Observed) -> Floats:

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration import Observed
 from regcache.compiler.calibrators import (
     ScaleByValues,
     entropy_scale,
@@ -17,6 +16,7 @@ from regcache.compiler.calibrators import (
     mse_scale,
     percentile_scale,
 )
+from regcache.compiler.folds import Observed
 from regcache.compiler.quantizer import Calibrator, Quantizer
 from regcache.compiler.ranges import choose_scale
 from regcache.compiler.targets import Target, TargetName

@@ -12,8 +12,9 @@ from number_formats import S8S8, U8S8, affine
 from numpy.typing import NDArray
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.calibration import HalvedStatistics, Observed, halved_statistics, observe
+from regcache.compiler.calibration import HalvedStatistics, halved_statistics, observe
 from regcache.compiler.equalization import Equalization, Rule, choose_equalizations
+from regcache.compiler.folds import Fold, Folded, Observed, join
 from regcache.compiler.quantizer import Calibrator, Quantizer
 from regcache.compiler.targets import Simulation, simulate
 from regcache.passes.affine import Affine
@@ -100,6 +101,12 @@ def see(rows: Floats) -> Observed:
     return Observed(rows.min(axis=0), rows.max(axis=0), rows)
 
 
+def see_halves(one: Floats, other: Floats) -> Folded:
+    """What images show of which each half has some rows."""
+    halves = see(one), see(other)
+    return Folded(join(halves), (Fold(*halves), Fold(*halves[::-1])))
+
+
 @given(rows=SEEN, exponent=st.sampled_from([0.25, 0.5, 0.75, 0.9]), smooth=st.booleans())
 def test_factors_by_the_formula(rows: Floats, exponent: float, smooth: bool) -> None:
     weight = np.random.default_rng(0).normal(size=(rows.shape[1], 5)).astype(np.float32)
@@ -159,12 +166,13 @@ def test_an_outlying_channel_is_evened_out(tmp_path: Path, quantizer: str) -> No
     chosen, how = case.choose(quantizer), QUANTIZERS[quantizer]
     for name, channel in ((NORM, 3), (VALUES, 5), (GELU, 7)):
         one, site = chosen[name], case.site(name)
-        assert one.factors.argmax() == channel
-        assert one.factors[channel] > 2 * np.median(one.factors)
-        assert np.log(one.factors).mean() == pytest.approx(0, abs=1e-5)
+        factors = one.factors.whole
+        assert factors.argmax() == channel
+        assert factors[channel] > 2 * np.median(factors)
+        assert np.log(factors).mean() == pytest.approx(0, abs=1e-5)
         assert 0 < one.error_left < 0.5
-        found = whole_error(case, site, one.factors, how)
-        plain = whole_error(case, site, np.ones_like(one.factors), how)
+        found = whole_error(case, site, factors, how)
+        plain = whole_error(case, site, np.ones_like(factors), how)
         assert found < 0.6 * plain
     assert not chosen[GELU].rule.smooth  # a Mul of its own: powers of the range alone
     for one in chosen.values():
@@ -173,21 +181,24 @@ def test_an_outlying_channel_is_evened_out(tmp_path: Path, quantizer: str) -> No
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_the_error_left_is_that_of_the_other_half(tmp_path: Path, quantizer: str) -> None:
-    """Factors and range from one half, error on the other; factors that ship from all images."""
+    """Factors from one half, error on the other, both ways; those that ship from all images."""
     case, how = make_case(tmp_path, with_outliers()), QUANTIZERS[quantizer]
     for name, one in case.choose(quantizer).items():
         site = case.site(name)
         seen = case.statistics[site.tensor.name]
         weights = [linear.weight for linear in site.linears]
         weight = np.concatenate(weights, axis=1)
-        fit, other = seen.observed
-        errors = []
-        for factors in (one.rule.factors(fit, weight), np.ones(len(weight), np.float32)):
-            scale = affine(how.scale([weight * factors[:, None]], fit.divided(factors)))
-            bits = how.target.weight_bits
-            errors.append(layer_error(scale, weights, factors, other.rows, bits))
+        errors = np.zeros(2)
+        for fit, other in (seen.observed, seen.observed[::-1]):
+            for slot, factors in enumerate((one.rule.factors(fit, weight), np.ones(len(weight)))):
+                by = np.asarray(factors, np.float32)
+                scale = affine(how.scale([weight * by[:, None]], other.divided(by)))
+                bits = how.target.weight_bits
+                errors[slot] += layer_error(scale, weights, by, other.rows, bits)
         assert one.error_left == pytest.approx(errors[0] / errors[1], rel=0.02)
-        np.testing.assert_array_equal(one.factors, one.rule.factors(seen.whole, weight))
+        np.testing.assert_array_equal(one.factors.whole, one.rule.factors(seen.whole, weight))
+        for half, factors in zip(seen.observed, one.factors.folds, strict=True):
+            np.testing.assert_array_equal(factors, one.rule.factors(half, weight))
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -233,4 +244,4 @@ def test_a_site_is_chosen_by_itself(tmp_path: Path) -> None:
     found = alone.choose()
     assert found.keys() == whole.keys() - {NORM}
     for name, equalization in found.items():
-        np.testing.assert_array_equal(equalization.factors, whole[name].factors)
+        np.testing.assert_array_equal(equalization.factors.whole, whole[name].factors.whole)

@@ -5,18 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from number_formats import FP8, S8S8, U8S8, U8U8, W4A16
 from numpy.typing import NDArray
 from running import run_graph
-from test_compiler_equalization import Case, layer_error, make_case, see, with_outliers
+from test_compiler_equalization import Case, layer_error, make_case, see, see_halves, with_outliers
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.calibration import Halved, Halves, Observed
 from regcache.compiler.equalization import choose_equalizations, rounding_error
+from regcache.compiler.folds import Halved, Observed, Suggested
 from regcache.compiler.quantizer import Calibrator, Quantizer
-from regcache.compiler.shifting import Shift, choose_shifts, refine_shifts, shifted
+from regcache.compiler.shifting import Shift, choose_shifts, refine_shifts
 from regcache.compiler.targets import (
     Simulation,
     simulate,
@@ -78,33 +76,6 @@ def activation(case: Case, site: str, images: int = 16) -> Floats:
     return values.reshape(-1, values.shape[-1])
 
 
-@given(seed=st.integers(0, 999), channels=st.integers(1, 9))
-def test_what_is_seen_is_shifted(seed: int, channels: int) -> None:
-    random = np.random.default_rng(seed)
-    parts = [random.normal(size=(count, channels)).astype(np.float32) for count in (4, 7)]
-    values = random.uniform(-50, 50, channels).astype(np.float32)
-    found = shifted(Halves(tuple(see(part) for part in parts)), values)
-    wanted = see(np.concatenate(parts) - values)
-    for half, part in zip(found.observed, parts, strict=True):
-        np.testing.assert_array_equal(half.rows, part - values)
-    for ours, truth in (
-        (found.whole.rows, wanted.rows),
-        (found.whole.lows, wanted.lows),
-        (found.whole.highs, wanted.highs),
-    ):
-        np.testing.assert_array_equal(ours, truth)
-    assert (found.whole.low, found.whole.high) == (wanted.rows.min(), wanted.rows.max())
-
-
-def test_halves_see_what_their_images_show(tmp_path: Path) -> None:
-    case = make_case(tmp_path, off_centre())
-    for seen in case.statistics.values():
-        again = Halves(seen.observed).whole
-        np.testing.assert_array_equal(again.rows, seen.whole.rows)
-        np.testing.assert_array_equal(again.lows, seen.whole.lows)
-        np.testing.assert_array_equal(again.highs, seen.whole.highs)
-
-
 @pytest.mark.parametrize("name", UNSHIFTED)
 def test_only_symmetric_integers_are_shifted(tmp_path: Path, name: str) -> None:
     case, quantizer = make_case(tmp_path, off_centre()), Quantizer(UNSHIFTED[name])
@@ -131,35 +102,41 @@ def test_a_channel_around_50_is_moved_by_its_middle(tmp_path: Path, how: str) ->
     for name, channel in ((NORM, 9), (VALUES, 5), (HIDDEN, 4)):
         shift, rows = found[name], activation(case, name)
         assert (shift.name, shift.scale) == (MIDDLE, None)
-        assert shift.values.dtype == np.float32
+        values = shift.values.whole
+        assert values.dtype == np.float32
         middles = (rows.min(axis=0).astype(np.float64) + rows.max(axis=0)) / 2
-        np.testing.assert_allclose(shift.values, middles, atol=1e-4)
-        assert shift.values[channel] == pytest.approx(50, abs=5)
-        assert np.abs(np.delete(shift.values, channel)).max() < 10
+        np.testing.assert_allclose(values, middles, atol=1e-4)
+        assert values[channel] == pytest.approx(50, abs=5)
+        assert np.abs(np.delete(values, channel)).max() < 10
         assert error(case, name, quantizer, shift.values) < 0.2 * error(case, name, quantizer)
+        for half, of_half in zip(seen_of(case, name).folds, shift.values.folds, strict=True):
+            middles = (half.fit.lows.astype(np.float64) + half.fit.highs) / 2
+            np.testing.assert_allclose(of_half, middles, atol=1e-4)
 
 
 def error(
     case: Case,
     name: str,
     quantizer: Quantizer,
-    shift: Floats | None = None,
+    shift: Suggested | None = None,
     scale: Affine | None = None,
-    factors: Floats | None = None,
+    factors: Suggested | None = None,
 ) -> float:
-    """In float64 what a layer gets wrong on one half, with the range that the other suggests."""
-    site = case.site(name)
-    weights = [linear.weight for linear in site.linears]
-    fit, other = case.statistics[site.tensor.name].observed
-    moved = np.zeros(len(weights[0]), np.float32) if shift is None else shift
-    by = np.ones_like(moved) if factors is None else factors
-    if scale is None:
+    """In float64 what a layer gets wrong on each half, moved and divided as the other suggests."""
+    weights = [linear.weight for linear in case.site(name).linears]
+    found = 0.0
+    for half, fold in enumerate(seen_of(case, name).folds):
+        rows = fold.other.rows if shift is None else fold.other.rows - shift.folds[half]
+        by = np.ones_like(rows[0]) if factors is None else factors.folds[half]
         scaled = [np.asarray(weight * by[:, None], np.float32) for weight in weights]
-        suggested = quantizer.scale(scaled, see((fit.rows - moved) / by))
-        assert isinstance(suggested, Affine)
-        scale = suggested
-    bits = quantizer.target.weight_bits
-    return layer_error(scale, weights, by, other.rows - moved, bits)
+        best = scale or quantizer.scale(scaled, see(rows / by))
+        assert isinstance(best, Affine)
+        found += layer_error(best, weights, by, rows, quantizer.target.weight_bits)
+    return found
+
+
+def seen_of(case: Case, name: str) -> Halved:
+    return case.statistics[case.site(name).tensor.name]
 
 
 def replaced(case: Case, name: str, seen: Halved) -> dict[str, Halved]:
@@ -175,7 +152,7 @@ def test_what_one_half_suggests_has_to_help_the_other(tmp_path: Path) -> None:
     down[:, 3] -= 20
     tensor = case.site(NORM).tensor.name
     for halves, helps in (((up, up[::-1]), True), ((up, down), False), ((down, up), False)):
-        seen = Halves(tuple(see(rows) for rows in halves))
+        seen = see_halves(*halves)
         found = choose_shifts(case.view, replaced(case, NORM, seen), SIGNED["s8s8"])
         assert (tensor in found) == helps
 
@@ -187,7 +164,7 @@ def test_nothing_where_nothing_is_to_be_gained(tmp_path: Path, how: str) -> None
     for site in case.view.sites:
         rows = random.uniform(-1, 1, (128, site.linears[0].weight_shape[0])).astype(np.float32)
         rows[::64], rows[1::64] = 1, -1
-        statistics[site.tensor.name] = Halves((see(rows[:64]), see(rows[64:])))
+        statistics[site.tensor.name] = see_halves(rows[:64], rows[64:])
     assert choose_shifts(case.view, statistics, SIGNED[how]) == {}
     assert refine_shifts(case.view, statistics, {}, {}, SIGNED[how]) == {}
 
@@ -204,21 +181,23 @@ def test_a_zero_point_makes_symmetric_integers_of_skewed_ones(
     bits = 6 if how == "w6a6" else 8
     for name in ("blocks.0.fc2", GELU):
         shift, tensor = found[name], case.site(name).tensor.name
-        by = factors[tensor].factors if tensor in factors else np.ones_like(shift.values)
+        values = shift.values.whole
+        even = factors[tensor].factors if tensor in factors else None
+        by = np.ones_like(values) if even is None else even.whole
         assert shift.name == ZERO_POINT
         assert shift.scale is not None
         assert (shift.scale.dtype, shift.scale.zero_point) == ("int8", 0)
         assert shift.scale.bits == bits
-        steps = shift.values.astype(np.float64) / (shift.scale.scale * by.astype(np.float64))
+        steps = values.astype(np.float64) / (shift.scale.scale * by.astype(np.float64))
         whole = np.rint(steps)
         np.testing.assert_allclose(steps, whole, atol=1e-3)
         assert set(whole) <= set(range(2 ** (bits - 2), 2 ** (bits - 1) + 1))
         assert len(set(whole)) == 1
         # GELU's nothing, moved and rounded, comes back as the step that the bias takes off.
-        nothing = shift.scale.round_trip(-shift.values / by)
-        np.testing.assert_allclose(nothing, -shift.values / by, rtol=1e-5)
-        plain = error(case, name, quantizer, factors=by)
-        assert error(case, name, quantizer, shift.values, shift.scale, by) < 0.9 * plain
+        nothing = shift.scale.round_trip(-values / by)
+        np.testing.assert_allclose(nothing, -values / by, rtol=1e-5)
+        plain = error(case, name, quantizer, factors=even)
+        assert error(case, name, quantizer, shift.values, shift.scale, even) < 0.95 * plain
     if equalized:
         assert case.site(GELU).tensor.name in factors
 
@@ -228,19 +207,23 @@ def test_a_shift_and_a_zero_point_add_up(tmp_path: Path) -> None:
     case = make_case(tmp_path, TinyVit(Spec(width=32, hidden=64, heads=4)))
     rows = np.random.default_rng(0).uniform(0, 1, (2048, 32)).astype(np.float32)
     rows[5, 3] = 3
-    seen = Halves((see(rows[:1024]), see(rows[1024:])))
+    seen = see_halves(rows[:1024], rows[1024:])
     tensor, other = (case.site(name).tensor.name for name in (NORM, VALUES))
-    before = Shift(MIDDLE, np.asarray((seen.whole.lows + seen.whole.highs) / 2, np.float32))
-    assert before.values[3] == pytest.approx(1.5, abs=0.01)
-    kept = Shift(MIDDLE, np.full(32, 0.01, np.float32))
+    middles = Suggested.by(lambda half: (half.lows + half.highs) / np.float32(2), seen)
+    before = Shift(MIDDLE, middles)
+    assert middles.whole[3] == pytest.approx(1.5, abs=0.01)
+    kept = Shift(MIDDLE, Suggested.by(lambda half: np.full_like(half.lows, 0.01), seen))
     statistics, shifts = replaced(case, NORM, seen), {tensor: before, other: kept}
     found = refine_shifts(case.view, statistics, shifts, {}, SIGNED["w6a6"])
     shift = found[tensor]
     assert shift.name == f"{MIDDLE} and {ZERO_POINT}"
     assert shift.scale is not None
-    steps = (shift.values.astype(np.float64) - before.values) / shift.scale.scale
+    steps = (shift.values.whole.astype(np.float64) - middles.whole) / shift.scale.scale
     assert np.rint(steps[0]) < -3
     np.testing.assert_allclose(steps, np.rint(steps[0]), atol=1e-3)
+    for half, before_half in zip(shift.values.folds, middles.folds, strict=True):
+        moved = (half.astype(np.float64) - before_half) / shift.scale.scale
+        np.testing.assert_allclose(moved, np.rint(steps[0]), atol=1e-3)
     assert found[other].name.startswith(MIDDLE)  # what was chosen before stays
 
 
@@ -251,14 +234,14 @@ def test_the_error_by_the_formula(tmp_path: Path) -> None:
         site = case.site(name)
         weights = [linear.weight for linear in site.linears]
         weight = np.concatenate(weights, axis=1)
-        fit, other = case.statistics[site.tensor.name].observed
+        seen = case.statistics[site.tensor.name].whole
         factors = np.linspace(0.5, 2, len(weight), dtype=np.float32)
         for scale in (Affine(0.05, 0, "int8"), Affine(0.2, 3, "int8")):
-            found = rounding_error(factors, weight, fit, other, quantizer, scale)
-            wanted = layer_error(scale, weights, factors, other.rows, 8)
+            found = rounding_error(factors, weight, seen, quantizer, scale)
+            wanted = layer_error(scale, weights, factors, seen.rows, 8)
             assert found == pytest.approx(wanted, rel=0.02)
-        constant = Observed(fit.lows * 0 + 0.3, fit.highs * 0 + 0.3, fit.rows * 0 + 0.3)
-        alike = rounding_error(factors, weight, fit, constant, quantizer, Affine(1, 0, "int8"))
+        constant = Observed(seen.lows * 0 + 0.3, seen.highs * 0 + 0.3, seen.rows * 0 + 0.3)
+        alike = rounding_error(factors, weight, constant, quantizer, Affine(1, 0, "int8"))
         assert alike == pytest.approx(0, abs=1e-6)
 
 
@@ -275,4 +258,4 @@ def test_the_same_again(tmp_path: Path) -> None:
     assert found[0].keys() == found[1].keys()
     for name, shift in found[0].items():
         assert replace(shift, values=found[1][name].values) == found[1][name]
-        np.testing.assert_array_equal(shift.values, found[1][name].values)
+        np.testing.assert_array_equal(shift.values.whole, found[1][name].values.whole)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration import HalvedStatistics, Observed, SiteStatistics
+from regcache.compiler.calibration import HalvedStatistics, SiteStatistics
+from regcache.compiler.folds import Folded, Observed
 from regcache.compiler.statistics import (
     ChannelRange,
     NormHistogram,
@@ -170,3 +171,24 @@ def test_dividing_the_channels_of_what_was_observed(shape: tuple[int, int, int, 
     np.testing.assert_array_equal(divided.highs, (rows / factors).max(axis=0))
     assert (divided.low, divided.high) == (divided.rows.min(), divided.rows.max())
     np.testing.assert_array_equal(seen.rows, before)
+
+
+def test_a_single_image_is_held_out_of_nothing() -> None:
+    activations = draw(0, 1, 3, 4)
+    seen = empty_halves(1)
+    seen.update(activations)
+    found = Folded.of(seen)
+    assert found.folds == ()
+    assert found.held_out is found.whole
+
+
+@given(shape=SHAPES)
+def test_halves_are_tried_on_each_other(shape: tuple[int, int, int, int]) -> None:
+    activations = draw(*shape)
+    seen = empty_halves(len(activations))
+    seen.update(activations)
+    assert len(seen.folds) == (0 if len(activations) == 1 else 2)
+    for fold, half in zip(seen.folds, seen.observed, strict=False):
+        np.testing.assert_array_equal(fold.fit.rows, half.rows)
+    for fold, half in zip(seen.folds, reversed(seen.observed), strict=False):
+        np.testing.assert_array_equal(fold.other.rows, half.rows)

@@ -1,0 +1,125 @@
+"""Activations as half of the images show them, to try on the other half what that suggests."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """An activation seen: `lows`, `highs` [K] of its channels, and rows [S, K] that stand for all.
+
+    No array is written to.
+    """
+
+    lows: Floats
+    highs: Floats
+    rows: Floats
+
+    @property
+    def low(self) -> float:
+        """Smallest value of any channel."""
+        return float(self.lows.min())
+
+    @property
+    def high(self) -> float:
+        """Largest value of any channel."""
+        return float(self.highs.max())
+
+    def shifted(self, shifts: Floats) -> "Observed":
+        """The same activation with `shifts` [K] taken off its channels."""
+        return Observed(self.lows - shifts, self.highs - shifts, self.rows - shifts)
+
+    def divided(self, factors: Floats) -> "Observed":
+        """The same activation with its channels divided by positive `factors` [K]."""
+        return Observed(self.lows / factors, self.highs / factors, self.rows / factors)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Half of the images, which suggest something, and the other half to try it on."""
+
+    fit: Observed
+    other: Observed
+
+    def shifted(self, shifts: Floats) -> "Fold":
+        """Both with `shifts` [K] taken off the channels."""
+        return Fold(self.fit.shifted(shifts), self.other.shifted(shifts))
+
+    def divided(self, factors: Floats) -> "Fold":
+        """Both with the channels divided by positive `factors` [K]."""
+        return Fold(self.fit.divided(factors), self.other.divided(factors))
+
+
+class Halved(Protocol):
+    """What every other image showed of an activation: what one half suggests the other tries."""
+
+    @property
+    def whole(self) -> Observed:
+        """What all images together show."""
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """Each half with the other to try it on; none where there was a single image."""
+
+
+@dataclass(frozen=True)
+class Suggested:
+    """A number for each channel [K]: as all images suggest it, and as each fold's half does."""
+
+    whole: Floats
+    folds: tuple[Floats, ...]
+
+    @classmethod
+    def by(cls, suggest: Callable[[Observed], Floats], seen: Halved) -> Self:
+        """What `suggest` makes of all images and of each half alone."""
+        return cls(suggest(seen.whole), tuple(suggest(fold.fit) for fold in seen.folds))
+
+
+@dataclass(frozen=True)
+class Folded:
+    """An activation whose images have all been seen, as one whole and in folds."""
+
+    whole: Observed
+    folds: tuple[Fold, ...]
+
+    @classmethod
+    def of(cls, seen: Halved) -> Self:
+        """What was seen so far."""
+        return cls(seen.whole, seen.folds)
+
+    @property
+    def held_out(self) -> Observed:
+        """What images look like that had no say in how channels were moved and evened out.
+
+        Those that had one never leave the range that was fitted to them; others do.
+        """
+        return join([fold.other for fold in self.folds]) if self.folds else self.whole
+
+    def shifted(self, shifts: Suggested) -> "Folded":
+        """The activation with shifts [K] taken off its channels, in each fold its own."""
+        pairs = zip(self.folds, shifts.folds, strict=True)
+        return Folded(
+            self.whole.shifted(shifts.whole), tuple(fold.shifted(one) for fold, one in pairs)
+        )
+
+    def divided(self, factors: Suggested) -> "Folded":
+        """The activation with its channels divided by factors [K], in each fold its own."""
+        pairs = zip(self.folds, factors.folds, strict=True)
+        return Folded(
+            self.whole.divided(factors.whole), tuple(fold.divided(one) for fold, one in pairs)
+        )
+
+
+def join(parts: Sequence[Observed]) -> Observed:
+    """What several sets of images show together."""
+    return Observed(
+        np.min([part.lows for part in parts], axis=0),
+        np.max([part.highs for part in parts], axis=0),
+        np.concatenate([part.rows for part in parts]),
+    )

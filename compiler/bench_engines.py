@@ -1,13 +1,12 @@
 """The engines that a benchmark runs: the artifact's own where they suit, else built for the GPU."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from regcache.compiler.artifact import Artifact
 from regcache.compiler.engine_record import EngineRecord
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.signed_model import REWRITE, has_zero_points, signed_model
+from regcache.compiler.signed_model import REWRITE, engine_source
 from regcache.runtime import tensorrt_engine, tensorrt_rtx
 from regcache.runtime.engine_build import EngineBuild
 from regcache.runtime.gpu import Gpu, find_gpu
@@ -29,8 +28,7 @@ def engine_for(artifact: Artifact, loading: Loading, folder: Path, reporter: Rep
             return artifact.folder / record.file
     reporter.step(f"{loading.runner}: building an engine of {loading.model.name}")
     path = folder / f"{loading.runner}-{loading.model.stem}.engine"
-    moves = has_zero_points(loading.model, artifact)
-    with signed_model(loading.model, reporter) if moves else nullcontext(loading.model) as model:
+    with engine_source(loading.model, artifact, reporter) as model:
         path.write_bytes(_build(replace(loading, model=model), gpu).engine)
     return path
 

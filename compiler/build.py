@@ -10,7 +10,7 @@ from regcache.compiler.build_update import NewEngine, add_engines, model_hashes
 from regcache.compiler.engine_record import EngineRecord, inputs_key
 from regcache.compiler.manifest import Manifest
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.signed_model import REWRITE, has_zero_points, signed_model
+from regcache.compiler.signed_model import REWRITE, engine_source, has_zero_points
 from regcache.compiler.staging import recover
 
 
@@ -92,13 +92,9 @@ def _build(
     model: Path, key: str, toolchain: Toolchain, artifact: Artifact, reporter: Reporter
 ) -> tuple[NewEngine, float]:
     reporter.step(f"building {model.name} with {toolchain.description}")
-    rewrite = None
-    if has_zero_points(model, artifact):
-        with signed_model(model, reporter) as signed:
-            built = toolchain.build(signed)
-            rewrite = REWRITE if signed != model else None
-    else:
-        built = toolchain.build(model)
+    with engine_source(model, artifact, reporter) as source:
+        built = toolchain.build(source)
+    rewrite = REWRITE if source != model else None
     for warning in built.warnings:
         reporter.warn(warning)
     if not built.layers:

@@ -54,13 +54,13 @@ def equalize_encoder(
 ) -> Equalized:
     """Move channels and even them out where that helps; the encoder computes the same."""
     view = encoder.view
-    shifts = choose_shifts(view, statistics, quantizer)
-    moved = dict(statistics)
-    for name, shift in shifts.items():
-        moved[name] = Folded.of(statistics[name]).shifted(shift.values)
+    # Each look at running statistics copies its rows.
+    seen = {name: Folded.of(one) for name, one in statistics.items()}
+    shifts = choose_shifts(view, seen, quantizer)
+    moved = seen | {name: seen[name].shifted(shift.values) for name, shift in shifts.items()}
     chosen = choose_equalizations(view, moved, quantizer)
-    shifts = refine_shifts(view, statistics, shifts, chosen, quantizer)
-    return _apply(encoder, statistics, shifts, chosen)
+    shifts = refine_shifts(view, seen, shifts, chosen, quantizer)
+    return _apply(encoder, seen, shifts, chosen)
 
 
 def as_it_is(encoder: FloatEncoder, statistics: Mapping[str, Halved]) -> Equalized:

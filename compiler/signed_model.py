@@ -32,6 +32,16 @@ def has_zero_points(model: Path, artifact: Artifact) -> bool:
 
 
 @contextmanager
+def engine_source(model: Path, artifact: Artifact, reporter: Reporter) -> Iterator[Path]:
+    """Yield the ONNX file that an engine of an artifact is built of: `model`, or it signed."""
+    if has_zero_points(model, artifact):
+        with signed_model(model, reporter) as signed:
+            yield signed
+    else:
+        yield model
+
+
+@contextmanager
 def signed_model(model: Path, reporter: Reporter) -> Iterator[Path]:
     """Yield the model with zero points of 0, as a temporary file; itself where it has no others.
 

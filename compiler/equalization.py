@@ -100,14 +100,11 @@ def _choose(site: Site, seen: Halved, quantizer: Quantizer, *, free: bool) -> Eq
     if not rules:
         return None
     weight = site.weight
-
-    def error(factors: Suggested) -> float:
-        pairs = zip(seen.folds, factors.folds, strict=True)
-        return sum(rounding_error(one, weight, fold.other, quantizer) for fold, one in pairs)
-
-    plain = error(Suggested.by(lambda half: np.ones_like(half.lows), seen))
+    plain = folds_error(Suggested.everywhere(1, seen), weight, seen, quantizer)
     tried = {rule: rule.suggest(seen, weight) for rule in rules}
-    errors = {rule: error(factors) for rule, factors in tried.items()}
+    errors = {
+        rule: folds_error(factors, weight, seen, quantizer) for rule, factors in tried.items()
+    }
     best = min(rules, key=lambda rule: errors[rule])
     gain = LEAST_GAIN if free else LEAST_GAIN_OF_A_NODE
     if not errors[best] < plain * (1 - gain):
@@ -122,6 +119,14 @@ def _rules(quantizer: Quantizer, *, free: bool) -> list[Rule]:
     if free:
         rules += [Rule(exponent, smooth=True) for exponent in _SMOOTH_EXPONENTS]
     return rules
+
+
+def folds_error(factors: Suggested, weight: Floats, seen: Halved, quantizer: Quantizer) -> float:
+    """`rounding_error` on each half, with the factors that the other suggests, in sum."""
+    return sum(
+        rounding_error(by, weight, fold.other, quantizer)
+        for fold, by in zip(seen.folds, factors.folds, strict=True)
+    )
 
 
 def rounding_error(

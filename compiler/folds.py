@@ -80,6 +80,11 @@ class Suggested:
         """What `suggest` makes of all images and of each half alone."""
         return cls(suggest(seen.whole), tuple(suggest(fold.fit) for fold in seen.folds))
 
+    @classmethod
+    def everywhere(cls, value: float, seen: Halved) -> Self:
+        """One number for all channels."""
+        return cls.by(lambda half: np.full_like(half.lows, value), seen)
+
 
 @dataclass(frozen=True)
 class Folded:

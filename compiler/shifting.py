@@ -10,6 +10,7 @@ from regcache.compiler.equalization import (
     LEAST_GAIN,
     LEAST_GAIN_OF_A_NODE,
     Equalization,
+    folds_error,
     rounding_error,
 )
 from regcache.compiler.folds import Folded, Halved, Observed, Suggested
@@ -46,10 +47,11 @@ def choose_shifts(
     for site in _sites(view, statistics, quantizer):
         if site.name.endswith(".fc2"):
             continue
-        seen = statistics[site.tensor.name]
-        middles = Suggested.by(_middles, seen)
-        plain = _error(site, seen, _zeros(seen), quantizer)
-        if _error(site, seen, middles, quantizer) < plain * (1 - LEAST_GAIN):
+        seen, weight = Folded.of(statistics[site.tensor.name]), site.weight
+        middles, ones = Suggested.by(_middles, seen), Suggested.everywhere(1, seen)
+        plain = folds_error(ones, weight, seen, quantizer)
+        moved = folds_error(ones, weight, seen.shifted(middles), quantizer)
+        if moved < plain * (1 - LEAST_GAIN):
             found[site.tensor.name] = Shift("each channel's middle", middles)
     return found
 
@@ -73,10 +75,9 @@ def refine_shifts(
         if before is not None:
             seen = seen.shifted(before.values)
         even = equalizations.get(name)
-        factors = _ones(seen) if even is None else even.factors
-        plain = error = 0.0
+        factors = Suggested.everywhere(1, seen) if even is None else even.factors
+        plain, error = folds_error(factors, weight, seen, quantizer), 0.0
         for fold, by in zip(seen.folds, factors.folds, strict=True):
-            plain += rounding_error(by, weight, fold.other, quantizer)
             steps, scale = _zero_point(fold.other.divided(by), by, weight, quantizer)
             moved = fold.other.shifted(_moved(steps, scale, by))
             error += rounding_error(by, weight, moved, quantizer, scale)
@@ -86,7 +87,7 @@ def refine_shifts(
             held_out = seen.divided(factors).held_out
             steps, scale = _zero_point(held_out, factors.whole, weight, quantizer)
             if steps:  # else there is nothing to take off
-                values = _zeros(seen) if before is None else before.values
+                values = Suggested.everywhere(0, seen) if before is None else before.values
                 found[name] = Shift(label, _further(values, steps, scale, factors), scale)
     return found
 
@@ -118,14 +119,6 @@ def _further(values: Suggested, steps: int, scale: Affine, factors: Suggested) -
     )
 
 
-def _zeros(seen: Halved) -> Suggested:
-    return Suggested.by(lambda half: np.zeros_like(half.lows), seen)
-
-
-def _ones(seen: Halved) -> Suggested:
-    return Suggested.by(lambda half: np.ones_like(half.lows), seen)
-
-
 def _sites(
     view: EncoderView, statistics: Mapping[str, Halved], quantizer: Quantizer
 ) -> Iterator[Site]:
@@ -135,16 +128,6 @@ def _sites(
         for site in view.sites:
             if statistics[site.tensor.name].folds:
                 yield site
-
-
-def _error(site: Site, seen: Halved, shifts: Suggested, quantizer: Quantizer) -> float:
-    """What rounding does on each half, shifted as the other suggests."""
-    weight = site.weight
-    ones = np.ones(len(weight), np.float32)
-    return sum(
-        rounding_error(ones, weight, fold.other.shifted(one), quantizer)
-        for fold, one in zip(seen.folds, shifts.folds, strict=True)
-    )
 
 
 def _middles(seen: Observed) -> Floats:

@@ -1,14 +1,17 @@
 """All that needs a GPU, on the GPU of this machine: engines, their parity and every runner's speed.
 
 Compiles DINOv2-S for ONNX Runtime and for TensorRT-RTX (int8, fp8), builds the engines, compares
-each runner with PyTorch over the evaluation images, and times it against the float model.
-Exit code 0: all of it ran and is close to PyTorch; 1: something did not; 2: there is no GPU.
+each runner with PyTorch over the evaluation images, and times it against the float model. What
+this GPU cannot run whatever is installed (TensorRT-RTX on Hopper, FP8 before 8.9) is listed as not
+run, with the reason, and is no failure.
+Exit code 0: all that this GPU can run did and is close to PyTorch; 1: something did not; 2: there
+is no GPU.
 
     python benchmarks/gpu_check.py --calibration DIR --evaluation DIR [--work build/gpu-check]
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +24,11 @@ from rich.table import Table
 
 from regcache.compiler.artifact import Artifact
 from regcache.compiler.bench import BenchPlan, bench_artifact, loading_of
+from regcache.compiler.bench_engines import why_unsupported
 from regcache.compiler.bench_plot import write_plot
 from regcache.compiler.build import build_engines
 from regcache.compiler.build_toolchain import BuildOptions
+from regcache.compiler.cli_tables import print_tables
 from regcache.compiler.comparison import Encoder, compare
 from regcache.compiler.engine_record import EngineKind
 from regcache.compiler.options import CompileOptions
@@ -33,6 +38,7 @@ from regcache.compiler.staging import write_text
 from regcache.compiler.targets import Precision, TargetName
 from regcache.export.source import open_source
 from regcache.passes.errors import RegcacheError
+from regcache.runtime import tensorrt_rtx
 from regcache.runtime.bench_result import BatchResult, BenchResult
 from regcache.runtime.gpu import find_gpu
 from regcache.runtime.images import ImageFolder, list_images
@@ -65,7 +71,8 @@ CASES = (
 class Outcome:
     """One artifact on one runner: how it went, or why it did not.
 
-    `cosine`: mean over the evaluation images, of the pooled embedding to PyTorch's.
+    `cosine`: mean over the evaluation images, of the pooled embedding to PyTorch's. `failure`: why
+    it did not run; `unsupported`: why it cannot on this GPU.
     """
 
     case: str
@@ -73,11 +80,23 @@ class Outcome:
     cosine: float | None = None
     bench: BenchResult | None = None
     failure: str | None = None
+    unsupported: str | None = None
 
     @property
     def passed(self) -> bool:
         """Whether it ran and is close enough."""
         return self.cosine is not None and self.cosine >= LEAST_COSINE
+
+    def describe(self) -> str | None:
+        """What went wrong, in a line; None where it passed."""
+        where = f"{self.case} on {self.runner}"
+        if self.unsupported is not None:
+            return f"{where}: not run, and no failure: {self.unsupported}"
+        if self.failure is not None:
+            return f"{where}: failed: {self.failure}"
+        if self.cosine is not None and not self.passed:
+            return f"{where}: failed: cosine {self.cosine:.5f} is under {LEAST_COSINE}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -123,6 +142,9 @@ def _run(
     case: Case, runner: RunnerName, check: Check, artifact: Path, reporter: Reporter
 ) -> Outcome:
     check_runner(runner)
+    reason = _why_not_here(case, runner)
+    if reason is not None:
+        return Outcome(case.name, runner, unsupported=reason)
     if runner.takes_engines:
         build_engines(artifact, _build_options(runner), reporter)
     cosine = runner_cosine(Artifact.open(artifact), runner, check.evaluation, reporter)
@@ -135,6 +157,17 @@ def _run(
     write_text(figures, bench.model_dump_json(indent=2) + "\n")
     write_plot(bench, figures.with_suffix(".png"))
     return Outcome(case.name, runner, cosine, bench)
+
+
+def _why_not_here(case: Case, runner: RunnerName) -> str | None:
+    """Why this machine's GPU cannot run a case, whatever is installed."""
+    reason = why_unsupported(runner)
+    if reason is not None or case.precision is not Precision.FP8:
+        return reason
+    gpu = find_gpu()
+    if tensorrt_rtx.float8_capabilities([gpu.compute_capability]):
+        return None
+    return f"{gpu.name}: compute capability {gpu.compute_capability} multiplies no FP8"
 
 
 def _build_options(runner: RunnerName) -> BuildOptions:
@@ -166,12 +199,25 @@ def outcome_table(outcomes: Iterable[Outcome]) -> Table:
     )
     for outcome in outcomes:
         if outcome.bench is None or outcome.cosine is None:
-            table.add_row(outcome.case, outcome.runner, f"not run: {outcome.failure}")
+            table.add_row(outcome.case, outcome.runner, "failed" if outcome.failure else "not run")
             continue
         for batch in outcome.bench.runners[0].batches:
             head = (outcome.case, outcome.runner, f"{outcome.cosine:.5f}")
             table.add_row(*head, *_cells(batch))
     return table
+
+
+def outcome_lines(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    """A line for whatever did not pass."""
+    for outcome in outcomes:
+        line = outcome.describe()
+        if line is not None:
+            yield line
+
+
+def exit_code(outcomes: Iterable[Outcome]) -> int:
+    """1 where something failed that this GPU can run, else 0."""
+    return int(not all(outcome.passed or outcome.unsupported for outcome in outcomes))
 
 
 def _cells(batch: BatchResult) -> list[str]:
@@ -201,11 +247,12 @@ def main(
     silence_runtime()
     check, reporter = Check(source, calibration, evaluation, work), Reporter()
     outcomes = [outcome for case in CASES for outcome in run_case(case, check, reporter)]
-    console = Console()
-    console.print(f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver}")
-    console.print(outcome_table(outcomes))
-    if not all(outcome.passed for outcome in outcomes):
-        raise typer.Exit(1)
+    machine = f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver}"
+    Console().print(machine, highlight=False, soft_wrap=True)
+    print_tables([outcome_table(outcomes)])
+    for line in outcome_lines(outcomes):
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(exit_code(outcomes))
 
 
 if __name__ == "__main__":

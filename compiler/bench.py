@@ -1,13 +1,13 @@
 """Benchmark an artifact against its float original on one runner or several."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from regcache.compiler.artifact import Artifact
-from regcache.compiler.bench_engines import engine_for
+from regcache.compiler.bench_engines import engine_for, why_unsupported
 from regcache.compiler.prepare import FLOAT, export_source
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.signed_model import has_zero_points, write_signed
@@ -56,10 +56,14 @@ def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
     """Measure both models on every runner, one runner after the other.
 
     Raises InputError or MissingExtraError, before anything is measured, where a runner's library
-    or device is missing or there is nothing to compare with; InputError where a model does not run.
+    or device is missing, the library does not run on the device, or there is nothing to compare
+    with; InputError where a model does not run.
     """
     for name in plan.runners:
         check_runner(name)
+        reason = why_unsupported(name)
+        if reason is not None:
+            raise InputError(reason)
     artifact = Artifact.open(plan.artifact)
     target = artifact.manifest.options.target
     with TemporaryDirectory() as folder, _float_model(plan, artifact, reporter) as original:
@@ -160,21 +164,17 @@ def _energy(meter: EnergyMeter | Unreadable) -> EnergySource:
     return EnergySource(source=meter.source)
 
 
-def parse_batches(text: str) -> tuple[int, ...]:
-    """Batch sizes as "1,8". Raises InputError for anything else."""
-    sizes = tuple(dict.fromkeys(int(part) if part.isdecimal() else 0 for part in _parts(text)))
-    if min(sizes) < 1:
-        raise InputError(f"--batch {text!r}: must be batch sizes with commas between, as 1,8")
-    return sizes
+def parse_batches(items: Sequence[str]) -> tuple[int, ...]:
+    """Batch sizes from text, each once. Raises InputError for anything else."""
+    for item in items:
+        if not item.isdecimal() or int(item) < 1:
+            raise InputError(f"--batch {item!r}: must be a batch size, or some as 1,8")
+    return tuple(dict.fromkeys(map(int, items)))
 
 
-def parse_runners(text: str) -> tuple[RunnerName, ...]:
-    """Runners as "ort-cpu,tensorrt". Raises InputError for anything else."""
-    for part in _parts(text):
-        if part not in list(RunnerName):
-            raise InputError(f"--runner {part!r}: must be of {', '.join(RunnerName)}")
-    return tuple(dict.fromkeys(RunnerName(part) for part in _parts(text)))
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
+def parse_runners(items: Sequence[str]) -> tuple[RunnerName, ...]:
+    """Runners by their names, each once. Raises InputError for anything else."""
+    for item in items:
+        if item not in list(RunnerName):
+            raise InputError(f"--runner {item!r}: must be of {', '.join(RunnerName)}")
+    return tuple(dict.fromkeys(map(RunnerName, items)))

@@ -13,6 +13,24 @@ from regcache.runtime.gpu import Gpu, find_gpu
 from regcache.runtime.runners import Loading, RunnerName
 
 
+def why_unsupported(runner: RunnerName) -> str | None:
+    """Why a runner's library runs nothing on this machine's GPU, with what does; None where it can.
+
+    TensorRT-RTX leaves out data-centre GPUs such as Hopper's. Raises MissingExtraError without it,
+    and InputError where there is no GPU.
+    """
+    if runner is not RunnerName.TENSORRT_RTX:
+        return None
+    gpu, known = find_gpu(), tensorrt_rtx.supported_compute_capabilities()
+    if gpu.compute_capability in known:
+        return None
+    return (
+        f"{gpu.name} (compute capability {gpu.compute_capability}): TensorRT-RTX "
+        f"{tensorrt_rtx.library_version()} runs on {', '.join(known)} alone: "
+        f"--runner {RunnerName.TENSORRT}"
+    )
+
+
 def engine_for(artifact: Artifact, loading: Loading, folder: Path, reporter: Reporter) -> Path:
     """The engine of an ONNX file for this machine's GPU, tuned for the first batch size.
 

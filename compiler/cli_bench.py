@@ -9,7 +9,8 @@ from rich.console import Console
 from regcache.compiler.bench import BenchPlan, bench_artifact, parse_batches, parse_runners
 from regcache.compiler.bench_plot import check_plot, write_plot
 from regcache.compiler.bench_table import bench_lines, bench_tables
-from regcache.compiler.cli_options import ArtifactArgument, JsonOption, ThreadsOption
+from regcache.compiler.cli_options import ArtifactArgument, JsonOption, ThreadsOption, listed
+from regcache.compiler.cli_tables import print_tables
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import write_text
 
@@ -24,11 +25,19 @@ def bench_command(
         bool, typer.Option("--half-float", help="The float model in FP16, as TensorRT wants it.")
     ] = False,
     runner: Annotated[
-        str, typer.Option(help="Of ort-cpu, ort-cuda, ort-tensorrt, tensorrt, tensorrt-rtx.")
-    ] = "ort-cpu",
+        list[str] | None,
+        typer.Option(
+            metavar="LIST",
+            help="Of ort-cpu, ort-cuda, ort-tensorrt, tensorrt, tensorrt-rtx; ort-cpu by default.",
+        ),
+    ] = None,
     batch: Annotated[
-        str, typer.Option(help="Images per run; engines are tuned for the first size.")
-    ] = "1,8",
+        list[str] | None,
+        typer.Option(
+            metavar="LIST",
+            help="Images per run, 1,8 by default; engines are tuned for the first size.",
+        ),
+    ] = None,
     seconds: Annotated[
         float, typer.Option(min=0.0, max=3600.0, help="Timed for each runner and batch size.")
     ] = 5.0,
@@ -49,19 +58,17 @@ def bench_command(
         artifact=artifact,
         against=against,
         half_float=half_float,
-        runners=parse_runners(runner),
-        batches=parse_batches(batch),
+        runners=parse_runners(listed(runner or ["ort-cpu"])),
+        batches=parse_batches(listed(batch or ["1,8"])),
         seconds=seconds,
         threads=threads,
         max_ratio=max_ratio,
     )
     result = bench_artifact(plan, Reporter())
     if json != Path("-"):  # before a file is written, which may fail
-        console = Console(soft_wrap=True)
-        for table in bench_tables(result):
-            console.print(table)
+        print_tables(bench_tables(result))
         for line in bench_lines(result):
-            console.print(line, highlight=False, markup=False)
+            Console().print(line, highlight=False, markup=False, soft_wrap=True)
     if json is not None:
         write_text(json, result.model_dump_json(indent=2) + "\n")
     if plot is not None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from regcache.compiler.build import BuildReport, EngineReport, build_engines
 from regcache.compiler.build_toolchain import BuildOptions
-from regcache.compiler.cli_options import ArtifactArgument, JsonOption
+from regcache.compiler.cli_options import ArtifactArgument, JsonOption, listed
 from regcache.compiler.engine_record import EngineKind
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import write_text
@@ -18,7 +18,7 @@ _EngineOption = Annotated[
     EngineKind, typer.Option(help="What builds: TensorRT-RTX needs no GPU, TensorRT does.")
 ]
 _CapabilitiesOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--compute-capability",
         metavar="LIST",
@@ -48,7 +48,7 @@ def build_command(
         raise InputError(f"--opt-batch {opt_batch} is larger than --max-batch {max_batch}")
     options = BuildOptions(
         engine=engine,
-        compute_capabilities=_listed(compute_capability),
+        compute_capabilities=tuple(listed(compute_capability)) if compute_capability else None,
         max_batch=max_batch,
         opt_batch=opt_batch,
         with_float=with_float,
@@ -59,10 +59,6 @@ def build_command(
         write_text(json, report.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
         _print(report, artifact)
-
-
-def _listed(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(item.strip() for item in text.split(","))
 
 
 def _print(report: BuildReport, artifact: Path) -> None:

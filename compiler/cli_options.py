@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,11 @@ Int8ShareOption = Annotated[
     ),
 ]
 OutputOption = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
+
+
+def listed(values: Sequence[str]) -> list[str]:
+    """The items of an option that may be repeated, and may name several with commas between."""
+    return [item.strip() for value in values for item in value.split(",")]
 
 
 def parse_duration(text: str) -> float:

@@ -11,13 +11,17 @@ from test_compiler_cli import RECIPE, SPEC, assert_refused, photos
 from test_passes_signed_integers import zero_points
 from tiny_vit import TinyVit
 
+from regcache.compiler import bench_engines
 from regcache.compiler.artifact import Artifact
 from regcache.compiler.bench import loading_of, parse_batches, parse_runners
+from regcache.compiler.cli_options import listed
 from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import import_graph
+from regcache.runtime import runners, tensorrt_rtx
 from regcache.runtime.bench_result import BenchResult
+from regcache.runtime.gpu import Gpu
 from regcache.runtime.runners import RunnerName
 
 
@@ -73,6 +77,15 @@ def test_another_float_model_and_json_on_stdout(folder: Path, tmp_path: Path) ->
     assert "<svg" in plot.read_text()
 
 
+def test_a_repeated_option_adds_up(folder: Path) -> None:
+    options = ("--batch", "3", "--batch", "1, 2", "--runner", "ort-cpu", "--runner", "ort-cpu")
+    outcome = bench(folder, *options, "--json", "-")
+    assert outcome.code == 0, outcome
+    (runner,) = json.loads(outcome.out)["runners"]
+    assert [row["batch"] for row in runner["batches"]] == [3, 1, 2]
+    assert_refused(bench(folder, "--runner", "gpu", "--runner", "ort-cpu"), "--runner 'gpu'")
+
+
 def test_a_ratio_over_the_limit_is_exit_code_1(folder: Path) -> None:
     outcome = bench(folder, "--batch", "2", "--max-ratio", 1e-6)
     assert outcome.code == 1
@@ -89,6 +102,25 @@ class TestRefusals:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         outcome = bench(folder, "--runner", f"ort-cpu,{runner}")
         assert_refused(outcome, f"runner {runner}")
+        assert "timing" not in outcome.err
+
+    def test_a_gpu_that_tensorrt_rtx_leaves_out(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One line that says which GPU, and what runs there, before the first runner is timed."""
+        hopper = Gpu("NVIDIA H100 80GB HBM3", "9.0", "580.1", 1 << 36)
+        for module in (runners, bench_engines):
+            monkeypatch.setattr(module, "find_gpu", lambda: hopper)
+        monkeypatch.setattr(runners, "find_spec", lambda _name: object())
+        capabilities = "supported_compute_capabilities"
+        monkeypatch.setattr(tensorrt_rtx, capabilities, lambda: ("8.9", "12.0"))
+        monkeypatch.setattr(tensorrt_rtx, "library_version", lambda: "1.7")
+        outcome = bench(folder, "--runner", "ort-cpu", "--runner", "tensorrt-rtx")
+        assert_refused(
+            outcome,
+            "NVIDIA H100 80GB HBM3 (compute capability 9.0): TensorRT-RTX 1.7 runs on 8.9, 12.0 "
+            "alone: --runner tensorrt",
+        )
         assert "timing" not in outcome.err
 
     def test_options(self, folder: Path) -> None:
@@ -125,10 +157,11 @@ def test_tensorrt_s_provider_reads_no_other_zero_points(folder: Path, tmp_path: 
 
 
 def test_lists() -> None:
-    assert parse_batches("8, 1,8") == (8, 1)
-    assert parse_runners("tensorrt,ort-cpu") == (RunnerName.TENSORRT, RunnerName.ORT_CPU)
+    assert listed(["8, 1", "8"]) == ["8", "1", "8"]
+    assert parse_batches(["8", "1", "8"]) == (8, 1)
+    assert parse_runners(["tensorrt", "ort-cpu"]) == (RunnerName.TENSORRT, RunnerName.ORT_CPU)
     for text in ("", "1,", "-1", "1.5", "a"):
-        with pytest.raises(InputError, match="must be batch sizes"):
-            parse_batches(text)
+        with pytest.raises(InputError, match="must be a batch size, or some as 1,8"):
+            parse_batches(listed([text]))
     with pytest.raises(InputError, match="--runner ''"):
-        parse_runners("ort-cpu,")
+        parse_runners(listed(["ort-cpu,"]))

@@ -1,13 +1,16 @@
 """What people read of a benchmark: columns only for what was measured."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from regcache.compiler.bench_plot import write_plot
 from regcache.compiler.bench_table import bench_lines, bench_tables
+from regcache.compiler.cli_tables import print_tables
 from regcache.runtime.bench_result import (
     BatchResult,
     BenchResult,
@@ -95,6 +98,43 @@ def test_tables(result: BenchResult) -> None:
                      "0.500", "0.250", "321"]  # fmt: skip
     console.print(starts)
     assert "777" in console.export_text()
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_a_pipe_gets_every_column(
+    result: BenchResult,
+    columns: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)  # it makes Rich take a pipe for a terminal
+    for table in bench_tables(result):
+        print_tables([table])
+        lines = capsys.readouterr().out.splitlines()
+        header = next(line for line in lines if line.startswith("┃"))
+        names = [cell.strip() for cell in header.split("┃")[1:-1]]
+        assert names == [column.header for column in table.columns]
+        assert "…" not in "".join(lines)
+
+
+def test_a_terminal_is_kept_to_where_cells_may_wrap(
+    result: BenchResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table of numbers is not cut there either."""
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    words = Table("name", "text")
+    words.add_row("x", "word " * 20)
+    print_tables([words])
+    assert max(map(len, plain(capsys.readouterr().out))) <= 40
+    print_tables(bench_tables(result))
+    assert "…" not in capsys.readouterr().out
+
+
+def plain(text: str) -> list[str]:
+    """Lines without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
 
 
 def test_lines(result: BenchResult) -> None:

@@ -14,9 +14,13 @@ from test_compiler_cli import RECIPE, SPEC, photos
 from tiny_vit import TinyVit
 from typer.testing import CliRunner
 
+from regcache.compiler import bench_engines
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import Precision, TargetName
 from regcache.export.onnx_file import sidecar
+from regcache.passes.errors import InputError
+from regcache.runtime import tensorrt_rtx
+from regcache.runtime.gpu import Gpu
 from regcache.runtime.runners import RunnerName
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_check.py"
@@ -69,11 +73,64 @@ def test_a_case_runs_what_it_can_and_says_the_rest(
     assert refused.failure.startswith("runner ort-cuda: ")
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(script.outcome_table([ran, refused]))
-    assert "not run: runner ort-cuda: " in console.export_text()
+    assert console.export_text().splitlines()[-2].split("│")[3].strip() == "failed"
+    (line,) = script.outcome_lines([ran, refused])
+    assert line.startswith("ort on ort-cuda: failed: runner ort-cuda: ")
+    assert script.exit_code([ran, refused]) == 1
 
     fp8 = script.Case("fp8", TargetName.ORT_CPU, Precision.FP8, (RunnerName.ORT_CPU,))
     (failed,) = script.run_case(fp8, check, Reporter())
     assert (failed.passed, failed.failure) == (False, "fp8 runs on TensorRT, not on ort-cpu")
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, script: ModuleType, gpu: Gpu) -> None:
+    """As if a GPU were there, and every library; nothing runs on it."""
+    for module in (script, bench_engines):
+        monkeypatch.setattr(module, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(script, "check_runner", lambda _runner: None)
+    known = ("7.5", "8.6", "8.9", "12.0")
+    monkeypatch.setattr(tensorrt_rtx, "supported_compute_capabilities", lambda: known)
+    monkeypatch.setattr(tensorrt_rtx, "library_version", lambda: "1.7")
+
+
+def test_a_gpu_that_tensorrt_rtx_leaves_out_fails_nothing(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The rest is tried there, and its failures count."""
+    on_gpu(monkeypatch, script, Gpu("NVIDIA H100", "9.0", "580.1", 1 << 36))
+    monkeypatch.setattr(script, "compile_encoder", lambda *_: None)
+
+    def refuse(*_: object) -> None:
+        raise InputError("no engine")
+
+    monkeypatch.setattr(script, "build_engines", refuse)
+    check = script.Check("source", tmp_path, tmp_path, tmp_path)
+    runners = (RunnerName.TENSORRT_RTX, RunnerName.TENSORRT)
+    case = script.Case("int8", TargetName.TENSORRT_RTX, Precision.INT8, runners)
+    left_out, tried = script.run_case(case, check, Reporter())
+    assert list(script.outcome_lines([left_out, tried])) == [
+        "int8 on tensorrt-rtx: not run, and no failure: NVIDIA H100 (compute capability 9.0): "
+        "TensorRT-RTX 1.7 runs on 7.5, 8.6, 8.9, 12.0 alone: --runner tensorrt",
+        "int8 on tensorrt: failed: no engine",
+    ]
+    good = script.Outcome("ort", "ort-cuda", cosine=0.999)
+    assert script.exit_code([good, left_out]) == 0
+    assert script.exit_code([good, left_out, tried]) == 1
+    far = script.Outcome("ort", "ort-cuda", cosine=0.9)
+    assert far.describe() == "ort on ort-cuda: failed: cosine 0.90000 is under 0.98"
+    assert script.exit_code([far, left_out]) == 1
+
+
+def test_a_gpu_without_float8_fails_nothing(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, int8, fp8 = script.CASES
+    on_gpu(monkeypatch, script, Gpu("RTX A4000", "8.6", "580.1", 1 << 34))
+    assert script._why_not_here(int8, RunnerName.TENSORRT_RTX) is None
+    reason = "RTX A4000: compute capability 8.6 multiplies no FP8"
+    assert script._why_not_here(fp8, RunnerName.TENSORRT) == reason
+    on_gpu(monkeypatch, script, Gpu("RTX 4090", "8.9", "580.1", 1 << 34))
+    assert script._why_not_here(fp8, RunnerName.TENSORRT) is None
 
 
 def test_the_whole_set(script: ModuleType) -> None:

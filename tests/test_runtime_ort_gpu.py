@@ -1,6 +1,7 @@
 """Bound memory, placement and refusals of ONNX Runtime, on its CPU provider and as it falls back.
 
-The CPU provider takes the same calls; only the copies copy nothing away.
+The CPU provider takes the same calls; only the copies copy nothing away. Where CUDA's loads, it is
+compared with the CPU's.
 """
 
 from pathlib import Path
@@ -24,6 +25,18 @@ def loading(tmp_path: Path) -> Loading:
     path = tmp_path / "tiny.onnx"
     onnx.save(TinyVit(Spec(grid=4)).model(), path)
     return Loading(RunnerName.ORT_CUDA, path, 1, (8, 1, 16), (3, 16, 16))
+
+
+def cuda_loads(model: Path) -> bool:
+    """Whether ONNX Runtime's CUDA provider loads here, asked without the code that is tested."""
+    if CUDA not in ort.get_available_providers():
+        return False
+    ort.preload_dlls()
+    try:
+        session = ort.InferenceSession(model, providers=[CUDA])
+    except Exception:  # ONNX Runtime's exceptions share no other base
+        return False
+    return bool(session.get_providers()[0] == CUDA)
 
 
 def test_outputs_come_back_from_bound_memory(loading: Loading) -> None:
@@ -53,6 +66,8 @@ def test_where_nodes_run_is_asked(loading: Loading) -> None:
 def test_a_provider_that_does_not_load_is_refused(loading: Loading) -> None:
     """ONNX Runtime goes on with the CPU here."""
     silence_runtime()
+    if cuda_loads(loading.model):
+        pytest.skip(f"NOT CHECKED: {CUDA} loads here")
     provider, options, device = provider_of(loading)
     with pytest.raises(InputError) as caught:
         OrtDeviceRunner(loading, provider, options, device)
@@ -60,6 +75,25 @@ def test_a_provider_that_does_not_load_is_refused(loading: Loading) -> None:
         pytest.skip(f"NOT CHECKED: {caught.value}")
     assert f"runner ort-cuda: {CUDA} does not load" in str(caught.value)
     assert f"fell back to {CPU}" in str(caught.value)
+
+
+def test_cuda_computes_what_the_cpu_does(loading: Loading) -> None:
+    """In FP32: TF32, which ONNX Runtime's products take by default, is less precise by design."""
+    if not cuda_loads(loading.model):
+        pytest.skip(f"NOT CHECKED: {CUDA} does not load here: needs a GPU and onnxruntime-gpu")
+    provider, options, device = provider_of(loading)
+    session = ort.InferenceSession(loading.model, providers=[CPU])
+    with OrtDeviceRunner(loading, provider, options | {"use_tf32": "0"}, device) as runner:
+        assert runner.placement is not None
+        assert runner.placement[CUDA] > 10
+        for batch in (1, 8, 3):
+            images = loading.images(batch)
+            ran = runner.run(images)
+            truth = session.run(None, {"pixel_values": images})
+            for found, expected in zip(ran.outputs, truth, strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+            assert ran.lap is not None
+            assert min(ran.lap.to_device, ran.lap.compute, ran.lap.to_host) > 0
 
 
 def test_a_product_elsewhere_is_refused(loading: Loading) -> None:

@@ -19,8 +19,10 @@ from regcache.passes.walk import (
     is_linear,
     linears_behind,
     producer,
+    rotates,
     skip_affine,
     skip_back,
+    skip_rotation,
     upstream,
 )
 
@@ -162,7 +164,7 @@ def _residual_add(linear: Linear, stream: gs.Tensor) -> gs.Node:
     for node in downstream(linear.output, _BRANCH_OPS):
         operands = data_inputs(node)
         if node.op == "Add" and len(operands) == 2:
-            if any(item is stream for item in operands):
+            if any(item is stream or skip_rotation(item) is stream for item in operands):
                 return node
             raise _MismatchError(node, f"does not add {stream.name!r}, the input of the norm")
         if node.op not in _BRANCH_OPS:
@@ -209,7 +211,7 @@ def _linears_before_activation(tensor: gs.Tensor) -> list[gs.Node]:
     for node in upstream(tensor, follow):
         if is_linear(node):
             found.append(node)
-        elif node.op in {"MatMul", "Softmax", "Conv"}:
+        elif node.op in {"MatMul", "Softmax", "Conv"} and not rotates(node):
             raise _MismatchError(node, "stands inside the MLP")
         elif node.op == "Sigmoid":
             gates.update(id(linear) for linear in linears_behind(node.inputs[0]))
@@ -219,7 +221,7 @@ def _linears_before_activation(tensor: gs.Tensor) -> list[gs.Node]:
 def _activation(fc1: Sequence[Linear], fc2: Linear) -> str:
     if len(fc1) == 2:
         return "swiglu"
-    name = identify_activation(fc1[0].output, skip_affine(fc2.input))
+    name = identify_activation(fc1[0].output, skip_rotation(skip_affine(fc2.input)))
     if name is not None:
         return name
     # One packed linear that is split into gate and value has twice fc2's inputs.

@@ -1,0 +1,277 @@
+"""Rotate the residual stream, so that no channel of what norms make of it holds an outlier.
+
+A few channels of the stream are large in every token, and integers of one scale serve what a norm
+makes of them badly. In a rotated stream no channel stands out, and the weights around it, which are
+rotated along, have smaller outliers too (QuaRot, arXiv 2404.00456). The rotation goes into the
+weights of the blocks, and costs one product before the first block and one in the last.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from regcache.passes.base import Close, Edit, Log, Parity, Skip
+from regcache.passes.correct_bias import add_to_bias
+from regcache.passes.encoder import Block, EncoderView, Linear
+from regcache.passes.equalize_sources import norm_behind, refusal
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.walk import (
+    ROTATION,
+    consumers,
+    data_inputs,
+    is_constant,
+    is_output,
+    producer,
+)
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+_STREAM = f"{ROTATION}/stream"
+
+
+@dataclass(frozen=True)
+class RotateStream:
+    """Rotate the residual stream [..., width] from the first block's input to the last one's.
+
+    The last block's first norm still reads it rotated; what its own linears write is near the
+    output, where channels are not alike. Norms keep their place and lose their weight and bias to
+    the linears that read them; a layer scale goes into the linear before it. `seed` draws the
+    rotation (see `rotation_of_stream`).
+    Refused, and then nothing changes: a single block, a stream that something else than the blocks'
+    norms and adds reads between the two ends (registers, outputs of middle layers), a norm that
+    something else than linears reads, quantized linears, a linear whose product is a graph output
+    before its bias, and a branch with anything but a bias and a layer scale.
+    """
+
+    seed: int = 0
+    name: ClassVar[str] = "rotate_stream"
+    parity: ClassVar[Parity] = Close(rtol=1e-3, atol=1e-3)
+
+    def requires(self, graph: gs.Graph) -> None:
+        """A readable encoder."""
+        view_encoder(graph)
+
+    def rewrite(self, graph: gs.Graph) -> Log:
+        """Turn the weights, then the stream's two ends."""
+        view = view_encoder(graph)
+        reason = _why_not(view)
+        if reason is not None:
+            return Log((), (Skip("the residual stream", reason),))
+        matrix = rotation_of_stream(view.width, self.seed)
+        for norm, linears in _readers(view):
+            _fold_norm(graph, norm, linears, matrix)
+        for linear, stream in _writers(view):
+            _turn_output(graph, linear, stream, matrix)
+        _turn_ends(graph, view, matrix)
+        return Log((Edit("the residual stream", f"{view.width} channels"),))
+
+    def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
+        """The same linears; two products more, biases where there were none, no layer scales."""
+        old, new = view_encoder(before), view_encoder(after)
+        assert [(one.name, one.weight_shape) for one in old.linears] == [
+            (one.name, one.weight_shape) for one in new.linears
+        ]
+        assert rotated_stream(new)
+        assert not list(_scales(new))
+        biases = [sum(one.bias_add is not None for one in view.linears) for view in (old, new)]
+        grown = 2 + biases[1] - biases[0] - len(list(_scales(old)))
+        assert len(after.nodes) - len(before.nodes) == grown
+
+
+def rotation_of_stream(width: int, seed: int = 0) -> Floats:
+    """A random orthogonal matrix [width, width] that leaves the vector of ones where it is.
+
+    So the mean of a token's channels stays what it is, and a layer norm does what it did.
+    """
+    random = np.random.default_rng(seed)
+    ones = np.full((width, 1), width**-0.5)
+    # The first column of Q is the vector of ones, the others are a basis of what is left.
+    basis = np.linalg.qr(np.hstack([ones, random.standard_normal((width, width - 1))]))[0][:, 1:]
+    turn = np.linalg.qr(random.standard_normal((width - 1, width - 1)))[0]
+    return np.asarray(ones @ ones.T + basis @ turn @ basis.T, np.float32)
+
+
+def rotated_stream(view: EncoderView) -> bool:
+    """Whether the stream between a view's first and last block is rotated."""
+    return any(map(_is_first, view.graph.nodes))
+
+
+def stream_ends(graph: gs.Graph) -> tuple[gs.Variable, ...]:
+    """The stream before it is rotated and after it is rotated back; nothing where it is not."""
+    products = [node for node in graph.nodes if node.name in {f"{_STREAM}/in", f"{_STREAM}/out"}]
+    return tuple(node.inputs[0] if _is_first(node) else node.outputs[0] for node in products)
+
+
+def matrix_in(model: onnx.ModelProto) -> Floats | None:
+    """What a file's residual stream is rotated by [width, width], from the right; None: it is not.
+
+    The outputs of all its blocks but the last are rotated then.
+    """
+    first = next((node for node in model.graph.node if _is_first(node)), None)
+    if first is None:
+        return None
+    stored = {item.name: item for item in model.graph.initializer}
+    return np.asarray(onnx.numpy_helper.to_array(stored[first.input[1]]), np.float32)
+
+
+def _is_first(node: gs.Node | onnx.NodeProto | None) -> bool:
+    return node is not None and node.name == f"{_STREAM}/in"
+
+
+def _why_not(view: EncoderView) -> str | None:
+    """Why the stream cannot be rotated; None: it can."""
+    if rotated_stream(view):
+        return "rotated already"
+    if len(view.blocks) < 2:
+        return "there is one block"
+    reasons = chain(
+        (_unfit_stream(view, *pair) for pair in pairwise(view.blocks)),
+        (_unfit_norm(view, *pair) for pair in _readers(view)),
+        (_unfit_branch(view, *pair) for pair in _writers(view)),
+    )
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _unfit_stream(view: EncoderView, block: Block, following: Block) -> str | None:
+    if block.output is not following.input:
+        return f"something stands between {block.output.name} and the next block"
+    for stream in (block.middle, block.output):
+        if is_output(view.graph, stream) or len(consumers(stream)) != 2:
+            return f"{stream.name} is read elsewhere"
+    return None
+
+
+def _unfit_norm(view: EncoderView, norm: gs.Node, linears: tuple[Linear, ...]) -> str | None:
+    """Why a norm's weight and bias cannot go into the linears behind it; None: they can."""
+    sites = [site for site in view.sites if site.linears[0] in linears]
+    if len(sites) != 1 or sites[0].linears != linears:
+        return f"{norm.name}: its linears read different activations"
+    if norm_behind(view.graph, sites[0]) is not norm:
+        return f"{norm.name}: something else reads it, or it has no weight for each channel"
+    # Of what the norm's bias adds to a product, nothing shows before the linear's own bias.
+    biased = [linear for linear in linears if linear.bias_add is not None]
+    if any(is_output(view.graph, linear.matmul.outputs[0]) for linear in biased):
+        return f"{sites[0].name}: its product is an output of the graph"
+    reason = refusal(view, sites[0])
+    return None if reason is None else f"{sites[0].name}: {reason}"
+
+
+def _unfit_branch(view: EncoderView, linear: Linear, stream: gs.Variable) -> str | None:
+    if linear.quantized:
+        return f"{linear.name} is quantized already"
+    fits = _branch(view.graph, linear, stream) is not None
+    return None if fits else f"more than a bias and a layer scale follows {linear.name}"
+
+
+def _readers(view: EncoderView) -> list[tuple[gs.Node, tuple[Linear, ...]]]:
+    """The norms of the rotated stream, and the linears behind each."""
+    found = []
+    for block in view.blocks:
+        found += [(block.norm1, block.attention.projections), (block.norm2, block.mlp.fc1)]
+    return found[:-1]
+
+
+def _writers(view: EncoderView) -> list[tuple[Linear, gs.Variable]]:
+    """The linears that add to the rotated stream, and the stream behind each add."""
+    found = []
+    for block in view.blocks[:-1]:
+        found += [(block.attention.out, block.middle), (block.mlp.fc2, block.output)]
+    return found
+
+
+def _branch(graph: gs.Graph, linear: Linear, stream: gs.Variable) -> tuple[gs.Node, ...] | None:
+    """The Muls by a layer scale between a linear and its residual add; None: not these alone."""
+    found: list[gs.Node] = []
+    tensor, add = linear.matmul.outputs[0], producer(stream)
+    while True:
+        if len(consumers(tensor)) != 1 or is_output(graph, tensor):
+            return None
+        (node,) = consumers(tensor)
+        if node is add:
+            return tuple(found)
+        if node.op == "Mul" and len(data_inputs(node)) == 1:
+            if _scale_of(node).shape not in {(), (1,), (linear.weight_shape[1],)}:
+                return None
+            found.append(node)
+        elif node is not linear.bias_add:
+            return None
+        (tensor,) = node.outputs
+
+
+def _scales(view: EncoderView) -> Iterator[gs.Node]:
+    for linear, stream in _writers(view):
+        yield from _branch(view.graph, linear, stream) or ()
+
+
+def _scale_of(product: gs.Node) -> Doubles:
+    constant = next(item for item in product.inputs if is_constant(item))
+    return np.asarray(constant.values, np.float64)
+
+
+def _fold_norm(graph: gs.Graph, norm: gs.Node, linears: tuple[Linear, ...], matrix: Floats) -> None:
+    """Give a norm's weight and bias to the linears that read it, whose rows are turned."""
+    scale = norm.inputs[1].values.astype(np.float64)
+    has_bias = len(norm.inputs) > 2 and not norm.inputs[2].is_empty()
+    for linear in linears:
+        weight = linear.weight.astype(np.float64)
+        if has_bias:
+            shift = np.asarray(norm.inputs[2].values.astype(np.float64) @ weight, np.float32)
+            add_to_bias(graph, linear, shift)
+        _set_weight(linear, matrix.astype(np.float64).T @ (scale[:, None] * weight))
+    norm.inputs[1] = gs.Constant(f"{norm.name}/ones", np.ones(len(scale), np.float32))
+    if has_bias:
+        norm.inputs[2] = gs.Constant(f"{norm.name}/zeros", np.zeros(len(scale), np.float32))
+
+
+def _turn_output(graph: gs.Graph, linear: Linear, stream: gs.Variable, matrix: Floats) -> None:
+    """Let a linear write to the rotated stream, its layer scale included."""
+    products, turn = _branch(graph, linear, stream) or (), matrix.astype(np.float64)
+    scale = np.ones(linear.weight_shape[1])
+    for product in products:
+        scale = scale * _scale_of(product)
+        (data,), (output,) = data_inputs(product), product.outputs
+        for reader in list(output.outputs):
+            _reread(reader, output, data)
+        product.outputs = []
+    _set_weight(linear, (linear.weight.astype(np.float64) * scale) @ turn)
+    add = linear.bias_add
+    if add is not None:
+        slot = next(slot for slot, item in enumerate(add.inputs) if is_constant(item))
+        old = np.broadcast_to(add.inputs[slot].values.astype(np.float64), scale.shape)
+        bias = np.asarray((old * scale) @ turn, np.float32)
+        add.inputs[slot] = gs.Constant(f"{linear.name}/bias/rotated", bias)
+
+
+def _turn_ends(graph: gs.Graph, view: EncoderView, matrix: Floats) -> None:
+    """Rotate what the first block reads, and rotate back what the last one adds to."""
+    first, last = view.blocks[0], view.blocks[-1]
+    inside = _product(graph, "in", first.input, matrix)
+    for node in (first.norm1, producer(first.middle)):
+        _reread(node, first.input, inside)
+    outside = _product(graph, "out", last.input, np.ascontiguousarray(matrix.T))
+    _reread(producer(last.middle), last.input, outside)
+
+
+def _reread(node: gs.Node | None, old: gs.Variable, new: gs.Variable) -> None:
+    assert node is not None
+    node.inputs = [new if item is old else item for item in node.inputs]
+
+
+def _product(graph: gs.Graph, where: str, tensor: gs.Variable, matrix: Floats) -> gs.Variable:
+    name = f"{_STREAM}/{where}"
+    output = gs.Variable(f"{name}/out", dtype=np.float32)
+    constant = gs.Constant(f"{name}/matrix", matrix)
+    graph.nodes.append(gs.Node("MatMul", name, {}, [tensor, constant], [output]))
+    return output
+
+
+def _set_weight(linear: Linear, weight: Doubles) -> None:
+    constant = gs.Constant(f"{linear.name}/rotated", np.asarray(weight, np.float32))
+    linear.matmul.inputs[1] = constant

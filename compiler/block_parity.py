@@ -20,6 +20,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import load_model, save_model
+from regcache.passes.rotate_stream import matrix_in
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.session import OrtSession
 from regcache.runtime.tensor_parity import TensorMeter, TensorParity
@@ -55,21 +56,26 @@ def compare_blocks(
         sessions.enter_context(reference)
         del graph, view  # the session has copies of the weights
         scratch = Path(sessions.enter_context(tempfile.TemporaryDirectory(prefix="regcache-")))
-        _observe(model, names, scratch / model.name)
+        turn = _observe(model, names, scratch / model.name)
         candidate = sessions.enter_context(
             OrtSession(scratch / model.name, threads=threads, integers=integers)
         )
         for batch in reporter.images(folder, len(folder.paths), "comparing blocks"):
-            pair = (
+            wanted, made = (
                 _hidden_states(session, names, batch.images) for session in (reference, candidate)
             )
-            for meter, truth, found in zip(meters, *pair, strict=True):
+            if turn is not None:
+                made = [*(hidden @ turn.T for hidden in made[:-1]), made[-1]]
+            for meter, truth, found in zip(meters, wanted, made, strict=True):
                 meter.update(*_same_tokens(truth, found, prefix))
     return [meter.result() for meter in meters]
 
 
-def _observe(model: Path, names: Sequence[str], path: Path) -> None:
-    """Write the model to `path` with the tensors `names` as further outputs."""
+def _observe(model: Path, names: Sequence[str], path: Path) -> Floats | None:
+    """Write the model to `path` with the tensors `names` as further outputs.
+
+    Returns what its residual stream is rotated by, if it is.
+    """
     proto = onnx.load(model)
     made = {name for node in proto.graph.node for name in node.output}
     missing = [name for name in names if name not in made]
@@ -82,6 +88,7 @@ def _observe(model: Path, names: Sequence[str], path: Path) -> None:
         typed = {info.name: info for info in infer_shapes(proto).graph.value_info}
     proto.graph.output.extend(typed[name] for name in wanted)
     save_model(proto, path)
+    return matrix_in(proto)
 
 
 def _hidden_states(session: OrtSession, names: Sequence[str], images: Floats) -> list[Floats]:

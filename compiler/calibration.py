@@ -16,6 +16,7 @@ from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import save_graph
+from regcache.passes.rotate_stream import stream_ends
 from regcache.runtime.session import OrtSession
 
 
@@ -156,9 +157,13 @@ def halved_statistics(view: EncoderView, images: int, seed: int) -> dict[str, Ha
 
 
 def stream_ranges(view: EncoderView) -> dict[str, ChannelRange]:
-    """Empty ranges for the residual stream around every block, by tensor name."""
+    """Empty ranges for the residual stream around every block, by tensor name.
+
+    Where it is rotated, also for what it is before and after that.
+    """
     blocks = view.blocks
     names = {item.name for block in blocks for item in (block.input, block.middle, block.output)}
+    names |= {item.name for item in stream_ends(view.graph)}
     return {name: ChannelRange() for name in sorted(names)}
 
 

@@ -28,6 +28,7 @@ from regcache.compiler.cli_options import (
 )
 from regcache.compiler.cli_parity import parity_command
 from regcache.compiler.cli_reproduce import reproduce_command
+from regcache.compiler.cli_tables import print_tables
 from regcache.compiler.inspection import inspect_encoder, inspection_tables
 from regcache.compiler.manifest import Manifest
 from regcache.compiler.options import AttentionChoice, CompileOptions, RegisterChoice, Rounding
@@ -101,8 +102,7 @@ def inspect(
     if json is not None:
         write_text(json, found.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
-        for table in inspection_tables(found):
-            Console().print(table)
+        print_tables(inspection_tables(found))
 
 
 @app.command("compile")
@@ -128,6 +128,13 @@ def compile_command(
     ] = None,
     equalize: Annotated[
         bool, typer.Option("--equalize/--no-equalize", help="Whether channels are evened out.")
+    ] = True,
+    rotate: Annotated[
+        bool,
+        typer.Option(
+            "--rotate/--no-rotate",
+            help="Whether activations are rotated where --int8-share leaves room for it.",
+        ),
     ] = True,
     rounding: Annotated[
         Rounding, typer.Option(help="How weights become integers.")
@@ -165,6 +172,7 @@ def compile_command(
         precision=precision,
         simulate=simulate,
         equalize=equalize,
+        rotate=rotate,
         rounding=rounding,
         int8_share=int8_share,
         accept_slower=accept_slower,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from regcache.compiler.cli_options import (
     ArtifactArgument,
@@ -14,6 +13,7 @@ from regcache.compiler.cli_options import (
     JsonOption,
     ThreadsOption,
 )
+from regcache.compiler.cli_tables import print_tables
 from regcache.compiler.measure import Against, ReferenceChoice, measure_artifact
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import write_text
@@ -83,9 +83,9 @@ def parity_command(
     if json == Path("-"):
         write_text(json, result.model_dump_json(indent=2) + "\n")
     else:
-        Console().print(parity_table(result))
+        print_tables([parity_table(result)])
         if result.blocks is not None:
-            Console().print(block_table(result.blocks, result.first_jump))
+            print_tables([block_table(result.blocks, result.first_jump)])
         if json is not None:
             write_json(result, json)
     if junit is not None:

@@ -83,8 +83,9 @@ class SiteRecord(_Record):
 class QuantizationRecord(_Record):
     """Number formats, the ranges that calibration chose, and what stays float.
 
-    `int8_share`: of the multiply-accumulates of the blocks' linears; 0 where activations stay
-    float. `pareto`: what other shares would cost, where the damage of each layer was measured.
+    `int8_share`: of the multiply-accumulates of the blocks' linears and of rotations; 0 where
+    activations stay float. `pareto`: what other shares would cost, where the damage of each layer
+    was measured.
     """
 
     activation_dtype: str

@@ -42,8 +42,9 @@ class CompileOptions(BaseModel):
     """Everything that decides what `regcache compile` makes of a source.
 
     `search_budget` is in seconds; None for no limit. `int8_share`: the least share of the linears'
-    multiply-accumulates that stays int8; None for the target's default. `half`: whether the rest is
-    FP16; None for the target's default.
+    and rotations' multiply-accumulates that is int8; None for the target's default. `rotate`:
+    whether activations are rotated where that leaves room. `half`: whether the rest is FP16; None
+    for the target's default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +65,7 @@ class CompileOptions(BaseModel):
     search_budget: float | None = None
     scheduler: str = "threads"
     equalize: bool = True
+    rotate: bool = True
     rounding: Rounding = Rounding.GPTQ
     int8_share: float | None = None
     accept_slower: bool = False

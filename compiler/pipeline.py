@@ -1,5 +1,7 @@
 """`regcache compile`: source -> float ONNX -> registers -> calibration -> quantized -> artifact."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +11,8 @@ import numpy as np
 from regcache.compiler.artifact import MODEL, PREPROCESS
 from regcache.compiler.calibration import stream_ranges
 from regcache.compiler.comparison import compare
+from regcache.compiler.curation import Curated
+from regcache.compiler.curation_record import SensitivityRecord
 from regcache.compiler.equalized import Equalized
 from regcache.compiler.manifest import (
     LIBRARIES,
@@ -17,18 +21,20 @@ from regcache.compiler.manifest import (
     FileRecord,
     Manifest,
     ParityRecord,
+    PassRecord,
     QuantizationRecord,
     SiteRecord,
     SourceRecord,
     SpeedRecord,
     hash_files,
 )
-from regcache.compiler.options import CompileOptions
+from regcache.compiler.options import CompileOptions, RegisterChoice
 from regcache.compiler.placement import Placement
 from regcache.compiler.prepare import FloatEncoder, prepare
 from regcache.compiler.quantization import Finisher
 from regcache.compiler.quantizer import Quantizer
 from regcache.compiler.reporter import Reporter
+from regcache.compiler.rotation import rotate
 from regcache.compiler.speed_check import check_speed
 from regcache.compiler.stages import (
     Quantized,
@@ -45,7 +51,7 @@ from regcache.compiler.study import evenly
 from regcache.compiler.targets import Precision, runs_integers
 from regcache.passes.encoder import EncoderView
 from regcache.passes.onnx_file import save_graph
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder, Skipped, list_images
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.session import OrtSession
 from regcache.runtime.versions import installed_versions
@@ -67,21 +73,17 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
         quantizer = choose_quantizer(options)
         encoder, passes = shape_for_target(encoder, quantizer.target)
         folder = ImageFolder(paths, encoder.recipe, encoder.batch(options.batch_size))
-        folder.on_skip = reporter.skipped
+        skipped: list[Skipped] = []
+        folder.on_skip = _both(skipped.append, reporter.skipped)
         search = search_options(options, _journal_beside(output))
         finisher = Finisher(quantizer, folder, options, staging, search, reporter)
-        equalized, streams = _calibrated(encoder, finisher)
-        skipped = list(folder.skipped)
-        curated = curate_encoder(equalized.unmoved(), folder, quantizer, options, search, reporter)
-        placed, more = place(encoder, curated)
-        sensitivity = curated.record.sensitivity
+        ready = _make_ready(encoder, finisher)
+        equalized, curated = ready.calibrated.equalized, ready.curated
         if curated.setting.changes:
             np.savez(staging / REGISTERS, tokens=curated.tokens)
-            equalized, streams = _calibrated(placed, finisher)
-            sensitivity = []  # it was measured without registers
-        placement = finisher.place(equalized, sensitivity)
+        placement = finisher.place(equalized, ready.sensitivity)
         reporter.step(f"quantizing linears ({quantizer.target.why})")
-        quantized = finisher.quantize(equalized, placement, streams)
+        quantized = finisher.quantize(equalized, placement, ready.calibrated.streams)
         calibration = CalibrationRecord(
             images=len(folder.paths),
             skipped=[f"{item.path.name}: {item.reason}" for item in skipped],
@@ -104,7 +106,7 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
             calibration=calibration,
             curation=curated.record,
             quantization=_quantization_record(equalized, placement, quantizer, quantized),
-            passes=[*passes, *more, *equalized.logs, *quantized.logs],
+            passes=[*passes, *ready.passes, *equalized.logs, *quantized.logs],
             parity=ParityRecord(result=parity),
             speed=speed,
             files=hash_files(staging),
@@ -117,16 +119,61 @@ def _journal_beside(output: Path) -> Path:
     return output.absolute().parent / f".{output.name}.search.jsonl"
 
 
-def _calibrated(
-    encoder: FloatEncoder, finisher: Finisher
-) -> tuple[Equalized, dict[str, ChannelRange]]:
-    """The encoder evened out by what calibration saw; its residual stream where FP16 holds it."""
+def _both(*calls: Callable[[Skipped], None]) -> Callable[[Skipped], None]:
+    def call(item: Skipped) -> None:
+        for one in calls:
+            one(item)
+
+    return call
+
+
+@dataclass(frozen=True)
+class _Calibrated:
+    """An encoder evened out by what calibration saw; its residual stream where FP16 holds it."""
+
+    equalized: Equalized
+    streams: dict[str, ChannelRange]
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is to be quantized, what it was made with, and its sensitivity where it is known."""
+
+    calibrated: _Calibrated
+    curated: Curated
+    sensitivity: list[SensitivityRecord]
+    passes: list[PassRecord]
+
+
+def _make_ready(encoder: FloatEncoder, finisher: Finisher) -> _Ready:
+    """Search for registers, place them, rotate, and calibrate what came of it."""
+    options = finisher.options
+    searching = options.registers is not RegisterChoice.OFF
+    calibrated = _calibrated(encoder, finisher) if searching else None
+    curated = curate_encoder(
+        encoder if calibrated is None else calibrated.equalized.unmoved(),
+        finisher.folder,
+        finisher.quantizer,
+        options,
+        finisher.search,
+        finisher.reporter,
+    )
+    placed, placing = place(encoder, curated)
+    placed, rotating = rotate(placed, options)
+    sensitivity = curated.record.sensitivity
+    if calibrated is None or placed is not encoder:
+        calibrated = _calibrated(placed, finisher)
+        sensitivity = []  # it was measured without registers, or not rotated
+    return _Ready(calibrated, curated, sensitivity, [*placing, *rotating])
+
+
+def _calibrated(encoder: FloatEncoder, finisher: Finisher) -> _Calibrated:
     options = finisher.options
     streams = stream_ranges(encoder.view) if options.in_half else {}
     statistics = calibrate(
         encoder, finisher.folder, options, finisher.scratch, finisher.reporter, streams
     )
-    return finisher.equalize(encoder, statistics), streams
+    return _Calibrated(finisher.equalize(encoder, statistics), streams)
 
 
 def _first_look(

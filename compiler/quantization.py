@@ -17,6 +17,7 @@ from regcache.compiler.placement import Placement, place_int8
 from regcache.compiler.prepare import FloatEncoder
 from regcache.compiler.quantizer import Quantizer, Scale
 from regcache.compiler.reporter import Reporter
+from regcache.compiler.rotation import rotation_work
 from regcache.compiler.rounding import Rounded, block_bits, nearest_blocks, round_weights
 from regcache.compiler.stages import Quantized, pass_record, remove_model
 from regcache.compiler.statistics import ChannelRange
@@ -63,7 +64,8 @@ class Finisher:
         if not known and share < 1 and self.quantizer.quantizes_activations:
             known = self._sensitivity(equalized)
         damage = {record.site: record.damage for record in known}
-        placement = place_int8(equalized.encoder.view.sites, damage, share)
+        view = equalized.encoder.view
+        placement = place_int8(view.sites, damage, share, rotation_work(view))
         if placement.left_float:
             left = ", ".join(placement.left_float)
             self.reporter.step(f"{placement.share:.1%} of the linears' work in int8; float: {left}")

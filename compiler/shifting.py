@@ -17,6 +17,7 @@ from regcache.compiler.folds import Folded, Halved, Observed, Suggested
 from regcache.compiler.quantizer import Quantizer
 from regcache.passes.affine import Affine
 from regcache.passes.encoder import EncoderView, Site
+from regcache.passes.rotate_hidden import rotated_channels
 
 Floats = NDArray[np.float32]
 
@@ -45,7 +46,7 @@ def choose_shifts(
     """
     found = {}
     for site in _sites(view, statistics, quantizer):
-        if site.name.endswith(".fc2"):
+        if site.name.endswith(".fc2") and not rotated_channels(site.linears[0]):
             continue
         seen, weight = Folded.of(statistics[site.tensor.name]), site.weight
         middles, ones = Suggested.by(_middles, seen), Suggested.everywhere(1, seen)

@@ -48,11 +48,13 @@ def work(site: Site) -> int:
     return sum(int(np.prod(linear.matmul.inputs[1].values.shape)) for linear in site.linears)
 
 
-def wanted_floats(sites: Sequence[Site], damage: Mapping[str, float], least: float) -> list[str]:
+def wanted_floats(
+    sites: Sequence[Site], damage: Mapping[str, float], least: float, rotations: int
+) -> list[str]:
     """Again and again the site of most damage for its work, of those the floor has room for."""
-    total, chosen = sum(map(work, sites)), list[Site]()
+    total, chosen = sum(map(work, sites)) + rotations, list[Site]()
     while True:
-        spent = sum(map(work, chosen))
+        spent = sum(map(work, chosen)) + rotations
         able = [
             site
             for site in sites
@@ -65,22 +67,24 @@ def wanted_floats(sites: Sequence[Site], damage: Mapping[str, float], least: flo
         chosen.append(max(able, key=lambda site: damage[site.name] / work(site)))
 
 
-def int8_share(sites: Sequence[Site], left: Sequence[str]) -> float:
-    total = sum(map(work, sites))
+def int8_share(sites: Sequence[Site], left: Sequence[str], rotations: int = 0) -> float:
+    total = sum(map(work, sites)) + rotations
     return sum(work(site) for site in sites if site.name not in left) / total
 
 
-@given(encoder=encoders(), least=SHARES)
+@given(encoder=encoders(), least=SHARES, rotations=st.integers(0, 4))
 def test_greedy_by_damage_per_work(
-    encoder: tuple[list[Site], dict[str, float]], least: float
+    encoder: tuple[list[Site], dict[str, float]], least: float, rotations: int
 ) -> None:
     sites, damage = encoder
-    found = place_int8(sites, damage, least)
-    assert list(found.left_float) == wanted_floats(sites, damage, least)
-    assert found.share == pytest.approx(int8_share(sites, found.left_float))
+    total = sum(map(work, sites)) + rotations
+    least = min(least, (total - rotations) / total)  # as far as there is room for them at all
+    found = place_int8(sites, damage, least, rotations)
+    assert list(found.left_float) == wanted_floats(sites, damage, least, rotations)
+    assert found.share == pytest.approx(int8_share(sites, found.left_float, rotations))
     assert found.share >= least - 1e-12
+    assert not found.pareto or found.pareto[0].share == pytest.approx(1 - rotations / total)
     spare = found.share - least
-    total = sum(map(work, sites))
     for site in sites:
         if site.name not in found.left_float and damage.get(site.name, 0.0) > 0:
             assert work(site) / total > spare - 1e-12  # nothing that would fit is left out

@@ -18,6 +18,9 @@ from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import load_model
 from regcache.passes.quantize_linears import QuantizeLinears
+from regcache.passes.rotate_hidden import RotateHidden
+from regcache.passes.rotate_stream import RotateStream
+from regcache.passes.split_qkv import SplitQkv
 
 # Per family: blocks, tokens before the patches, heads, activation, linears of a block.
 SEPARATE = ("q", "k", "v", "out", "fc1", "fc2")
@@ -91,3 +94,17 @@ def test_quantized_graph_stays_the_encoder(name: str, folder: Path) -> None:
     for before, after in zip(original, quantized, strict=False):
         noise = np.square(before - after).sum() / np.square(before).sum()
         assert 0 < noise < 0.02, name
+
+
+@pytest.mark.parametrize("name", zoo.family_params())
+def test_a_rotated_graph_is_the_same_encoder(name: str, folder: Path) -> None:
+    """As TensorRT gets it: packed projections split, the stream and what fc2 reads rotated."""
+    found = view(name, folder)
+    graph, batch = run(SplitQkv(), found.graph).graph, images(2)
+    for step, edits in ((RotateStream(), 1), (RotateHidden(), len(found.blocks))):
+        result = run(step, graph)
+        assert (len(result.log.edits), result.log.skips) == (edits, ())
+        graph = result.graph
+    onnx.checker.check_model(gs.export_onnx(graph), full_check=True)
+    for before, after in zip(run_graph(found.graph, batch), run_graph(graph, batch), strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4 * np.abs(before).max())

@@ -102,6 +102,15 @@ def test_quantized_whole_and_half_the_rest(name: str) -> None:
     RotateHidden(16).ensures(quantized, quantized)
 
 
+def test_quantized_behind_factors_of_its_own() -> None:
+    graph = graph_of(wide("plain"))
+    for kind in ("hidden", "equalize", "shift"):
+        graph = run(fold(kind, graph), graph).graph
+    graph = apply(QuantizeLinears(scales(graph, "int8")), graph).graph
+    linears = [block.mlp.fc2 for block in view_encoder(graph).blocks]
+    assert [(one.quantized, rotated_channels(one)) for one in linears] == [(True, 16)] * 2
+
+
 def test_half_precision_alone() -> None:
     vit, graph = TinyVit(wide("plain")), graph_of(wide("plain"))
     for step in (RotateStream(), RotateHidden(64), HalfPrecision()):

@@ -65,10 +65,13 @@ class Finisher:
             known = self._sensitivity(equalized)
         damage = {record.site: record.damage for record in known}
         view = equalized.encoder.view
-        placement = place_int8(view.sites, damage, share, rotation_work(view))
-        if placement.left_float:
-            left = ", ".join(placement.left_float)
-            self.reporter.step(f"{placement.share:.1%} of the linears' work in int8; float: {left}")
+        rotations = rotation_work(view)
+        placement = place_int8(view.sites, damage, share, rotations)
+        floats = [*(["rotations"] if rotations else []), *placement.left_float]
+        if floats:
+            self.reporter.step(
+                f"{placement.share:.1%} of the work in int8; float: {', '.join(floats)}"
+            )
         return placement
 
     def quantize(

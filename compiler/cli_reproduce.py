@@ -15,6 +15,7 @@ from regcache.compiler.cli_options import (
     SchedulerOption,
     SearchBudgetOption,
     ThreadsOption,
+    listed,
     parse_duration,
 )
 from regcache.compiler.options import CompileOptions
@@ -124,7 +125,7 @@ def reproduce_command(
 
 def _listed(text: str, parse: Callable[[str], T]) -> list[T]:
     """What a list with commas names, each once."""
-    return list(dict.fromkeys(parse(item.strip()) for item in text.split(",")))
+    return list(dict.fromkeys(parse(item) for item in listed([text])))
 
 
 def _simulation(text: str) -> Simulation:

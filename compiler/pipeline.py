@@ -1,6 +1,5 @@
 """`regcache compile`: source -> float ONNX -> registers -> calibration -> quantized -> artifact."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -74,7 +73,12 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
         encoder, passes = shape_for_target(encoder, quantizer.target)
         folder = ImageFolder(paths, encoder.recipe, encoder.batch(options.batch_size))
         skipped: list[Skipped] = []
-        folder.on_skip = _both(skipped.append, reporter.skipped)
+
+        def skip(item: Skipped) -> None:
+            skipped.append(item)
+            reporter.skipped(item)
+
+        folder.on_skip = skip
         search = search_options(options, _journal_beside(output))
         finisher = Finisher(quantizer, folder, options, staging, search, reporter)
         ready = _make_ready(encoder, finisher)
@@ -117,14 +121,6 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
 
 def _journal_beside(output: Path) -> Path:
     return output.absolute().parent / f".{output.name}.search.jsonl"
-
-
-def _both(*calls: Callable[[Skipped], None]) -> Callable[[Skipped], None]:
-    def call(item: Skipped) -> None:
-        for one in calls:
-            one(item)
-
-    return call
 
 
 @dataclass(frozen=True)

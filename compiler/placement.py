@@ -44,7 +44,8 @@ def place_int8(
     there are none where no damage was measured. `rotations`: multiply-accumulates, for one token,
     of products that are float in any case.
     """
-    cost = {site.name: sum(_size(site)) for site in sites}
+    # Every token costs as many.
+    cost = {site.name: sum(linear.work for linear in site.linears) for site in sites}
     order = sorted(cost, key=lambda name: -damage.get(name, 0.0) / cost[name])
     total = sum(cost.values()) + rotations
     pareto = (
@@ -63,8 +64,3 @@ def place_int8(
             spare -= cost[name]
     share = 1 - (rotations + sum(cost[name] for name in left)) / total
     return Placement(tuple(left), share, tuple(pareto))
-
-
-def _size(site: Site) -> list[int]:
-    """Weights of each linear; every token costs as many multiply-accumulates."""
-    return [rows * columns for rows, columns in (linear.weight_shape for linear in site.linears)]

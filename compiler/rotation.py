@@ -10,11 +10,13 @@ from regcache.compiler.targets import Precision
 from regcache.passes.base import Pass, run
 from regcache.passes.encoder import EncoderView
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.rotate_hidden import SIZES, RotateHidden, hidden_sites, rotated_channels
+from regcache.passes.rotate_hidden import RotateHidden, hidden_sites, rotated_channels
 from regcache.passes.rotate_stream import RotateStream, rotated_stream
 
 # Of the work that may be float, the most that goes into rotations; linears get the rest.
 _MOST = 0.7
+# Channels of what fc2 reads, the most first; 4 at a time would spread an outlier too little.
+_SIZES = (64, 16)
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,12 @@ def choose_rotations(view: EncoderView, least_share: float) -> Rotations:
 
     The stream first, then as many channels together as fit.
     """
-    linears = sum(rows * columns for rows, columns in (one.weight_shape for one in view.linears))
+    linears = sum(linear.work for linear in view.linears)
     stream, spare = _stream_work(view), (1 - least_share) * _MOST
     if stream > spare * (linears + stream):
         return Rotations()
     channels = [site.linears[0].weight_shape[0] for site in hidden_sites(view)]
-    for size in SIZES[:-1]:
+    for size in _SIZES:
         work = stream + sum(size * count for count in channels if count % size == 0)
         if work <= spare * (linears + work):
             return Rotations(stream=True, hidden=size)

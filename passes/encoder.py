@@ -42,6 +42,12 @@ class Linear:
         return int(rows), int(columns)
 
     @property
+    def work(self) -> int:
+        """Multiply-accumulates for one token."""
+        rows, columns = self.weight_shape
+        return rows * columns
+
+    @property
     def quantized(self) -> bool:
         """Whether the weight stands behind a DequantizeLinear already."""
         return not is_constant(self.matmul.inputs[1])
@@ -156,6 +162,11 @@ class EncoderView:
     def linears(self) -> tuple[Linear, ...]:
         """The linears of all blocks, in order."""
         return tuple(linear for block in self.blocks for linear in block.linears)
+
+    @property
+    def linear_shapes(self) -> list[tuple[str, tuple[int, int]]]:
+        """Name and (K, N) of every linear, in order: what most passes leave as it is."""
+        return [(linear.name, linear.weight_shape) for linear in self.linears]
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:

@@ -20,6 +20,8 @@ from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.walk import ROTATION, rotates, skip_affine, skip_back, upstream
 
+Floats = NDArray[np.float32]
+
 SIZES = (64, 16, 4)
 """Channels that can be rotated together: powers of 4, so that FP16 holds the matrix exactly."""
 _ROUNDS = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear"})
@@ -48,15 +50,16 @@ class RotateHidden:
     def rewrite(self, graph: gs.Graph) -> Log:
         """Insert the products, and turn the weights back."""
         edits, skips = [], []
-        view = view_encoder(graph)
+        view, matrix = view_encoder(graph), rotation(self.size)
         for site in hidden_sites(view):
             reason = refusal(view, site) or self._unfit(site)
             if reason is not None:
                 skips.append(Skip(site.name, reason))
                 continue
-            rotated = self._insert(graph, site)
+            rotated = _insert(graph, site, matrix)
             for linear in site.linears:
-                constant = gs.Constant(f"{linear.name}/rotated", self._turned(linear.weight))
+                weight = _turned(linear.weight, matrix)
+                constant = gs.Constant(f"{linear.name}/rotated", weight)
                 linear.matmul.inputs = [rotated, constant]
             edits.append(Edit(site.name, f"{self.size} channels at a time"))
         return Log(tuple(edits), tuple(skips))
@@ -64,9 +67,7 @@ class RotateHidden:
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
         """The same linears, and three nodes for each activation that is rotated now."""
         old, new = view_encoder(before), view_encoder(after)
-        assert [(one.name, one.weight_shape) for one in old.linears] == [
-            (one.name, one.weight_shape) for one in new.linears
-        ]
+        assert old.linear_shapes == new.linear_shapes
         rotated = [
             sum(rotated_channels(linear) > 0 for linear in one.linears) for one in (old, new)
         ]
@@ -80,31 +81,8 @@ class RotateHidden:
             return f"{channels} channels are not a multiple of {self.size}"
         return None if shape is not None else "its rank is not known"
 
-    def _insert(self, graph: gs.Graph, site: Site) -> gs.Variable:
-        """Append the nodes; returns the rotated activation."""
-        tensor, size = site.tensor, self.size
-        channels, name = site.linears[0].weight_shape[0], f"{ROTATION}/{site.name}"
-        kept = [0] * (len(tensor.shape) - 1)
-        steps = (
-            ("Reshape", "parts", np.array([*kept, channels // size, size], np.int64)),
-            ("MatMul", "product", rotation(size)),
-            ("Reshape", "whole", np.array([*kept, channels], np.int64)),
-        )
-        for op, what, values in steps:
-            constant = gs.Constant(f"{name}/{what}/constant", values)
-            output = gs.Variable(f"{name}/{what}/out", dtype=np.float32)
-            graph.nodes.append(gs.Node(op, f"{name}/{what}", {}, [tensor, constant], [output]))
-            tensor = output
-        return tensor
 
-    def _turned(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The weight [K, N] of an activation that is rotated."""
-        parts = weight.astype(np.float64).reshape(-1, self.size, weight.shape[1])
-        turned = rotation(self.size).astype(np.float64).T @ parts
-        return turned.reshape(weight.shape).astype(np.float32)
-
-
-def rotation(size: int) -> NDArray[np.float32]:
+def rotation(size: int) -> Floats:
     """An orthogonal matrix [size, size] of numbers that differ by their sign alone.
 
     Sylvester's matrix, its rows with the signs of a bent function: a constant added to all channels
@@ -133,6 +111,31 @@ def rotated_channels(linear: Linear) -> int:
         if rotates(node) and node.op == "MatMul"
     )
     return next((int(product.inputs[1].shape[0]) for product in products), 0)
+
+
+def _insert(graph: gs.Graph, site: Site, matrix: Floats) -> gs.Variable:
+    """Append the nodes that rotate an activation; returns it rotated."""
+    tensor, size = site.tensor, len(matrix)
+    channels, name = site.linears[0].weight_shape[0], f"{ROTATION}/{site.name}"
+    kept = [0] * (len(tensor.shape) - 1)
+    steps = (
+        ("Reshape", "parts", np.array([*kept, channels // size, size], np.int64)),
+        ("MatMul", "product", matrix),
+        ("Reshape", "whole", np.array([*kept, channels], np.int64)),
+    )
+    for op, what, values in steps:
+        constant = gs.Constant(f"{name}/{what}/constant", values)
+        output = gs.Variable(f"{name}/{what}/out", dtype=np.float32)
+        graph.nodes.append(gs.Node(op, f"{name}/{what}", {}, [tensor, constant], [output]))
+        tensor = output
+    return tensor
+
+
+def _turned(weight: Floats, matrix: Floats) -> Floats:
+    """The weight [K, N] of an activation that is rotated."""
+    parts = weight.astype(np.float64).reshape(-1, len(matrix), weight.shape[1])
+    turned = matrix.astype(np.float64).T @ parts
+    return turned.reshape(weight.shape).astype(np.float32)
 
 
 def _parity(numbers: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -28,6 +28,7 @@ from regcache.passes.walk import (
     is_constant,
     is_output,
     producer,
+    replace_everywhere,
 )
 
 Floats = NDArray[np.float32]
@@ -75,9 +76,7 @@ class RotateStream:
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
         """The same linears; two products more, biases where there were none, no layer scales."""
         old, new = view_encoder(before), view_encoder(after)
-        assert [(one.name, one.weight_shape) for one in old.linears] == [
-            (one.name, one.weight_shape) for one in new.linears
-        ]
+        assert old.linear_shapes == new.linear_shapes
         assert rotated_stream(new)
         assert not list(_scales(new))
         biases = [sum(one.bias_add is not None for one in view.linears) for view in (old, new)]
@@ -121,8 +120,8 @@ def matrix_in(model: onnx.ModelProto) -> Floats | None:
     return np.asarray(onnx.numpy_helper.to_array(stored[first.input[1]]), np.float32)
 
 
-def _is_first(node: gs.Node | onnx.NodeProto | None) -> bool:
-    return node is not None and node.name == f"{_STREAM}/in"
+def _is_first(node: gs.Node | onnx.NodeProto) -> bool:
+    return bool(node.name == f"{_STREAM}/in")
 
 
 def _why_not(view: EncoderView) -> str | None:
@@ -237,8 +236,7 @@ def _turn_output(graph: gs.Graph, linear: Linear, stream: gs.Variable, matrix: F
     for product in products:
         scale = scale * _scale_of(product)
         (data,), (output,) = data_inputs(product), product.outputs
-        for reader in list(output.outputs):
-            _reread(reader, output, data)
+        replace_everywhere(graph, output, data)
         product.outputs = []
     _set_weight(linear, (linear.weight.astype(np.float64) * scale) @ turn)
     add = linear.bias_add

@@ -9,9 +9,10 @@ from typing import Literal, Protocol
 
 import onnx_graphsurgeon as gs
 
+from regcache.compiler.pass_record import PassRecord, pass_record
 from regcache.compiler.reporter import Reporter
 from regcache.export.source import open_source
-from regcache.passes.canonicalize import canonicalize
+from regcache.passes.canonicalize import canonicalize_logged
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
@@ -44,7 +45,8 @@ class FloatEncoder:
     """A float encoder ready to be calibrated.
 
     `path` is its ONNX file as exported, `graph` the canonical form, `recipe_from` says whether the
-    recipe came with the source, from an option, or had to be assumed.
+    recipe came with the source, from an option, or had to be assumed. `passes`: what led from the
+    file to the canonical form.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class FloatEncoder:
     view: EncoderView
     recipe: Preprocess
     recipe_from: Literal["source", "option", "assumed"]
+    passes: tuple[PassRecord, ...] = ()
 
     def batch(self, wanted: int) -> int:
         """The batch size to run with: the graph's own where it is fixed."""
@@ -73,7 +76,7 @@ def prepare(options: SourceOptions, folder: Path, reporter: Reporter) -> FloatEn
     reporter.step(f"exporting {options.source}")
     own = export_source(options.source, path, options.resolution)
     try:
-        graph = canonicalize(load_model(path))
+        graph, logs = canonicalize_logged(load_model(path))
         view = view_encoder(graph)
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
@@ -89,7 +92,8 @@ def prepare(options: SourceOptions, folder: Path, reporter: Reporter) -> FloatEn
         f"found {len(view.blocks)} blocks of width {view.width}, {view.heads} heads, "
         f"{len(view.linears)} linears"
     )
-    return FloatEncoder(path, graph, view, recipe, recipe_from)
+    passes = tuple(pass_record(name, log) for name, log in logs)
+    return FloatEncoder(path, graph, view, recipe, recipe_from, passes)
 
 
 def export_source(source: str, path: Path, resolution: int | None) -> Preprocess | None:

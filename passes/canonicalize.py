@@ -3,7 +3,7 @@
 import onnx
 import onnx_graphsurgeon as gs
 
-from regcache.passes.base import Pass, run
+from regcache.passes.base import Log, Pass, run
 from regcache.passes.check import check_and_infer
 from regcache.passes.drop_masks import DropMasks
 from regcache.passes.errors import InputError, first_line
@@ -32,19 +32,29 @@ PASSES: tuple[Pass, ...] = (
 
 
 def canonicalize(model: onnx.ModelProto) -> gs.Graph:
+    """The canonical form of a model; see canonicalize_logged."""
+    return canonicalize_logged(model)[0]
+
+
+def canonicalize_logged(model: onnx.ModelProto) -> tuple[gs.Graph, list[tuple[str, Log]]]:
     """Upgrade to opset 20 or later, fold constants, recognise LayerNormalization and Gelu.
 
     Returns a graph with shapes on its tensors that computes what `model` does within float
-    rounding. Raises InputError when the opset cannot be upgraded or shapes do not fit together.
+    rounding, and what each pass did, by its name. Raises InputError when the opset cannot be
+    upgraded or shapes do not fit together.
     """
     try:
         graph = import_graph(upgrade_opset(model))
         check_and_infer(graph)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise InputError(f"the graph's shapes do not fit: {first_line(error)}") from error
+    logs = []
     for step in PASSES:
-        graph = run(step, graph).graph
-    return graph
+        result = run(step, graph)
+        graph = result.graph
+        if result.changed or result.log.skips:
+            logs.append((step.name, result.log))
+    return graph, logs
 
 
 def upgrade_opset(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -41,6 +41,8 @@ SPELLINGS = {
     "packed swiglu": Spec(activation="swiglu", packed_gate=True),
     "sdpa": Spec(attention="sdpa"),
     "merged heads": Spec(attention="merged"),
+    "einsum": Spec(attention="einsum", gelu="half_last", opset=17),
+    "einsum linears": Spec(attention="einsum_all"),
     "attention operator": Spec(attention="op4", opset=23),
     "attention operator, rank 3": Spec(attention="op3", opset=23),
 }

@@ -26,7 +26,7 @@ class Spec:
     prefix: int = 1
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "swiglu"] = "gelu"
     qkv: Literal["separate", "fused"] = "separate"
-    attention: Literal["matmul", "sdpa", "merged", "op4", "op3"] = "matmul"
+    attention: Literal["matmul", "sdpa", "merged", "op4", "op3", "einsum", "einsum_all"] = "matmul"
     packed_gate: bool = False
     layer_norm: Literal["node", "pow", "mul"] = "node"
     gelu: Literal["node", "half_last", "half_first", "times_reciprocal"] = "node"
@@ -356,6 +356,8 @@ class _Builder:
 
     def _attention(self, x: str, i: int) -> str:
         spec, head_dim = self.spec, self.spec.width // self.spec.heads
+        if spec.attention == "einsum_all":
+            return self._attention_of_einsums(x, i)
         if spec.qkv == "fused":
             weights = [self.vit.weights[f"{i}.{n}"] for n in "qkv"]
             biases = [self.vit.weights[f"{i}.{n}.b"] for n in "qkv"]
@@ -421,6 +423,33 @@ class _Builder:
         return self._node(
             "Transpose", self._reshape(mixed, spec.heads, spec.tokens, head_dim), perm=[0, 2, 1, 3]
         )
+
+    def _mix_einsum(self, q: str, k: str, v: str) -> str:
+        """The products of attention as Einsum, over [B, heads, T, D]."""
+        scores = self._node("Einsum", q, k, equation="bhid,bhjd->bhij")
+        root = math.sqrt(self.spec.width // self.spec.heads)
+        probs = self._node("Softmax", self._node("Div", scores, self._number(root)), axis=-1)
+        mixed = self._node("Einsum", probs, v, equation="bhij,bhjd->bhid")
+        return self._node("Transpose", mixed, perm=[0, 2, 1, 3])
+
+    def _attention_of_einsums(self, x: str, i: int) -> str:
+        """Flax's spelling: projections to [B, T, heads, D] and back are Einsum as well."""
+        heads, width = self.spec.heads, self.spec.width
+        parts = []
+        for n in "qkv":
+            by_head = self.vit.weights[f"{i}.{n}"].reshape(width, heads, -1)
+            weight = self._constant(f"{i}.{n}.by_head", by_head)
+            y = self._node("Einsum", x, weight, equation="btc,chd->bthd")
+            bias = self.vit.weights[f"{i}.{n}.b"].reshape(heads, -1)
+            parts.append(self._add(y, self._constant(f"{i}.{n}.b.by_head", bias)))
+        q = self._node("Mul", parts[0], self._number((width // heads) ** -0.5))
+        scores = self._node("Einsum", q, parts[1], equation="bthd,bshd->bhts")
+        probs = self._node("Softmax", scores, axis=-1)
+        mixed = self._node("Einsum", probs, parts[2], equation="bhts,bshd->bthd")
+        out = self.vit.weights[f"{i}.out"].reshape(heads, -1, width)
+        weight = self._constant(f"{i}.out.by_head", out)
+        y = self._node("Einsum", mixed, weight, equation="bthd,hdc->btc")
+        return self._add(y, self._weight(f"{i}.out.b"))
 
     def _mix_op4(self, q: str, k: str, v: str) -> str:
         """ONNX's Attention on [B, heads, T, D]."""

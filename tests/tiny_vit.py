@@ -28,7 +28,7 @@ class Spec:
     qkv: Literal["separate", "fused"] = "separate"
     attention: Literal["matmul", "sdpa", "merged", "op4", "op3", "einsum", "einsum_all"] = "matmul"
     packed_gate: bool = False
-    layer_norm: Literal["node", "pow", "mul"] = "node"
+    layer_norm: Literal["node", "pow", "mul", "rms"] = "node"
     gelu: Literal["node", "half_last", "half_first", "times_reciprocal"] = "node"
     gemm: bool = False
     layer_scale: bool = False
@@ -164,12 +164,10 @@ class TinyVit:
             scale1, scale2 = (
                 (w[f"{i}.scale1"], w[f"{i}.scale2"]) if spec.layer_scale else (1.0, 1.0)
             )
-            x = x + scale1 * self._attention(
-                layer_norm(x, w[f"{i}.norm1"], w[f"{i}.norm1.b"]), w, i, plan
-            )
-            x = x + scale2 * self._mlp(layer_norm(x, w[f"{i}.norm2"], w[f"{i}.norm2.b"]), w, i)
+            x = x + scale1 * self._attention(self._normed(x, w, f"{i}.norm1"), w, i, plan)
+            x = x + scale2 * self._mlp(self._normed(x, w, f"{i}.norm2"), w, i)
             x = plan.leave(x, i)
-        x = layer_norm(x, w["norm"], w["norm.b"])
+        x = self._normed(x, w, "norm")
         if not spec.pooling_head:
             return x[:, 0], plan.restore(x, spec)
         query = np.repeat(w["probe"], batch, axis=0) @ w["head.q"]
@@ -184,13 +182,16 @@ class TinyVit:
             scale1, scale2 = (
                 (w[f"{i}.scale1"], w[f"{i}.scale2"]) if self.spec.layer_scale else (1.0, 1.0)
             )
-            normed = layer_norm(x, w[f"{i}.norm1"], w[f"{i}.norm1.b"])
-            x = x + scale1 * self._attention(normed, w, i, seen)
-            normed = layer_norm(x, w[f"{i}.norm2"], w[f"{i}.norm2.b"])
-            x = x + scale2 * self._mlp(normed, w, i)
+            x = x + scale1 * self._attention(self._normed(x, w, f"{i}.norm1"), w, i, seen)
+            x = x + scale2 * self._mlp(self._normed(x, w, f"{i}.norm2"), w, i)
         assert seen.recorded is not None
         keys, values = zip(*seen.recorded, strict=True)
         return np.concatenate(keys), np.concatenate(values)
+
+    def _normed(self, x: Array, w: dict[str, Array], name: str) -> Array:
+        if self.spec.layer_norm == "rms":
+            return np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True) + EPSILON) * w[name])
+        return layer_norm(x, w[name], w[f"{name}.b"])
 
     def _attention(self, x: Array, w: dict[str, Array], i: int, plan: "Registers") -> Array:
         heads, (batch, tokens, width) = self.spec.heads, x.shape
@@ -330,6 +331,11 @@ class _Builder:
         scale, bias = self._weight(name), self._weight(f"{name}.b")
         if self.spec.layer_norm == "node":
             return self._node("LayerNormalization", x, scale, bias, axis=-1, epsilon=EPSILON)
+        if self.spec.layer_norm == "rms":
+            square = self._node("Pow", x, self._number(2.0))
+            root = self._node("Sqrt", self._node("Add", self._mean(square), self._number(EPSILON)))
+            normal = self._node("Mul", x, self._node("Reciprocal", root))
+            return self._node("Mul", normal, self._weight(name))
         centred = self._node("Sub", x, self._mean(x))
         square = (
             self._node("Pow", centred, self._number(2.0))

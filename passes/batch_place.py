@@ -42,14 +42,15 @@ def static_shape(tensor: gs.Tensor, node: gs.Node) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def reshaped_place(
+def reshaped_places(
     place: Place, source: Sequence[int], result: Sequence[int], batch: int
-) -> Place | None:
-    """Where a Reshape from one static shape to another puts the batch; None where it splits it.
+) -> list[Place]:
+    """Where a Reshape from one static shape to another may put the batch, likeliest first.
 
-    With a batch of 1 several answers compute the same. Then an axis of length 1 with as many
-    numbers before it as the batch has is the batch; else it is merged into the first axis that
-    changes, as heads are, but never into the last one, which holds the channels.
+    There is one answer at most for a batch of 2 or more, none where the batch is torn apart. For a
+    batch of 1 several compute the same. Then an axis of length 1 with as many numbers before it as
+    the batch has comes first; next the batch merged into the first axis that changes, as heads are,
+    but not into the last one, which holds the channels.
     """
     before = prod(source[: place.axis]) * place.outer
     fits = [
@@ -57,17 +58,13 @@ def reshaped_place(
         for axis in range(len(result))
         if (rest := _inner(before, result, axis, batch)) is not None
     ]
-    if len(fits) < 2:
-        return fits[0] if fits else None
-    exact = [fit for fit in fits if fit.outer == fit.inner == 1]
-    if exact:
-        return exact[0]
     same = 0
     while same < min(place.axis, len(result)) and source[same] == result[same]:
         same += 1
-    merged = [fit for fit in fits if fit.axis >= same and fit.axis < len(result) - 1]
+    exact = [fit for fit in fits if fit.outer == fit.inner == 1]
+    merged = [fit for fit in fits if same <= fit.axis < len(result) - 1]
     earlier = [fit for fit in reversed(fits) if fit.axis < same]
-    return (merged or earlier or fits)[0]
+    return list(dict.fromkeys([*exact, *merged, *earlier, *fits]))
 
 
 def _inner(before: int, result: Sequence[int], axis: int, batch: int) -> int | None:

@@ -9,7 +9,6 @@ from regcache.passes.batch_place import (
     StuckError,
     axes_of,
     int_values,
-    reshaped_place,
     static_shape,
 )
 
@@ -152,14 +151,6 @@ def _transpose(node: gs.Node, place: Place, batch: int) -> Sequence[Place]:
     return [place.moved(list(perm).index(place.axis))]
 
 
-def _reshape(node: gs.Node, place: Place, batch: int) -> Sequence[Place]:
-    source, result = (static_shape(item, node) for item in (node.inputs[0], node.outputs[0]))
-    found = reshaped_place(place, source, result, batch)
-    if found is None:
-        raise StuckError(node, f"tears the batch apart: {list(source)} -> {list(result)}")
-    return [found]
-
-
 def _squeeze(node: gs.Node, place: Place, batch: int) -> Sequence[Place]:
     shape, axes = static_shape(node.inputs[0], node), axes_of(node, 1)
     if axes is None and batch == 1:
@@ -280,8 +271,6 @@ _RULES: dict[str, _Rule] = {
     ),
     "LpNormalization": _along_axis(-1),
     "Transpose": _transpose,
-    "Reshape": _reshape,
-    "Flatten": _reshape,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Gather": _gather,

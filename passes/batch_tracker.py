@@ -80,10 +80,10 @@ class BatchTracker:
         return found
 
     def _reshaped(self, node: gs.Node, place: Place) -> Place:
-        shapes = [static_shape(item, node) for item in (node.inputs[0], node.outputs[0])]
-        places = reshaped_places(place, *shapes, self.batch)
+        source, result = (static_shape(item, node) for item in (node.inputs[0], node.outputs[0]))
+        places = reshaped_places(place, source, result, self.batch)
         if not places:
-            raise StuckError(node, "tears the batch apart: {} -> {}".format(*map(list, shapes)))
+            raise StuckError(node, f"tears the batch apart: {list(source)} -> {list(result)}")
         if len(places) == 1:
             return places[0]
         number = len(self.made)

@@ -24,8 +24,9 @@ _NEVER = frozenset(["Loop", "Scan", "If", "SequenceMap", "Multinomial", "Bernoul
 class FoldConstants:
     """Replace every node whose inputs are constant, Shape nodes of static tensors included.
 
-    Matched: Constant nodes, shape arithmetic, positional embeddings resized in the graph. Refused: results of over 256 MB, loops, random numbers, operators
-    of other domains, and nodes that ONNX Runtime cannot evaluate, left as they are.
+    Matched: Constant nodes, shape arithmetic, positional embeddings resized in the graph. Refused:
+    results of over 256 MB, loops, random numbers, operators of other domains, and nodes that ONNX
+    Runtime cannot evaluate, left as they are.
     Needs shapes on the graph (check_and_infer) to fold Shape nodes.
     """
 

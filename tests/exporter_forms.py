@@ -84,24 +84,32 @@ def _beit() -> nn.Module:
     return Named(transformers.BeitModel(config), _pooled)
 
 
+def _timm(name: str) -> nn.Module:
+    sizes: dict[str, Any] = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": WIDTH}
+    model: nn.Module = timm.create_model(name, depth=DEPTH, num_heads=HEADS, num_classes=0, **sizes)
+    return model
+
+
 def _eva02() -> nn.Module:
-    more = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH}
-    return timm.create_model("eva02_tiny_patch14_224", num_heads=HEADS, num_classes=0, **more)
+    return _timm("eva02_tiny_patch14_224")
 
 
 def _timm_vit() -> nn.Module:
-    more = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH}
-    return timm.create_model("vit_tiny_patch16_224", num_heads=HEADS, num_classes=0, **more)
+    return _timm("vit_tiny_patch16_224")
 
 
 def _torchvision() -> nn.Module:
-    return torchvision.models.VisionTransformer(SIDE, PATCH, DEPTH, HEADS, WIDTH, 2 * WIDTH)
+    model: nn.Module = torchvision.models.VisionTransformer(
+        SIDE, PATCH, DEPTH, HEADS, WIDTH, 2 * WIDTH
+    )
+    return model
 
 
 def _open_clip() -> nn.Module:
-    return open_clip.transformer.VisionTransformer(
+    model: nn.Module = open_clip.transformer.VisionTransformer(
         SIDE, PATCH, WIDTH, DEPTH, HEADS, 2.0, output_dim=48
     )
+    return model
 
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {

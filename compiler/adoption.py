@@ -66,7 +66,9 @@ def _difference(
     names = [item.name for item in adopted.graph.outputs]
     images = _random_images(adopted.image)
     try:
-        with OriginalSession(source.path, adopted.image.name, threads=threads) as original:
+        with OriginalSession(
+            source.path, adopted.image.name, masks=adopted.masks, threads=threads
+        ) as original:
             wanted = original.run(images, names)
     except InputError as error:
         reporter.warn(f"{source.name}: could not be run to check its rewritten form: {error}")

@@ -5,18 +5,20 @@ shape static. Outputs keep their names and their order.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Pass, run
+from regcache.passes.drop_neutral import DropNeutral, fill_masks
 from regcache.passes.errors import InputError
 from regcache.passes.free_batch import BATCH, FreeBatch
 from regcache.passes.image_input import ImageInput, find_image
-from regcache.passes.keep_vision import KeepVision
+from regcache.passes.keep_vision import KeepVision, other_inputs
 from regcache.passes.pin_image import PinImage
 from regcache.passes.read_graph import read_graph
 from regcache.passes.settle import settle
@@ -25,6 +27,8 @@ from regcache.passes.walk import is_constant
 
 # A batch that no exporter bakes in: what it is multiplied into is told apart from all else.
 _PROBE = 2
+# More than an attention mask and a patch mask is a model of another kind.
+_MOST_MASKS = 3
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,14 @@ class Adopted:
     """A file in our own form.
 
     `notes`: what was done to it that a user would want to know. `half`: whether it computed in less
-    than FP32.
+    than FP32. `masks`: inputs that were set to a number that masks nothing.
     """
 
     graph: gs.Graph
     image: ImageInput
     notes: tuple[str, ...]
     half: bool
+    masks: Mapping[str, float]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -70,15 +75,19 @@ def adopt(
     if converted:
         notes.append("its weights are taken in FP32: some of the file is in another precision")
     image = find_image(graph)
-    graph, edits = _edit(KeepVision(image.name), graph)
-    if edits:
-        notes.append(_dropped(graph, edits))
     height, width = _size(image, resolution, size)
-    graph, note = _fix_shapes(graph, image, height, width, free_batch)
+    names, masks = _masks(graph, image), dict[str, float]()
+    if names:
+        graph, note, masks = _without_masks(graph, names, image, height, width, free_batch)
+    else:
+        graph, edits = _edit(KeepVision(image.name), graph)
+        if edits:
+            notes.append(_dropped(graph, edits))
+        graph, note = _fix_shapes(graph, image, height, width, free_batch)
     notes += note
     shape = image.at(graph.inputs[0].shape[0], height, width)
     pinned = ImageInput(image.name, image.layout, image.dtype, shape, image.pixels)
-    return Adopted(graph, pinned, tuple(notes), half=bool(converted))
+    return Adopted(graph, pinned, tuple(notes), half=bool(converted), masks=masks)
 
 
 def _edit(step: Pass, graph: gs.Graph) -> tuple[gs.Graph, tuple[Edit, ...]]:
@@ -95,6 +104,50 @@ def _dropped(graph: gs.Graph, edits: tuple[Edit, ...]) -> str:
     kept = ", ".join(item.name for item in graph.outputs)
     gone = ", ".join(edit.site for edit in edits)
     return f"only what depends on the image alone is kept, {kept}; dropped: {gone}"
+
+
+def _masks(graph: gs.Graph, image: ImageInput) -> list[str]:
+    """Inputs that every output of the image needs too: masks, perhaps; none where there is one."""
+    needs = [found for found in other_inputs(graph, image.name).values() if image.name in found]
+    if not needs or any(found == {image.name} for found in needs):
+        return []
+    least = min(needs, key=len)
+    return [item.name for item in graph.inputs if item.name in least - {image.name}]
+
+
+def _without_masks(
+    graph: gs.Graph,
+    masks: list[str],
+    image: ImageInput,
+    height: int,
+    width: int,
+    free_batch: bool,
+) -> tuple[gs.Graph, list[str], dict[str, float]]:
+    """Find the values at which the masks mask nothing, and take them out.
+
+    Raises InputError where no value is proved to: then the inputs are more than masks.
+    """
+    reasons = []
+    for fills in product((1.0, 0.0), repeat=len(masks)) if len(masks) <= _MOST_MASKS else ():
+        values = dict(zip(masks, fills, strict=True))
+        filled, names = fill_masks(graph, values)
+        filled, _ = _edit(KeepVision(image.name), filled)
+        try:
+            fixed, notes = _fix_shapes(filled, image, height, width, free_batch)
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        cleared = run(DropNeutral(names), fixed)
+        if not cleared.log.skips:
+            given = ", ".join(f"{name} = {value:g}" for name, value in values.items())
+            notes.append(f"takes the image alone: {given}, which masks nothing")
+            return cleared.graph, notes, values
+        reasons.append("; ".join(skip.reason for skip in cleared.log.skips[:1]))
+    because = f" ({reasons[0]})" if reasons else ""
+    raise InputError(
+        f"its outputs need {', '.join(masks)} besides the image {image.name!r}, and no value is "
+        f"proved to mask nothing{because}; export it with the image as its only input"
+    )
 
 
 def _size(

@@ -1,7 +1,7 @@
 """Somebody else's ONNX file, run as it stands, to hold its rewritten form against it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,17 +23,26 @@ _TYPES: dict[str, type[np.generic]] = {
     "tensor(bool)": np.bool_,
 }
 
+_WORDS = 8
+
 
 class OriginalSession:
     """An ONNX file with whatever inputs it has, loaded into ONNX Runtime's CPU provider.
 
-    `image`: the name of its image input. Every other input is filled with ones, which masks read as
-    "nothing is masked". Raises InputError, naming the file, where ONNX Runtime cannot load it or an
-    input is of a type that cannot be filled.
+    `image`: the name of its image input. `masks`: what to fill other inputs with, by name; those
+    not named are filled with ones. Raises InputError, naming the file, where ONNX Runtime cannot
+    load it or an input is of a type that cannot be filled.
     """
 
-    def __init__(self, path: Path, image: str, *, threads: int | None = None) -> None:
-        self.path, self.image = path, image
+    def __init__(
+        self,
+        path: Path,
+        image: str,
+        *,
+        masks: Mapping[str, float] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.path, self.image, self._masks = path, image, masks or {}
         options = cpu_session_options(threads or available_cpus())
         try:
             self._session = ort.InferenceSession(
@@ -72,7 +81,10 @@ class OriginalSession:
                 feeds[name] = images.astype(kind)
             else:
                 dims = [len(images), *item.shape[1:]] if item.shape else []
-                feeds[name] = np.ones([d if isinstance(d, int) else 8 for d in dims], kind)
+                # A mask of any length is broadcast; a text is a few words long.
+                length = 1 if name in self._masks else _WORDS
+                shape = [dim if isinstance(dim, int) else length for dim in dims]
+                feeds[name] = np.full(shape, self._masks.get(name, 1), kind)
         return feeds
 
     def __enter__(self) -> Self:

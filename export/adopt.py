@@ -19,6 +19,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.free_batch import BATCH, FreeBatch
 from regcache.passes.image_input import ImageInput, find_image
 from regcache.passes.keep_vision import KeepVision, other_inputs
+from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.pin_image import PinImage
 from regcache.passes.read_graph import read_graph
 from regcache.passes.settle import settle
@@ -184,6 +185,7 @@ def _fix_shapes(
             continue
         if not free_batch and isinstance(declared, int):
             return fixed, [f"compiled for its batch of {batch} alone"]
+        fixed = run(LowerEinsum(), fixed).graph
         freed = run(FreeBatch(), fixed)
         if freed.changed:
             return freed.graph, []

@@ -11,6 +11,8 @@ from regcache.passes.fold_constants import FoldConstants
 from regcache.passes.free_tokens import FreeTokens
 from regcache.passes.fuse_gelu import FuseGelu
 from regcache.passes.fuse_layer_norm import FuseLayerNorm
+from regcache.passes.fuse_rms_norm import FuseRmsNorm
+from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.merge_transposes import MergeTransposes
 from regcache.passes.onnx_file import import_graph
 from regcache.passes.raise_opset import raise_opset
@@ -21,7 +23,9 @@ PASSES: tuple[Pass, ...] = (
     FoldConstants(),
     ResolveShapes(),
     FoldConstants(),
+    LowerEinsum(),
     FuseLayerNorm(),
+    FuseRmsNorm(),
     FuseGelu(),
     SplitGemm(),
     DropMasks(),

@@ -102,7 +102,7 @@ def _float_model(plan: BenchPlan, artifact: Artifact, reporter: Reporter) -> Ite
             path = Path(plan.against)
         else:
             reporter.step(f"exporting {plan.against}")
-            export_source(plan.against, path, None)
+            export_source(plan.against, path, None, reporter)
         if plan.half_float:
             graph = run(HalfPrecision(), canonicalize(load_model(path))).graph
             path = Path(folder) / "half.onnx"

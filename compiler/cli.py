@@ -75,7 +75,7 @@ def export(
     reporter = Reporter()
     reporter.step(f"exporting {source}")
     with staged_file(output) as staged:
-        recipe = export_source(source, staged, resolution)
+        recipe = export_source(source, staged, resolution, reporter)
         if recipe is not None:
             sidecar(staged).write_text(recipe.to_json(), encoding="utf-8")
     Console().print(f"wrote {output}", highlight=False, soft_wrap=True)

@@ -116,7 +116,7 @@ def inspect_encoder(
     """
     paths = [] if images is None else list_images(images)
     with tempfile.TemporaryDirectory(prefix="regcache-") as scratch:
-        encoder = prepare(options, Path(scratch), reporter)
+        encoder = prepare(options, Path(scratch), reporter, verify=False)
         view = encoder.view
         if not paths:
             return _report(options.source, view, [_describe(block) for block in view.blocks], 0)

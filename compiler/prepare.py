@@ -9,14 +9,16 @@ from typing import Literal, Protocol
 
 import onnx_graphsurgeon as gs
 
+from regcache.compiler.adoption import adopt_file
 from regcache.compiler.reporter import Reporter
+from regcache.export.onnx_file import OnnxFileSource
 from regcache.export.source import open_source
-from regcache.passes.canonicalize import canonicalize
+from regcache.passes.canonicalize import canonicalize_graph
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.onnx_file import load_model
 from regcache.passes.preprocess import Preprocess
+from regcache.passes.read_graph import read_graph
 
 FLOAT = "float.onnx"
 # ImageNet's statistics, which most vision encoders were trained with.
@@ -64,16 +66,19 @@ class FloatEncoder:
             path.unlink()
 
 
-def prepare(options: SourceOptions, folder: Path, reporter: Reporter) -> FloatEncoder:
+def prepare(
+    options: SourceOptions, folder: Path, reporter: Reporter, *, verify: bool = True
+) -> FloatEncoder:
     """Export the source to `folder`/float.onnx, canonicalise it and find its blocks.
 
-    Raises InputError, naming the source, where it cannot be read, exported or understood.
+    `verify`: whether a rewritten ONNX file is held against its original by running both. Raises
+    InputError, naming the source, where it cannot be read, exported or understood.
     """
     path = folder / FLOAT
     reporter.step(f"exporting {options.source}")
-    own = export_source(options.source, path, options.resolution)
+    own = export_source(options.source, path, options.resolution, reporter, verify=verify)
     try:
-        graph = canonicalize(load_model(path))
+        graph = canonicalize_graph(read_graph(path))
         view = view_encoder(graph)
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
@@ -92,14 +97,21 @@ def prepare(options: SourceOptions, folder: Path, reporter: Reporter) -> FloatEn
     return FloatEncoder(path, graph, view, recipe, recipe_from)
 
 
-def export_source(source: str, path: Path, resolution: int | None) -> Preprocess | None:
+def export_source(
+    source: str,
+    path: Path,
+    resolution: int | None,
+    reporter: Reporter,
+    *,
+    verify: bool = True,
+) -> Preprocess | None:
     """Write a source to `path` as ONNX; returns its preprocessing recipe if it has one.
 
     PyTorch runs in a process of its own: importing it takes more memory than compiling does.
     """
     opened = open_source(source)
-    if source.endswith(".onnx"):
-        return opened.export(path, resolution=resolution)
+    if isinstance(opened, OnnxFileSource):
+        return adopt_file(opened, path, resolution, reporter, verify=verify)
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, mp_context=context) as pool:

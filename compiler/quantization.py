@@ -22,10 +22,12 @@ from regcache.compiler.rounding import Rounded, block_bits, nearest_blocks, roun
 from regcache.compiler.stages import Quantized, pass_record, remove_model
 from regcache.compiler.statistics import ChannelRange
 from regcache.compiler.study import ReferenceImages, Study, evenly
+from regcache.compiler.targets import runs_integers
 from regcache.passes.base import Pass, run
 from regcache.passes.correct_bias import CorrectBias
 from regcache.passes.encoder import Site
 from regcache.passes.half_precision import HalfPrecision
+from regcache.passes.keep_bias_apart import KeepBiasApart
 from regcache.passes.pack_weights import PackWeights
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.runtime.images import ImageFolder
@@ -121,7 +123,7 @@ class Finisher:
             return []
 
     def _rest(self, equalized: Equalized, streams: Mapping[str, ChannelRange]) -> Iterator[Pass]:
-        """What TensorRT computes besides the linears."""
+        """What TensorRT computes besides the linears, and the form that ONNX Runtime needs."""
         if self.options.attention is AttentionChoice.INT8:
             view, threads = equalized.encoder.view, self.options.threads
             images = (batch.images for batch in self._some(_ROUNDING_IMAGES))
@@ -132,6 +134,8 @@ class Finisher:
             for name, stream in streams.items():
                 ranges[name] = float(stream.low.min()), float(stream.high.max())
             yield HalfPrecision(ranges)
+        if runs_integers(self.quantizer.target.name):
+            yield KeepBiasApart()
 
     def _pack(self, encoder: FloatEncoder, sites: Sequence[Site]) -> Rounded:
         target = self.quantizer.target

@@ -15,11 +15,10 @@ from regcache.passes.fuse_rms_norm import FuseRmsNorm
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.merge_transposes import MergeTransposes
 from regcache.passes.onnx_file import import_graph
+from regcache.passes.raise_opset import raise_opset
 from regcache.passes.resolve_shapes import ResolveShapes
 from regcache.passes.split_gemm import SplitGemm
 
-# The first opset with Gelu; LayerNormalization came with 17.
-CANONICAL_OPSET = 20
 PASSES: tuple[Pass, ...] = (
     FoldConstants(),
     ResolveShapes(),
@@ -41,30 +40,15 @@ def canonicalize(model: onnx.ModelProto) -> gs.Graph:
     Returns a graph with shapes on its tensors that computes what `model` does within float
     rounding. Raises InputError when the opset cannot be upgraded or shapes do not fit together.
     """
+    return canonicalize_graph(import_graph(raise_opset(model)))
+
+
+def canonicalize_graph(graph: gs.Graph) -> gs.Graph:
+    """The same for a graph of opset 20 or later."""
     try:
-        graph = import_graph(upgrade_opset(model))
         check_and_infer(graph)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise InputError(f"the graph's shapes do not fit: {first_line(error)}") from error
     for step in PASSES:
         graph = run(step, graph).graph
     return graph
-
-
-def upgrade_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Convert a model of an older default opset to CANONICAL_OPSET; newer ones stay as they are.
-
-    Raises InputError when onnx has no conversion for one of the nodes.
-    """
-    versions = [item.version for item in model.opset_import if item.domain in {"", "ai.onnx"}]
-    if not versions:
-        raise InputError("the graph uses no standard ONNX operators")
-    if versions[0] >= CANONICAL_OPSET:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, CANONICAL_OPSET)
-    except RuntimeError as error:
-        reason = first_line(error)
-        raise InputError(
-            f"cannot convert opset {versions[0]} to {CANONICAL_OPSET}: {reason}"
-        ) from error

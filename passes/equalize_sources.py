@@ -16,6 +16,7 @@ from regcache.passes.walk import (
     SHAPE_OPS,
     consumers,
     data_inputs,
+    is_bias,
     is_constant,
     is_output,
     producer,
@@ -261,7 +262,8 @@ def _bias(linear: Linear) -> gs.Constant | None:
     if linear.bias_add is None:
         return None
     width = linear.weight_shape[1]
-    return next((item for item in linear.bias_add.inputs if _is_vector(item, width)), None)
+    biases = filter(is_bias, linear.bias_add.inputs)
+    return next((item for item in biases if item.values.size == width), None)
 
 
 def _is_vector(tensor: gs.Tensor, length: int) -> bool:

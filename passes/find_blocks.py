@@ -15,7 +15,7 @@ from regcache.passes.walk import (
     consumers,
     data_inputs,
     downstream,
-    is_constant,
+    is_bias,
     is_linear,
     linears_behind,
     producer,
@@ -135,7 +135,7 @@ def _as_linear(matmul: gs.Node, name: str) -> Linear:
     following = consumers(matmul.outputs[0])
     if len(following) == 1 and following[0].op == "Add":
         add = following[0]
-        if any(is_constant(item) and len(item.shape) <= 1 for item in add.inputs):
+        if any(map(is_bias, add.inputs)):
             return Linear(name, matmul, add)
     return Linear(name, matmul, None)
 

@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Close, Edit, Log, Parity
 from regcache.passes.errors import InputError
-from regcache.passes.raise_opset import RMS_NORM_OPSET, raise_for_rms_norm
+from regcache.passes.rms_norm_opset import RMS_NORM_OPSET, raise_for_rms_norm
 from regcache.passes.root_mean_square import find_root_mean_square, subtracted_mean
 from regcache.passes.walk import count_ops
 

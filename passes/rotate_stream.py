@@ -242,7 +242,7 @@ def _turn_output(graph: gs.Graph, linear: Linear, stream: gs.Variable, matrix: F
     add = linear.bias_add
     if add is not None:
         slot = next(slot for slot, item in enumerate(add.inputs) if is_constant(item))
-        old = np.broadcast_to(add.inputs[slot].values.astype(np.float64), scale.shape)
+        old = np.broadcast_to(add.inputs[slot].values.astype(np.float64).ravel(), scale.shape)
         bias = np.asarray((old * scale) @ turn, np.float32)
         add.inputs[slot] = gs.Constant(f"{linear.name}/bias/rotated", bias)
 

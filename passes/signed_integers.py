@@ -15,6 +15,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.walk import (
     clips_integers,
     consumers,
+    is_bias,
     is_constant,
     is_linear,
     is_output,
@@ -223,7 +224,7 @@ def _linear(graph: gs.Graph, matmul: gs.Node) -> Linear:
     product = matmul.outputs[0]
     readers = [] if is_output(graph, product) else product.outputs
     biased = len(readers) == 1 and readers[0].op == "Add"
-    if biased and any(is_constant(item) and len(item.shape) <= 1 for item in readers[0].inputs):
+    if biased and any(map(is_bias, readers[0].inputs)):
         return Linear(product.name, matmul, readers[0])
     return Linear(product.name, matmul, None)
 

@@ -35,6 +35,11 @@ def is_constant(tensor: gs.Tensor) -> TypeGuard[gs.Constant]:
     return isinstance(tensor, gs.Constant)
 
 
+def is_bias(tensor: gs.Tensor) -> TypeGuard[gs.Constant]:
+    """Whether a tensor is a constant for each channel, the last dimension, or one for all."""
+    return is_constant(tensor) and all(dim == 1 for dim in tensor.shape[:-1])
+
+
 def producer(tensor: gs.Tensor) -> gs.Node | None:
     """The node that writes the tensor; None for graph inputs and constants.
 

@@ -39,7 +39,7 @@ class OrtSession:
     ) -> None:
         self.name = "the model in memory" if isinstance(model, bytes) else str(model)
         source = model if isinstance(model, bytes) else os.fspath(model)
-        options = _session_options(threads, integers, arena)
+        options = cpu_session_options(threads, integers, arena)
         try:
             self._session = ort.InferenceSession(
                 source,
@@ -134,7 +134,7 @@ def u8_matmul_exact(weight: type[np.integer[Any]]) -> bool:
         exact = images.astype(np.int64) @ weights.astype(np.int64)
         session = ort.InferenceSession(
             _probe_model(weights),
-            _session_options(threads=1, integers=True, arena=False),
+            cpu_session_options(threads=1, integers=True, arena=False),
             providers=["CPUExecutionProvider"],
         )
         if any(not np.array_equal(found, exact) for found in session.run(None, {"x": images})):
@@ -169,7 +169,10 @@ def _probe_model(weights: NDArray[np.integer[Any]]) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _session_options(threads: int | None, integers: bool, arena: bool) -> ort.SessionOptions:
+def cpu_session_options(
+    threads: int | None, integers: bool = True, arena: bool = False
+) -> ort.SessionOptions:
+    """Options of a silent session on the CPU; see OrtSession for what they mean."""
     options = ort.SessionOptions()
     options.log_severity_level = LOG_NOTHING
     options.intra_op_num_threads = threads or available_cpus()

@@ -14,12 +14,13 @@ from running import run_graph
 from tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import run
-from regcache.passes.canonicalize import PASSES, canonicalize, upgrade_opset
+from regcache.passes.canonicalize import PASSES, canonicalize
 from regcache.passes.check import check_and_infer
 from regcache.passes.errors import InputError
 from regcache.passes.fuse_gelu import FuseGelu
 from regcache.passes.fuse_layer_norm import FuseLayerNorm
 from regcache.passes.onnx_file import import_graph
+from regcache.passes.raise_opset import raise_opset
 from regcache.passes.resolve_shapes import ResolveShapes
 from regcache.passes.split_gemm import SplitGemm
 
@@ -55,7 +56,7 @@ def ops(graph: gs.Graph) -> Counter[str]:
 
 def ready(spec: Spec) -> gs.Graph:
     """The graph as imported, with shapes, before any pass."""
-    graph = import_graph(upgrade_opset(TinyVit(spec).model()))
+    graph = import_graph(raise_opset(TinyVit(spec).model()))
     check_and_infer(graph)
     return graph
 
@@ -165,7 +166,7 @@ def test_an_opset_without_conversion_is_refused() -> None:
     del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
     with pytest.raises(InputError, match="no standard ONNX operators"):
-        upgrade_opset(model)
+        raise_opset(model)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

@@ -49,6 +49,16 @@ def drop_biases(graph: gs.Graph, *names: str) -> gs.Graph:
     return graph.cleanup()
 
 
+def widen_biases(graph: gs.Graph) -> gs.Graph:
+    """Write the biases as [1, 1, N], as some exporters do."""
+    for linear in view_encoder(graph).linears:
+        assert linear.bias_add is not None
+        slot = [is_constant(item) for item in linear.bias_add.inputs].index(True)
+        values = linear.bias_add.inputs[slot].values
+        linear.bias_add.inputs[slot] = gs.Constant(f"{linear.name}/wide", values[None, None])
+    return graph
+
+
 def linear_of(graph: gs.Graph, name: str) -> Linear:
     return next(linear for linear in view_encoder(graph).linears if linear.name == name)
 

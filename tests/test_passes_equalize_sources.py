@@ -5,6 +5,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from running import run_graph
 from test_passes_canonicalize import SPELLINGS
+from test_passes_correct_bias import widen_biases
 from test_passes_equalize import (
     MUL,
     NORM,
@@ -57,6 +58,15 @@ def test_biases_may_be_absent(name: str, norms: bool) -> None:
         norm.inputs = norm.inputs[:2]
     graph.cleanup()
     assert [linear.bias_add for linear in view_encoder(graph).blocks[0].linears].count(None) > 3
+    result = apply(graph)
+    assert ways(result) == ways(apply(graph_of(SPELLINGS[name])))
+    pictures = TinyVit(SPELLINGS[name]).images(2)
+    assert_agree(run_graph(result.graph, pictures), run_graph(graph, pictures))
+
+
+@pytest.mark.parametrize("name", ["plain", "fused qkv"])
+def test_biases_with_leading_dimensions(name: str) -> None:
+    graph = widen_biases(graph_of(SPELLINGS[name]))
     result = apply(graph)
     assert ways(result) == ways(apply(graph_of(SPELLINGS[name])))
     pictures = TinyVit(SPELLINGS[name]).images(2)

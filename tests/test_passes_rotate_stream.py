@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rotating import apply, changes, graph_of, observe
 from running import run_graph
 from test_passes_canonicalize import SPELLINGS, ops
-from test_passes_correct_bias import bias_of, drop_biases
+from test_passes_correct_bias import bias_of, drop_biases, widen_biases
 from test_passes_equalize import assert_agree, site_of
 from tiny_vit import Spec, TinyVit
 
@@ -89,6 +89,15 @@ def test_the_encoder_computes_the_same(name: str) -> None:
     assert {one.mlp.activation for one in view_encoder(result.graph).blocks} == {
         vit.spec.activation
     }
+
+
+def test_biases_with_leading_dimensions() -> None:
+    vit = TinyVit(Spec())
+    result = apply(RotateStream(), widen_biases(graph_of(vit.spec)))
+    assert result.changed
+    assert ops(result.graph) == ops(apply(RotateStream(), graph_of(vit.spec)).graph)
+    pictures = vit.images(2)
+    assert_agree(run_graph(result.graph, pictures), vit.reference(pictures))
 
 
 @pytest.mark.parametrize("name", DEEP)

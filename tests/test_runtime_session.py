@@ -85,7 +85,7 @@ def test_threads_default_to_the_cpus_of_this_process(monkeypatch: pytest.MonkeyP
     assert available_cpus() >= 1
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {3, 5, 7}, raising=False)
     assert available_cpus() == 3
-    options = session._session_options(None, True, False)
+    options = session.cpu_session_options(None, True, False)
     assert options.intra_op_num_threads == 3
     monkeypatch.delattr("os.sched_getaffinity")
     monkeypatch.setattr("os.cpu_count", lambda: None)
@@ -245,7 +245,7 @@ def test_without_integers_a_rounded_linear_is_computed_in_float(
 
 def optimized_ops(model: bytes, integers: bool, path: Path) -> list[str]:
     """The nodes that ONNX Runtime makes of a model."""
-    options = session._session_options(1, integers, False)
+    options = session.cpu_session_options(1, integers, False)
     options.optimized_model_filepath = str(path)
     ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return [node.op_type for node in onnx.load(path).graph.node]

@@ -2,7 +2,7 @@
 
 import onnx_graphsurgeon as gs
 
-from regcache.passes.raise_opset import raise_for_rms_norm
+from regcache.passes.rms_norm_opset import raise_for_rms_norm
 from regcache.passes.unfused import given, refuse_outputs, used_output
 from regcache.passes.walk import is_linear, producer
 from regcache.passes.write_nodes import NodeWriter

@@ -1,5 +1,7 @@
 """ONNX Runtime's attention operators apart: its own numbers, and blocks that are found."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from fused_nodes import Array, assert_unfused, draw_array, fused_graph, unfused
@@ -127,7 +129,7 @@ X, WEIGHTS = draw_array(0, 2, 5, 6), draw_array(1, 6, 18)
     ],
 )
 def test_attention_that_is_refused(
-    changes: dict[str, Array | None], attributes: dict[str, int], reason: str
+    changes: dict[str, Array | None], attributes: dict[str, Any], reason: str
 ) -> None:
     inputs = {"x": X, "weights": WEIGHTS} | changes
     graph = fused_graph("Attention", inputs, ["weights", "mask"], num_heads=3, **attributes)

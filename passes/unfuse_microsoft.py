@@ -14,6 +14,7 @@ from regcache.passes import unfuse_products as products
 from regcache.passes.base import Close, Edit, Log, Parity
 from regcache.passes.errors import InputError
 from regcache.passes.unfused import CannotUnfuseError
+from regcache.passes.walk import name_of
 from regcache.passes.write_nodes import NodeWriter
 
 _STANDARD = frozenset({None, "", "ai.onnx"})
@@ -79,7 +80,7 @@ class UnfuseMicrosoft:
             except CannotUnfuseError as error:
                 raise _cannot(node, str(error)) from error
             node.outputs.clear()
-            edits.append(Edit(_name(node), f"{node.op} unfused"))
+            edits.append(Edit(name_of(node), f"{node.op} unfused"))
         if edits:
             graph.import_domains = [onnx.helper.make_opsetid("", graph.opset)]
         return Log(tuple(edits))
@@ -105,10 +106,6 @@ def _handler(node: gs.Node) -> Callable[[NodeWriter, gs.Node], None] | None:
 def _cannot(node: gs.Node, reason: str = "") -> InputError:
     why = f" ({reason})" if reason else ""
     return InputError(
-        f"{node.domain or _MICROSOFT} {node.op} {_name(node)!r} cannot be unfused{why}: export "
+        f"{node.domain or _MICROSOFT} {node.op} {name_of(node)!r} cannot be unfused{why}: export "
         "without ONNX Runtime's transformer optimiser, or bring the file as it was before"
     )
-
-
-def _name(node: gs.Node) -> str:
-    return str(node.name or node.outputs[0].name)

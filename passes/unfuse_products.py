@@ -5,7 +5,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.known_shape import rank_of
 from regcache.passes.unfused import CannotUnfuseError, given
-from regcache.passes.walk import is_constant
+from regcache.passes.walk import is_constant, producer
 from regcache.passes.write_nodes import NodeWriter
 
 # Activations that are fused into Gemm and Conv under their own names.
@@ -18,16 +18,23 @@ _CONV_PARAMS = {"HardSigmoid": ("alpha", "beta"), "LeakyRelu": ("alpha",)}
 
 
 def unfuse_matmul(write: NodeWriter, node: gs.Node) -> None:
-    """FusedMatMul: alpha A B, either operand transposed."""
+    """FusedMatMul: alpha A B, either operand transposed.
+
+    Alpha goes back to the Mul on the left that it came from (half a Gelu, say), else into a
+    constant, else onto the left.
+    """
     left = _transposed(write, "a", node.inputs[0], node, "A")
     right = _transposed(write, "b", node.inputs[1], node, "B")
     alpha = float(node.attrs.get("alpha", 1.0))
-    if alpha == 1:
-        write.node("MatMul", "matmul", [left, right], node.outputs[0])
-        return
-    product = write.node("MatMul", "matmul", [left, right])
-    factor = write.floats("alpha/value", alpha, node.inputs[0])
-    write.node("Mul", "alpha", [product, factor], node.outputs[0])
+    before = producer(left)
+    if alpha != 1:
+        if is_constant(right) and (before is None or before.op != "Mul"):
+            scaled = np.asarray(right.values * alpha, right.values.dtype)
+            right = write.constant("b/alpha", scaled)
+        else:
+            factor = write.floats("alpha/value", alpha, left)
+            left = write.node("Mul", "alpha", [left, factor])
+    write.node("MatMul", "matmul", [left, right], node.outputs[0])
 
 
 def unfuse_gemm(write: NodeWriter, node: gs.Node) -> None:

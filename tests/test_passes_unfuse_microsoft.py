@@ -1,17 +1,26 @@
 """ONNX Runtime's fused operators apart: what ONNX Runtime itself computes, in ONNX's operators."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+import onnxruntime
 import pytest
 from fused_nodes import assert_unfused, draw_array, fused_graph, unfused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import run_feeds
+from running import run_feeds, run_graph
+from test_passes_canonicalize import SPELLINGS
+from tiny_vit import TinyVit
 
 from regcache.passes.base import run
+from regcache.passes.canonicalize import canonicalize, canonicalize_graph
 from regcache.passes.errors import InputError
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.onnx_file import import_graph
+from regcache.passes.raise_opset import raise_opset
 from regcache.passes.scalar_function import ACTIVATIONS
 from regcache.passes.unfuse_microsoft import UnfuseMicrosoft
 
@@ -128,6 +137,39 @@ def test_a_bias_goes_to_the_linear_that_it_came_from(side: str) -> None:
     (linear,) = [node for node in after.nodes if node.op == "MatMul"]
     (add,) = linear.outputs[0].outputs
     assert (add.op, add.inputs[1].name) == ("Add", "bias")
+
+
+def test_the_factor_of_a_product_goes_where_it_came_from() -> None:
+    """Into a constant weight; onto a Mul before, which may be half of a Gelu."""
+    inputs = {"a": draw_array(0, 2, 3, 4), "b": draw_array(1, 4, 5)}
+    graph = fused_graph("FusedMatMul", inputs, ["b"], alpha=0.5)
+    (matmul,) = unfused(graph).nodes
+    np.testing.assert_array_equal(matmul.inputs[1].values, inputs["b"] * np.float32(0.5))
+    (node,) = graph.nodes
+    product = gs.Variable("product", np.float32)
+    graph.nodes.append(gs.Node("Mul", "before", {}, [node.inputs[0]] * 2, [product]))
+    node.inputs[0] = product
+    assert ops(unfused(graph.toposort())) == ["Mul", "Mul", "MatMul"]
+
+
+@pytest.mark.parametrize("name", ["torchscript", "tanh", "quick gelu", "swiglu", "rms norm"])
+def test_what_onnx_runtime_saves(name: str, tmp_path: Path) -> None:
+    vit = TinyVit(SPELLINGS[name])
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "saved.onnx")
+    providers = ["CPUExecutionProvider"]
+    onnxruntime.InferenceSession(vit.model().SerializeToString(), options, providers=providers)
+    saved = import_graph(raise_opset(onnx.load(tmp_path / "saved.onnx")))
+    result = run(UnfuseMicrosoft(), saved)
+    assert result.changed
+    graph = canonicalize_graph(result.graph)
+    assert [linear.name for linear in view_encoder(graph).linears] == [
+        linear.name for linear in view_encoder(canonicalize(vit.model())).linears
+    ]
+    images = vit.images(2)
+    for found, wanted in zip(run_graph(graph, images), vit.reference(images), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 @ANY

@@ -10,6 +10,9 @@ from typing import Literal, Protocol
 import onnx_graphsurgeon as gs
 
 from regcache.compiler.reporter import Reporter
+from regcache.export.onnx_file import OnnxFileSource
+from regcache.export.recipe import at_resolution
+from regcache.export.recipe_file import read_recipe
 from regcache.export.source import open_source
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import EncoderView
@@ -36,7 +39,7 @@ class SourceOptions(Protocol):
 
     @property
     def preprocess(self) -> str | None:
-        """A preprocess.json that takes the place of the source's recipe."""
+        """A file that takes the place of the source's recipe; see `read_recipe`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def prepare(options: SourceOptions, folder: Path, reporter: Reporter) -> FloatEn
     """
     path = folder / FLOAT
     reporter.step(f"exporting {options.source}")
-    own = export_source(options.source, path, options.resolution)
+    wanted = options.preprocess is None
+    own = export_source(options.source, path, options.resolution, own_recipe=wanted)
     try:
         graph = canonicalize(load_model(path))
         view = view_encoder(graph)
@@ -92,14 +96,18 @@ def prepare(options: SourceOptions, folder: Path, reporter: Reporter) -> FloatEn
     return FloatEncoder(path, graph, view, recipe, recipe_from)
 
 
-def export_source(source: str, path: Path, resolution: int | None) -> Preprocess | None:
+def export_source(
+    source: str, path: Path, resolution: int | None, *, own_recipe: bool = True
+) -> Preprocess | None:
     """Write a source to `path` as ONNX; returns its preprocessing recipe if it has one.
 
+    `own_recipe`: False does not look for that of an ONNX file.
     PyTorch runs in a process of its own: importing it takes more memory than compiling does.
     """
-    opened = open_source(source)
     if source.endswith(".onnx"):
-        return opened.export(path, resolution=resolution)
+        onnx_file = OnnxFileSource.open(source)
+        return onnx_file.export(path, resolution=resolution, own_recipe=own_recipe)
+    open_source(source)  # what is missing or misspelt is said before a process starts
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -126,11 +134,8 @@ def _recipe(
     options: SourceOptions, own: Preprocess | None, height: int, width: int, reporter: Reporter
 ) -> tuple[Preprocess, Literal["source", "option", "assumed"]]:
     if options.preprocess is not None:
-        file = Path(options.preprocess)
-        try:
-            return Preprocess.from_json(file.read_text(encoding="utf-8")), "option"
-        except (OSError, UnicodeDecodeError, InputError) as error:
-            raise InputError(f"{file}: {error}") from error
+        given = read_recipe(Path(options.preprocess))
+        return at_resolution(given, options.resolution), "option"
     if own is not None:
         return own, "source"
     # The usual evaluation recipe: an eighth more than the crop, bicubic.

@@ -10,6 +10,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from regcache.export.recipe import at_resolution
+from regcache.export.recipe_file import read_recipe, recipe_beside
 from regcache.export.source import Reference
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
@@ -22,7 +24,7 @@ def sidecar(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class OnnxFileSource:
-    """`FILE.onnx`, with its recipe in the sidecar beside it if there is one."""
+    """`FILE.onnx`, with its recipe in the sidecar or in a library's own file beside it, if any."""
 
     name: str
     path: Path
@@ -35,15 +37,18 @@ class OnnxFileSource:
             raise InputError(f"{text}: no such file")
         return cls(text, path)
 
-    def export(self, path: Path, *, resolution: int | None = None) -> Preprocess | None:
+    def export(
+        self, path: Path, *, resolution: int | None = None, own_recipe: bool = True
+    ) -> Preprocess | None:
         """Copy the file and its external data to `path`; the graph is not looked at.
 
+        `own_recipe`: whether to look for one, which need not be good where another is given.
         Raises InputError when a resolution is asked for, when the file is not ONNX, when its
         external data is missing or lies outside its folder, or when the sidecar is no recipe.
         """
         if resolution is not None:
             raise InputError(f"{self.name}: the resolution of an ONNX file is fixed")
-        recipe = self._recipe()
+        recipe = self._recipe(resolution) if own_recipe else None
         if path.resolve() == self.path.resolve():
             return recipe
         for location in sorted(_external_files(self.path)):
@@ -60,14 +65,10 @@ class OnnxFileSource:
         """None: an ONNX file is its own original."""
         return None
 
-    def _recipe(self) -> Preprocess | None:
+    def _recipe(self, resolution: int | None) -> Preprocess | None:
         file = sidecar(self.path)
-        if not file.is_file():
-            return None
-        try:
-            return Preprocess.from_json(file.read_text(encoding="utf-8"))
-        except (InputError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: {error}") from error
+        recipe = read_recipe(file) if file.is_file() else recipe_beside(self.path)
+        return None if recipe is None else at_resolution(recipe, resolution)
 
 
 def _external_files(path: Path) -> set[str]:

@@ -278,7 +278,7 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "reason"), REFUSED)
+@pytest.mark.parametrize(("content", "reason"), REFUSED, ids=map(str, range(len(REFUSED))))
 def test_what_is_no_recipe_is_named(content: Any, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "any.json"
     text = content if isinstance(content, str) else json.dumps(content)

@@ -28,16 +28,19 @@ def adopt_file(
     resolution: int | None,
     reporter: Reporter,
     *,
+    recipe: Preprocess | None = None,
     verify: bool = True,
     threads: int | None = None,
 ) -> Preprocess | None:
     """Write `source` in our own form to `path`; returns its recipe where it comes with one.
 
-    `verify`: run both files on random images. Where a batch that was freed does not compute what
-    the original does, the file's own batch is kept, and said so.
+    `recipe`: one that takes the place of its own. `verify`: run both files on random images. Where
+    a batch that was freed does not compute what the original does, the file's own batch is kept,
+    and said so.
     Raises InputError where the file cannot be adopted, or computes something else afterwards.
     """
-    recipe = source.recipe()
+    if recipe is None:
+        recipe = source.recipe(resolution)
     adopted = source.adopt(resolution, recipe)
     save_graph(adopted.graph, path)
     if verify:

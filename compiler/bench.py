@@ -125,9 +125,9 @@ def loading_of(
     Where it runs engines, one is built into `folder` unless the artifact holds it. There, too, goes
     what the TensorRT provider of ONNX Runtime reads in the place of other zero points than 0.
     """
-    shape = (3, artifact.recipe.height, artifact.recipe.width)
+    recipe = artifact.recipe
     threads = threads or available_cpus()
-    loading = Loading(runner, model or artifact.model, threads, batches, shape)
+    loading = Loading(runner, model or artifact.model, threads, batches, recipe.shape, recipe.dtype)
     if runner.takes_engines:
         return replace(loading, model=engine_for(artifact, loading, folder, reporter))
     if runner is RunnerName.ORT_TENSORRT and has_zero_points(loading.model, artifact):

@@ -53,7 +53,8 @@ def bundle_edge(artifact: Artifact, output: Path, *, ort_format: bool = False) -
             _save_ort(artifact.model, staging / ORT_MODEL)
         else:
             shutil.copyfile(artifact.model, staging / MODEL)
-        shutil.copyfile(artifact.folder / PREPROCESS, staging / PREPROCESS)
+        # Not copied: the runner has no defaults for fields that an older artifact's file lacks.
+        (staging / PREPROCESS).write_text(artifact.recipe.to_json(), encoding="utf-8")
         shutil.copyfile(Path(edge_runner.__file__), staging / RUNNER)
         readme = _README.format(version=artifact.manifest.versions["onnxruntime"])
         (staging / "README.md").write_text(readme, encoding="utf-8")

@@ -21,7 +21,11 @@ ResolutionOption = Annotated[
     int | None, typer.Option(min=1, help="Side of the square input in pixels.")
 ]
 PreprocessOption = Annotated[
-    Path | None, typer.Option(help="A preprocess.json in place of the source's recipe.")
+    Path | None,
+    typer.Option(
+        help="A preprocess.json, or transformers', open_clip's or timm's own file, "
+        "in place of the source's recipe."
+    ),
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images per run.")]
 ThreadsOption = Annotated[

@@ -13,8 +13,8 @@ from regcache.passes.preprocess import Preprocess
 from regcache.runtime.images import ImageFolder, labelled_images
 from regcache.runtime.parity import OUTPUT_NAMES, ParityMeter, knn_top1
 
-Encoder = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
-"""float32 images [B, 3, H, W] -> outputs, the pooled embedding [B, D] first."""
+Encoder = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]
+"""images as the recipe makes them -> outputs, the pooled embedding [B, D] first."""
 
 
 def compare(
@@ -56,7 +56,8 @@ def compare_knn(
     query holds a class that the gallery does not.
     """
     same = gallery.resolve() == query.resolve()
-    sets = [labelled_images(gallery)] + ([] if same else [labelled_images(query)])
+    folders = [gallery] if same else [gallery, query]
+    sets = [labelled_images(folder, reporter.warn) for folder in folders]
     missing = {label for _, label in sets[-1]} - {label for _, label in sets[0]}
     if missing:
         raise InputError(f"{query}: class {min(missing)!r} is not in the gallery {gallery}")

@@ -114,7 +114,7 @@ def inspect_encoder(
 
     Memory is flat in the number of images. Raises InputError on bad input.
     """
-    paths = [] if images is None else list_images(images)
+    paths = [] if images is None else list_images(images, reporter.warn)
     with tempfile.TemporaryDirectory(prefix="regcache-") as scratch:
         encoder = prepare(options, Path(scratch), reporter, verify=False)
         view = encoder.view

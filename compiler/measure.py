@@ -55,7 +55,7 @@ def measure_artifact(
     """
     thresholds.ask_for(knn=labelled is not None, blocks=per_layer)
     opened = Artifact.open(artifact)
-    paths = list_images(images)
+    paths = list_images(images, reporter.warn)
     prefix = opened.manifest.encoder.prefix_tokens or 0
     with ExitStack() as sessions:
         candidate = sessions.enter_context(

@@ -66,7 +66,7 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
     Peak memory is about 3 x the float model, whatever the number of images. Raises InputError on
     bad input, and then leaves nothing at `output` that was not there before.
     """
-    paths = list_images(Path(options.images))
+    paths = list_images(Path(options.images), reporter.warn)
     with staged_folder(output) as staging:
         encoder = prepare(options, staging, reporter)
         quantizer = choose_quantizer(options)

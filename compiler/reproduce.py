@@ -62,7 +62,8 @@ def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
     where no task is given, and where a task needs texts but the source has no text encoder.
     """
     options = plan.options
-    paths = evenly(list_images(Path(options.images)), plan.calibration_images)
+    found = list_images(Path(options.images), reporter.warn)
+    paths = evenly(found, plan.calibration_images)
     loaded = load_tasks(tasks, lambda texts: embed_texts(options.source, texts), reporter)
     with tempfile.TemporaryDirectory(prefix="regcache-") as scratch, ExitStack() as stack:
         encoder = prepare(options, Path(scratch), reporter)

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Self
 
 from regcache.export.adopt import Adopted, adopt
+from regcache.export.recipe import at_resolution
+from regcache.export.recipe_file import read_recipe, recipe_beside
 from regcache.export.source import Reference
 from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import save_graph
@@ -37,7 +39,7 @@ class OnnxFileSource:
         Weights past 2 GB go to `NAME.onnx.data`. Raises InputError, naming the source, where the
         file or its recipe cannot be used, or the resolution is not one that it computes at.
         """
-        recipe = self.recipe()
+        recipe = self.recipe(resolution)
         save_graph(self.adopt(resolution, recipe).graph, path)
         return recipe
 
@@ -59,12 +61,11 @@ class OnnxFileSource:
         """None: an ONNX file is its own original."""
         return None
 
-    def recipe(self) -> Preprocess | None:
-        """The recipe in the sidecar; None where there is none. Raises InputError for a bad one."""
+    def recipe(self, resolution: int | None = None) -> Preprocess | None:
+        """The recipe in the sidecar or beside the file, at that resolution; None without one.
+
+        Raises InputError where it cannot be used.
+        """
         file = sidecar(self.path)
-        if not file.is_file():
-            return None
-        try:
-            return Preprocess.from_json(file.read_text(encoding="utf-8"))
-        except (InputError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: {error}") from error
+        recipe = read_recipe(file) if file.is_file() else recipe_beside(self.path)
+        return None if recipe is None else at_resolution(recipe, resolution)

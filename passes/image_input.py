@@ -7,10 +7,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from regcache.passes.errors import InputError
+from regcache.passes.preprocess import Layout, PixelType
 from regcache.passes.walk import consumers, is_constant
 
-Layout = Literal["nchw", "nhwc"]
-PixelType = Literal["float32", "uint8"]
 Pixels = Literal["bytes", "unit"]
 
 _NAMES = ("pixel_values", "image", "img", "pixels", "input", "x")

@@ -1,8 +1,7 @@
 """ONNX Runtime's CPU provider as a runner: nothing is copied."""
 
-from typing import Self
+from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from regcache.runtime.runners import Loading, Ran
@@ -25,6 +24,6 @@ class OrtCpuRunner:
     def __exit__(self, *error: object) -> None:
         del self._session
 
-    def run(self, images: NDArray[np.float32]) -> Ran:
-        """Encode float32 [B, 3, H, W]."""
+    def run(self, images: NDArray[Any]) -> Ran:
+        """Encode images of the model's dtype and layout."""
         return Ran(self._session.run(images))

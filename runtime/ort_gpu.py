@@ -90,10 +90,10 @@ class OrtDeviceRunner:
     def __exit__(self, *error: object) -> None:
         del self._images, self._session
 
-    def run(self, images: NDArray[np.float32]) -> Ran:
-        """Encode float32 [B, 3, H, W], copied from ordinary memory and the outputs back to it."""
+    def run(self, images: NDArray[Any]) -> Ran:
+        """Encode [B, *shape], copied from ordinary memory and the outputs back to it."""
         try:
-            binding = self._bind(images.shape)
+            binding = self._bind(images)
             times = [time.perf_counter()]
             self._images.update_inplace(images)
             binding.synchronize_inputs()
@@ -107,10 +107,10 @@ class OrtDeviceRunner:
             raise InputError(f"{self.name}: ONNX Runtime: {first_line(error)}") from error
         return Ran(outputs, Lap(*(float(part) for part in np.diff(times))))
 
-    def _bind(self, shape: tuple[int, ...]) -> Any:
-        if self._images is None or tuple(self._images.shape()) != shape:
+    def _bind(self, images: NDArray[Any]) -> Any:
+        if self._images is None or tuple(self._images.shape()) != images.shape:
             self._images = ort.OrtValue.ortvalue_from_shape_and_type(
-                list(shape), np.float32, self._device, 0
+                list(images.shape), images.dtype.type, self._device, 0
             )
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(self._input, self._images)

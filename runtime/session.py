@@ -13,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from regcache.passes.errors import InputError
 
+# The images an encoder may take, by ONNX Runtime's names.
+INPUT_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
 # Above "error": whatever goes wrong is also raised, and a log line would repeat it.
 LOG_NOTHING = 4
 
@@ -23,10 +25,12 @@ class OrtSession:
     `model`: an ONNX file (a path keeps the peak memory lowest) or its bytes.
     `threads`: defaults to the CPUs this process may use.
     `integers`: False computes linears between Q/DQ pairs in float, rounded as written.
-    `fixed_batch` is the model's batch size where the graph fixes it, else None.
+    `fixed_batch` is the model's batch size where the graph fixes it, else None; `input_dtype` that
+    of the images it takes.
     `arena`: True keeps freed buffers for reuse, as ONNX Runtime does by default.
     Raises InputError, naming the file and the reason, when the model cannot be loaded or does not
-    take exactly one float32 input. Use it as a context manager to free the weights early.
+    take exactly one input of float32 or uint8. Use it as a context manager to free the weights
+    early.
     """
 
     def __init__(
@@ -51,23 +55,26 @@ class OrtSession:
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise InputError(f"{self.name}: ONNX Runtime: {_reason(error)}") from error
         inputs = self._session.get_inputs()
-        if [item.type for item in inputs] != ["tensor(float)"]:
+        if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES:
             found = ", ".join(f"{item.name}: {item.type}" for item in inputs) or "none"
-            raise InputError(f"{self.name}: needs one float32 image input, has {found}")
+            raise InputError(f"{self.name}: needs one image input, float32 or uint8, has {found}")
+        self.input_dtype = INPUT_TYPES[inputs[0].type]
         self.input_name: str = inputs[0].name
         self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
         batch = self.input_shape[0] if self.input_shape else None
         self.fixed_batch: int | None = batch if isinstance(batch, int) else None
         self.output_names: list[str] = [item.name for item in self._session.get_outputs()]
 
-    def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """Encode float32 [B, 3, H, W]; returns the outputs in graph order.
+    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+        """Encode images of the model's dtype and layout; returns the outputs in graph order.
 
         Where the model's batch is fixed, fewer images are filled up with copies of the last.
 
-        Raises InputError when the shape is not the model's, or the model fails on it.
+        Raises InputError when the dtype or shape is not the model's, or the model fails on it.
         """
         count, images = len(images), self.filled(images)
+        if images.dtype != self.input_dtype:
+            raise InputError(f"{self.name}: takes {self.input_dtype}, not {images.dtype}")
         if not _fits(images.shape, self.input_shape):
             raise InputError(
                 f"{self.name}: takes {_shape(self.input_shape)}, not {_shape(images.shape)}"
@@ -82,7 +89,7 @@ class OrtSession:
             outputs = [output[:count] for output in outputs]
         return outputs
 
-    def filled(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def filled(self, images: NDArray[Any]) -> NDArray[Any]:
         """The images, with copies of the last up to the batch size that the model fixes."""
         missing = (self.fixed_batch or 0) - len(images)
         if missing <= 0 or not len(images):

@@ -60,14 +60,16 @@ class TensorRtRunner:
         self._stream.free()
         del self._context, self._engine, self._runtime
 
-    def run(self, images: NDArray[np.float32]) -> Ran:
-        """Encode float32 [B, 3, H, W], copied from ordinary memory and the outputs back to it."""
+    def run(self, images: NDArray[Any]) -> Ran:
+        """Encode [B, *shape], copied from ordinary memory and the outputs back to it."""
+        if images.dtype != self._dtype(self._input):
+            raise InputError(f"{self.name}: takes {self._dtype(self._input)}, not {images.dtype}")
         with cuda_errors(self.name):
             if images.shape != self._shape:
                 self._allocate(images.shape)
             return self._run(np.ascontiguousarray(images))
 
-    def _run(self, images: NDArray[np.float32]) -> Ran:
+    def _run(self, images: NDArray[Any]) -> Ran:
         outputs = [self._host(name) for name in self._outputs]
         times = [time.perf_counter()]
         self._arrays[self._input].copy_from(images, self._stream)

@@ -287,6 +287,42 @@ def test_a_full_disk_while_inspecting_is_one_line(
     assert_refused(outcome, "scratch/observed.onnx: No space left on device")
 
 
+def test_the_recipe_that_transformers_left_beside_is_taken(
+    cli: Cli, encoder: Path, tmp_path: Path
+) -> None:
+    sidecar(encoder).unlink()
+    said = {"image_processor_type": "CLIPImageProcessor", "size": 18, "crop_size": 16}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    (tmp_path / "out").mkdir()
+    assert cli("export", encoder, "-o", tmp_path / "out/copy.onnx").code == 0
+    recipe = Preprocess.from_json(sidecar(tmp_path / "out/copy.onnx").read_text())
+    assert (recipe.height, recipe.resize_to, recipe.background) == (16, (18, 18), (255, 255, 255))
+    outcome = cli("inspect", encoder)
+    assert outcome.code == 0
+    assert "warning" not in outcome.err
+
+
+def test_an_option_replaces_what_lies_beside_and_unread_files_are_counted(
+    cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
+) -> None:
+    sidecar(encoder).unlink()
+    beside = tmp_path / "preprocessor_config.json"
+    beside.write_text(json.dumps({"image_processor_type": "SamImageProcessor"}))
+    for name in ("a.heic", "b.HEIC", "c.svg"):
+        (calibration / name).touch()
+    artifact, option = tmp_path / "artifact", tmp_path / "config.json"
+    option.write_text(json.dumps({"pretrained_cfg": {"input_size": [3, 16, 16]}}))
+    command = ("compile", encoder, "--images", calibration, "-o", artifact, "--registers", "off")
+    assert_refused(cli(*command), "preprocessor_config.json", "--preprocess FILE replaces it")
+    outcome = cli(*command, "--accept-slower", "--preprocess", option)
+    assert outcome.code == 0
+    assert outcome.err.count("were left out: 2 .heic (pip install pillow-heif), 1 .svg") == 1
+    recipe = json.loads((artifact / "preprocess.json").read_text())
+    assert (recipe["resize_to"], recipe["crop_offset"]) == ([18, 18], "round")
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    assert manifest["source"]["recipe"] == "option"
+
+
 def test_an_assumed_recipe_is_said(
     cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 from tiny_vit import Spec, TinyVit
 
 from regcache.passes.errors import InputError
@@ -53,6 +54,22 @@ def test_outputs_come_back_from_bound_memory(loading: Loading) -> None:
             assert ran.lap is not None
             assert min(ran.lap.to_device, ran.lap.compute, ran.lap.to_host) >= 0
             assert ran.lap.compute > 0
+
+
+def test_bytes_are_bound_as_bytes(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT)],
+        "bytes",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["b", 4, 6, 3])],
+        [helper.make_tensor_value_info("floats", TensorProto.FLOAT, ["b", 4, 6, 3])],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    onnx.save(model, tmp_path / "bytes.onnx")
+    loading = Loading(RunnerName.ORT_CUDA, tmp_path / "bytes.onnx", 1, (1, 2), (4, 6, 3), "uint8")
+    with OrtDeviceRunner(loading, CPU, {}, "cpu") as runner:
+        for batch in (1, 2):
+            images = loading.images(batch)
+            np.testing.assert_array_equal(runner.run(images).outputs[0], images)
 
 
 def test_where_nodes_run_is_asked(loading: Loading) -> None:

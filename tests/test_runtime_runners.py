@@ -80,3 +80,8 @@ def test_images_are_the_same_every_time() -> None:
     assert images.shape == (4, 3, 8, 6)
     assert images.dtype == np.float32
     np.testing.assert_array_equal(images, loading.images(4))
+    loading = Loading(RunnerName.ORT_CPU, Path("m.onnx"), 1, (1, 4), (8, 6, 3), "uint8")
+    images = loading.images(4)
+    assert images.shape == (4, 8, 6, 3)
+    assert images.dtype == np.uint8
+    assert np.ptp(images) > 200

@@ -75,6 +75,34 @@ def test_a_fixed_batch_is_filled_up() -> None:
     assert OrtSession(encoder()).filled(images) is images
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_takes_the_images_that_the_graph_takes(dtype: type[np.generic]) -> None:
+    """Bytes with the channels last, or floats: never the other, which would be read as bytes."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["floats"], ["pooled"], axes=[1, 2], keepdims=0),
+        ],
+        "bytes",
+        [
+            helper.make_tensor_value_info(
+                "images", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), [2, 4, 6, 3]
+            )
+        ],
+        [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, [2, 3])],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    images = np.random.default_rng(0).integers(0, 256, (1, 4, 6, 3)).astype(dtype)
+    with OrtSession(model.SerializeToString()) as encode:
+        assert encode.input_dtype == dtype
+        (pooled,) = encode.run(images)
+        np.testing.assert_allclose(pooled, images.mean(axis=(1, 2)), rtol=1e-5)
+        other = np.float32 if dtype is np.uint8 else np.float64
+        refusal = f"takes {encode.input_dtype}, not {np.dtype(other)}"
+        with pytest.raises(InputError, match=refusal):
+            encode.run(images.astype(other))
+
+
 def test_leaving_the_context_frees_the_model(model_file: Path) -> None:
     with OrtSession(model_file) as encode:
         pass
@@ -100,7 +128,7 @@ def test_threads_default_to_the_cpus_of_this_process(monkeypatch: pytest.MonkeyP
         (b"hello", "Protobuf parsing failed"),
         (encoder()[:80], "Protobuf parsing failed"),
         (encoder(op="NoSuchOp"), "NoSuchOp"),
-        (encoder(input_type=TensorProto.FLOAT16), r"needs one float32 image input, has images"),
+        (encoder(input_type=TensorProto.FLOAT16), r"one image input, float32 or uint8, has images"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_named_in_one_silent_line(

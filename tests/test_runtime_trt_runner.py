@@ -251,6 +251,10 @@ class TestOnHostMemory:
         with pytest.raises(InputError, match=r"m\.engine: does not take \[5, 3, 8, 8\]"):
             runner.run(np.zeros((5, 3, 8, 8), np.float32))
 
+    def test_another_dtype_is_refused(self, runner: TensorRtRunner) -> None:
+        with pytest.raises(InputError, match=r"m\.engine: takes float32, not uint8"):
+            runner.run(np.zeros((1, 3, 8, 8), np.uint8))
+
     def test_a_failed_run_is_said(self, runner: TensorRtRunner, fake: Engine) -> None:
         fake.fails = True
         with pytest.raises(InputError, match="no reason given"):

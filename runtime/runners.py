@@ -52,7 +52,7 @@ class Lap:
 
 @dataclass(frozen=True)
 class Ran:
-    """The outputs of a run in graph order, and its parts where there are any."""
+    """The outputs of a run, those that Loading names first, and its parts where there are any."""
 
     outputs: list[NDArray[Any]]
     lap: Lap | None = None
@@ -63,7 +63,8 @@ class Loading:
     """A model, how to load it, and the images that it will be run on.
 
     `model`: an ONNX file, or for TensorRT an engine. `threads`: of ONNX Runtime on the CPU.
-    `batches`: the sizes to be run. `shape`: of one image, [3, H, W].
+    `batches`: the sizes to be run. `shape`: of one image, [3, H, W]. `outputs`: the names of those
+    that come first.
     """
 
     runner: RunnerName
@@ -71,6 +72,7 @@ class Loading:
     threads: int
     batches: tuple[int, ...]
     shape: tuple[int, int, int]
+    outputs: tuple[str, ...] = ()
 
     def images(self, batch: int) -> NDArray[np.float32]:
         """Random pixels, float32 [batch, 3, H, W]: a transformer's time is the same for all."""

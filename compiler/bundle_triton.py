@@ -36,7 +36,7 @@ FOLDER is the one this file lies in. The model takes `{input}`: RGB images made 
 With regcache installed, `regcache.runtime.images.read_image(path, recipe)` does that; `recipe` is
 `regcache.passes.preprocess.Preprocess.from_json(text of {preprocess})`.
 
-The first output is the embedding. {served}
+{embedding} is the embedding. {served}
 """
 
 
@@ -205,6 +205,7 @@ def _readme(artifact: Artifact, config: TritonConfig) -> str:
         served = f"Triton's TensorRT has to be {' or '.join(built)}, which built it."
     elif config.gpu:
         served += " TensorRT builds its engine when the server starts."
+    embedding = artifact.manifest.encoder.embedding
     return _README.format(
         name=config.name,
         target=artifact.manifest.options.target.value,
@@ -217,5 +218,6 @@ def _readme(artifact: Artifact, config: TritonConfig) -> str:
         rescale=recipe.rescale,
         mean=recipe.mean,
         std=recipe.std,
+        embedding="The first output" if embedding is None else f"`{embedding}`",
         served=served,
     )

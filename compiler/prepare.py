@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from regcache.compiler.reporter import Reporter
 from regcache.export.source import open_source
 from regcache.passes.canonicalize import canonicalize
+from regcache.passes.choose_outputs import OutputChoice, choose_outputs
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
@@ -35,6 +36,10 @@ class SourceOptions(Protocol):
         """Side of the square input in pixels; None for the source's own."""
 
     @property
+    def output(self) -> str | None:
+        """Name of the output that is the embedding; None for the most likely one."""
+
+    @property
     def preprocess(self) -> str | None:
         """A preprocess.json that takes the place of the source's recipe."""
 
@@ -44,7 +49,7 @@ class FloatEncoder:
     """A float encoder ready to be calibrated.
 
     `path` is its ONNX file as exported, `graph` the canonical form, `recipe_from` says whether the
-    recipe came with the source, from an option, or had to be assumed.
+    recipe came with the source, from an option, or had to be assumed. `outputs`: which is what.
     """
 
     path: Path
@@ -52,6 +57,7 @@ class FloatEncoder:
     view: EncoderView
     recipe: Preprocess
     recipe_from: Literal["source", "option", "assumed"]
+    outputs: OutputChoice
 
     def batch(self, wanted: int) -> int:
         """The batch size to run with: the graph's own where it is fixed."""
@@ -75,6 +81,7 @@ def prepare(options: SourceOptions, folder: Path, reporter: Reporter) -> FloatEn
     try:
         graph = canonicalize(load_model(path))
         view = view_encoder(graph)
+        outputs = choose_outputs(view, options.output)
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise InputError(f"{options.source}: {reason}") from error
@@ -89,7 +96,8 @@ def prepare(options: SourceOptions, folder: Path, reporter: Reporter) -> FloatEn
         f"found {len(view.blocks)} blocks of width {view.width}, {view.heads} heads, "
         f"{len(view.linears)} linears"
     )
-    return FloatEncoder(path, graph, view, recipe, recipe_from)
+    reporter.step(outputs.describe())
+    return FloatEncoder(path, graph, view, recipe, recipe_from, outputs)
 
 
 def export_source(source: str, path: Path, resolution: int | None) -> Preprocess | None:

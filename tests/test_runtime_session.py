@@ -90,7 +90,7 @@ def test_several_inputs(batch: int | str) -> None:
     images = np.arange(6, dtype=np.float32).reshape(2, 3)
     (found,) = OrtSession(content, inputs=2).run(images, 10 * images)
     np.testing.assert_array_equal(found, 11 * images)
-    with pytest.raises(InputError, match="needs one float32 image input, has images"):
+    with pytest.raises(InputError, match="needs one image input, float32 or uint8, has images"):
         OrtSession(content)
 
 

@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from regcache.compiler.prepare import export_source
+from regcache.compiler.reporter import Reporter
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.session import OrtSession
@@ -46,7 +47,7 @@ def main(
     """Print float pass, compile time, their budget, and peak memory."""
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "float.onnx"
-        recipe = export_source(source, model, None)
+        recipe = export_source(source, model, None, Reporter())
         if recipe is None:
             raise typer.BadParameter("the source has no preprocessing recipe")
         command = [sys.executable, "-m", "regcache.compiler", "compile", source]

@@ -21,6 +21,7 @@ from rich.table import Column, Table
 
 from regcache.compiler.artifact import Artifact
 from regcache.runtime.optimised_graph import integer_matmuls, optimised_ops
+from regcache.runtime.runners import Loading, RunnerName
 from regcache.runtime.session import OrtSession, available_cpus
 from regcache.runtime.speed import SpeedRatio, compare_speed
 
@@ -28,7 +29,7 @@ SHOWN_OPS = 12
 
 
 def op_milliseconds(
-    model: Path, images: NDArray[np.float32], threads: int, runs: int = 10
+    model: Path, images: NDArray[Any], threads: int, runs: int = 10
 ) -> dict[str, float]:
     """Milliseconds of a run by op type, the slowest first: the mean of `runs` after a warm-up."""
     with tempfile.TemporaryDirectory() as folder:
@@ -85,12 +86,12 @@ def main(
     """Print the ratios at batch 1 and 8, the integer matmuls, and the time by op type."""
     opened = Artifact.open(artifact)
     models = {"float": opened.float_model, "int8": opened.model}
-    shape = (8, 3, opened.recipe.height, opened.recipe.width)
-    images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    shape, dtype = opened.recipe.shape, opened.recipe.dtype
     threads = threads or available_cpus()
+    images = Loading(RunnerName.ORT_CPU, opened.model, threads, (8,), shape, dtype).images(8)
     speed = compare_speed(models["float"], models["int8"], images, threads=threads)
     with OrtSession(models["int8"]) as session:
-        few = np.resize(images, (session.fixed_batch or 1, *shape[1:]))
+        few = np.resize(images, (session.fixed_batch or 1, *shape))
     counts = {name: optimised_ops(model, threads=threads) for name, model in models.items()}
     profiles = {name: op_milliseconds(model, few, threads) for name, model in models.items()}
     console = Console()

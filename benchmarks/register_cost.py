@@ -15,6 +15,7 @@ import typer
 
 from regcache.compiler.prepare import export_source
 from regcache.compiler.registers import capture_registers
+from regcache.compiler.reporter import Reporter
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.count_flops import count_flops
@@ -35,7 +36,7 @@ def main(
     """Print the overhead of `count` registers from block `start` to the last."""
     with tempfile.TemporaryDirectory() as scratch:
         plain, spliced = Path(scratch) / "plain.onnx", Path(scratch) / "spliced.onnx"
-        export_source(source, plain, None)
+        export_source(source, plain, None, Reporter())
         graph = canonicalize(load_model(plain))
         view = view_encoder(graph)
         tokens = np.random.default_rng(0).standard_normal((count, view.width)).astype(np.float32)

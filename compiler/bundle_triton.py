@@ -16,6 +16,7 @@ from regcache.compiler.bundle_record import (
 from regcache.compiler.bundle_triton_config import TensorSpec, TritonConfig, graph_tensors
 from regcache.compiler.engine_record import EngineKind, EngineRecord
 from regcache.passes.errors import InputError
+from regcache.passes.preprocess import Preprocess
 
 DEFAULT_MAX_BATCH = 8
 DEFAULT_QUEUE_DELAY = 1000
@@ -25,18 +26,15 @@ _README = """\
 
     tritonserver --model-repository FOLDER
 
-FOLDER is the one this file lies in. The model takes `{input}`: RGB images made ready as
+FOLDER is the one this file lies in. The model takes `{input}`: images made ready as
 `{name}/{preprocess}` says, in this order:
 
-1. {resize}, with Pillow's antialiased `{interpolation}`
-2. crop the center to {height} x {width} pixels
-3. multiply by {rescale:.8g}, subtract {mean}, divide by {std}
-4. float32, channels first
+{steps}
 
 With regcache installed, `regcache.runtime.images.read_image(path, recipe)` does that; `recipe` is
 `regcache.passes.preprocess.Preprocess.from_json(text of {preprocess})`.
 
-The first output is the embedding. {served}
+{embedding} is the embedding. {served}
 """
 
 
@@ -189,13 +187,6 @@ def _model_name(artifact: Artifact) -> str:
 
 
 def _readme(artifact: Artifact, config: TritonConfig) -> str:
-    recipe = artifact.recipe
-    high, wide = recipe.resize_to
-    resize = {
-        "shortest": f"scale the shorter edge to {high} pixels",
-        "squash": f"scale to {high} x {wide} pixels (height x width)",
-        "none": "do not resize",
-    }[recipe.resize]
     versions = artifact.manifest.versions
     served = (
         f"It was made with ONNX Runtime {versions['onnxruntime']}; serve it with that or later."
@@ -205,17 +196,36 @@ def _readme(artifact: Artifact, config: TritonConfig) -> str:
         served = f"Triton's TensorRT has to be {' or '.join(built)}, which built it."
     elif config.gpu:
         served += " TensorRT builds its engine when the server starts."
+    embedding = artifact.manifest.encoder.embedding
     return _README.format(
         name=config.name,
         target=artifact.manifest.options.target.value,
         input=config.inputs[0].name,
         preprocess=PREPROCESS,
-        resize=resize,
-        interpolation=recipe.interpolation,
-        height=recipe.height,
-        width=recipe.width,
-        rescale=recipe.rescale,
-        mean=recipe.mean,
-        std=recipe.std,
+        steps="\n".join(
+            f"{at}. {step}" for at, step in enumerate(preprocessing_steps(artifact.recipe), 1)
+        ),
+        embedding="The first output" if embedding is None else f"`{embedding}`",
         served=served,
     )
+
+
+def preprocessing_steps(recipe: Preprocess) -> list[str]:
+    """What a client has to do with an image, in order."""
+    high, wide = recipe.resize_to
+    resize = {
+        "shortest": f"scale the shorter edge to {high} pixels",
+        "squash": f"scale to {high} x {wide} pixels (height x width)",
+        "none": "do not resize",
+    }[recipe.resize]
+    resize += f", with Pillow's antialiased `{recipe.interpolation}`"
+    crop = f"crop the center to {recipe.height} x {recipe.width} pixels"
+    colour = recipe.background
+    rgb = f"make it RGB, transparent pixels {'as stored' if colour is None else f'on {colour}'}"
+    steps = [resize, crop, rgb] if recipe.rgb_last else [rgb, resize, crop]
+    if recipe.dtype == "float32":
+        steps.append(
+            f"multiply by {recipe.rescale:.8g}, subtract {recipe.mean}, divide by {recipe.std}"
+        )
+    channels = "first" if recipe.layout == "nchw" else "last"
+    return [*steps, f"{recipe.dtype}, channels {channels}"]

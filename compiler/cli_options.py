@@ -21,7 +21,11 @@ ResolutionOption = Annotated[
     int | None, typer.Option(min=1, help="Side of the square input in pixels.")
 ]
 PreprocessOption = Annotated[
-    Path | None, typer.Option(help="A preprocess.json in place of the source's recipe.")
+    Path | None,
+    typer.Option(
+        help="A preprocess.json, or transformers', open_clip's or timm's own file, "
+        "in place of the source's recipe."
+    ),
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images per run.")]
 ThreadsOption = Annotated[
@@ -45,7 +49,13 @@ Int8ShareOption = Annotated[
         help="Least share of the linears' work that stays int8; by default what suits the target.",
     ),
 ]
-OutputOption = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
+OutOption = Annotated[Path, typer.Option("-o", "--out", help="Where the result goes.")]
+OutputOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The output that is the embedding; by default the likeliest."
+    ),
+]
 
 
 def listed(values: Sequence[str]) -> list[str]:

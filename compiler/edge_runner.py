@@ -28,10 +28,11 @@ class Encoder:
         top, left = (int(m / 2) if m < 0 else even(m / 2) for m in (new[0] - high, new[1] - wide))
         canvas = np.pad(pixels, ((high, high), (wide, wide), (0, 0)))[high + top :, wide + left :]
         mean, std, rescale = (np.float32(recipe[key]) for key in ("mean", "std", "rescale"))
-        image = ((canvas[:high, :wide] * rescale - mean) / std).transpose(2, 0, 1)
-        node = self.session.get_inputs()[0]
+        image = ((canvas[:high, :wide] * rescale - mean) / std).astype(recipe["dtype"])
+        image = image if recipe["layout"] == "nhwc" else image.transpose(2, 0, 1)
+        run, node, name = self.session.run, self.session.get_inputs()[0], recipe.get("embedding")
         batch = [image] * (node.shape[0] if isinstance(node.shape[0], int) else 1)
-        return np.asarray(self.session.run(None, {node.name: np.stack(batch)})[0][0], np.float32)
+        return np.asarray(run(name and [name], {node.name: np.stack(batch)})[0][0], np.float32)
 
 
 def resample(pixels: NDArray[np.uint8], axis: int, size: int, name: str) -> NDArray[np.uint8]:
@@ -56,5 +57,4 @@ def read(path: str) -> NDArray[np.uint8]:
 
 
 if __name__ == "__main__":
-    embed = Encoder(Path(__file__).parent).embed
-    np.save(sys.argv[1], [embed(read(path)) for path in sys.argv[2:]])
+    np.save(sys.argv[1], [*map(Encoder(Path(__file__).parent).embed, map(read, sys.argv[2:]))])

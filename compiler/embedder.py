@@ -124,18 +124,20 @@ class Embedder:
             yield self._encode(session, batch)
 
     def _encode(
-        self, session: OrtSession, batch: Sequence[NDArray[np.float32] | None]
+        self, session: OrtSession, batch: Sequence[NDArray[Any] | None]
     ) -> list[NDArray[Any]]:
-        """Run a batch; where an image is None, its rows are NaN."""
+        """Run a batch; where an image is None, its rows are NaN, and -1 in integers."""
         unread = [index for index, image in enumerate(batch) if image is None]
         outputs = session.run(
             np.stack([self._black() if image is None else image for image in batch])
         )
         for output in outputs:
-            output[unread] = np.nan
+            output[unread] = np.array(np.nan if output.dtype.kind == "f" else -1).astype(
+                output.dtype
+            )
         return outputs
 
-    def _read(self, image: ImageInput, index: int, on_error: OnError) -> NDArray[np.float32] | None:
+    def _read(self, image: ImageInput, index: int, on_error: OnError) -> NDArray[Any] | None:
         try:
             if isinstance(image, (str, os.PathLike)):
                 return read_image(Path(image), self.recipe)
@@ -148,8 +150,8 @@ class Embedder:
     def _blank(self) -> list[NDArray[Any]]:
         return self._open_session().run(self._black()[np.newaxis])
 
-    def _black(self) -> NDArray[np.float32]:
-        return np.zeros((3, self.recipe.height, self.recipe.width), np.float32)
+    def _black(self) -> NDArray[Any]:
+        return np.zeros(self.recipe.shape, self.recipe.dtype)
 
     def _open_session(self) -> OrtSession:
         if self._session is None:
@@ -165,7 +167,7 @@ def _as_iterable(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInp
 
 def _preprocess(
     image: Image.Image | NDArray[np.uint8], index: int, recipe: Preprocess
-) -> NDArray[np.float32]:
+) -> NDArray[Any]:
     name = Path(f"image {index}")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:

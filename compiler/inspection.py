@@ -2,9 +2,11 @@
 
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
+from rich.text import Text
 
 from regcache.compiler.calibration import Observer, observe
 from regcache.compiler.prepare import FloatEncoder, SourceOptions, prepare
@@ -78,10 +80,26 @@ class BlockRecord(_Record):
     activations: list[ActivationRecord] | None = None
 
 
+class OutputRecord(_Record):
+    """An output of the encoder: its shape, and what it is taken for, if for anything."""
+
+    name: str
+    shape: list[int | str]
+    role: Literal["embedding", "tokens"] | None
+
+
 class Inspection(_Record):
-    """Everything `regcache inspect` finds."""
+    """Everything `regcache inspect` finds.
+
+    `embedding`: the name of the output that is the embedding, and `embedding_why` it is thought to
+    be; `class_scores`: whether it is a score for each class.
+    """
 
     source: str
+    embedding: str
+    embedding_why: str
+    class_scores: bool
+    outputs: list[OutputRecord]
     blocks: list[BlockRecord]
     width: int
     heads: int
@@ -114,12 +132,12 @@ def inspect_encoder(
 
     Memory is flat in the number of images. Raises InputError on bad input.
     """
-    paths = [] if images is None else list_images(images)
+    paths = [] if images is None else list_images(images, reporter.warn)
     with tempfile.TemporaryDirectory(prefix="regcache-") as scratch:
-        encoder = prepare(options, Path(scratch), reporter)
+        encoder = prepare(options, Path(scratch), reporter, verify=False)
         view = encoder.view
         if not paths:
-            return _report(options.source, view, [_describe(block) for block in view.blocks], 0)
+            return _report(options.source, encoder, [_describe(block) for block in view.blocks], 0)
         streams = {block.output.name: TokenNorms() for block in view.blocks}
         sites = {site.tensor.name: _SiteObserver() for site in view.sites}
         names = _observe(
@@ -127,7 +145,7 @@ def inspect_encoder(
         )
         place = _Place(view, names)
         blocks = [_describe(block, place, streams, sites) for block in view.blocks]
-        return _report(options.source, view, blocks, len(names))
+        return _report(options.source, encoder, blocks, len(names))
 
 
 def _observe(
@@ -214,9 +232,23 @@ def _summary(norms: NormHistogram) -> NormSummary:
     return NormSummary(median=norms.percentile(50), p99=norms.percentile(99), maximum=norms.maximum)
 
 
-def _report(source: str, view: EncoderView, blocks: list[BlockRecord], images: int) -> Inspection:
+def _report(
+    source: str, encoder: FloatEncoder, blocks: list[BlockRecord], images: int
+) -> Inspection:
+    view, outputs = encoder.view, encoder.outputs
+    roles: dict[str | None, Literal["embedding", "tokens"]] = {
+        outputs.tokens: "tokens",
+        outputs.embedding: "embedding",
+    }
     return Inspection(
         source=source,
+        embedding=outputs.embedding,
+        embedding_why=outputs.why,
+        class_scores=outputs.class_scores,
+        outputs=[
+            OutputRecord(name=item.name, shape=item.shape or [], role=roles.get(item.name))
+            for item in view.graph.outputs
+        ],
         blocks=blocks,
         width=view.width,
         heads=view.heads,
@@ -239,7 +271,21 @@ def inspection_tables(found: Inspection) -> list[Table]:
     for block in found.blocks:
         linears = ", ".join(f"{name} {k}x{n}" for name, (k, n) in block.linears.items())
         shape.add_row(str(block.index), block.activation, linears)
-    return [shape, _stream_table(found), _site_table(found)] if found.n_images else [shape]
+    tables = [shape, _output_table(found)]
+    return [*tables, _stream_table(found), _site_table(found)] if found.n_images else tables
+
+
+def _output_table(found: Inspection) -> Table:
+    kind = "class scores, " if found.class_scores else ""
+    table = Table(title="Outputs")
+    for name in ("output", "shape", "taken for"):
+        table.add_column(name)
+    for item in found.outputs:
+        why = f"the embedding ({kind}{found.embedding_why})"
+        role = {"embedding": why, "tokens": "the tokens", None: ""}[item.role]
+        # As Text: brackets are no markup.
+        table.add_row(Text(item.name), Text(f"[{', '.join(map(str, item.shape))}]"), Text(role))
+    return table
 
 
 def _stream_table(found: Inspection) -> Table:

@@ -62,7 +62,8 @@ def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
     where no task is given, and where a task needs texts but the source has no text encoder.
     """
     options = plan.options
-    paths = evenly(list_images(Path(options.images)), plan.calibration_images)
+    found = list_images(Path(options.images), reporter.warn)
+    paths = evenly(found, plan.calibration_images)
     loaded = load_tasks(tasks, lambda texts: embed_texts(options.source, texts), reporter)
     with tempfile.TemporaryDirectory(prefix="regcache-") as scratch, ExitStack() as stack:
         encoder = prepare(options, Path(scratch), reporter)
@@ -71,7 +72,10 @@ def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
         folder = ImageFolder(paths, encoder.recipe, batch, reporter.skipped)
         variants = list(_Workshop(encoder, folder, options, Path(scratch), reporter).make(plan))
         files = list(dict.fromkeys(path for _, path in variants))
-        sessions = [OrtSession(path, threads=options.threads, integers=False) for path in files]
+        sessions = [
+            OrtSession(path, threads=options.threads, integers=False, outputs=encoder.outputs.first)
+            for path in files
+        ]
         for session in sessions:
             stack.enter_context(session)
         passes = _OnePass(sessions, encoder.recipe, batch, reporter)

@@ -170,10 +170,12 @@ def _captions(path: Path, limit: int | None) -> tuple[dict[Path, list[str]], int
 def _classification(
     folder: Path, tasks: Tasks, embed_texts: EmbedTexts, reporter: Reporter
 ) -> Classification:
-    everything = dict(labelled_images(folder))
+    everything = dict(labelled_images(folder, reporter.warn))
     labels = balanced(everything, tasks.limit or len(everything))
     classes = sorted(set(everything.values()))
-    train = {} if tasks.train is None else _training_images(tasks.train, folder, classes, tasks)
+    train = {}
+    if tasks.train is not None:
+        train = _training_images(tasks.train, folder, classes, tasks, reporter)
     prototypes = None
     if tasks.class_names is not None:
         names = list(read_class_names(tasks.class_names, classes).values())
@@ -191,7 +193,7 @@ def _classification(
 
 
 def _training_images(
-    train: Path, folder: Path, classes: list[str], tasks: Tasks
+    train: Path, folder: Path, classes: list[str], tasks: Tasks, reporter: Reporter
 ) -> dict[Path, str]:
     if train.resolve() == folder.resolve():
         raise InputError(
@@ -200,7 +202,7 @@ def _training_images(
         )
     if find_spec("sklearn") is None:
         raise MissingExtraError("the linear probe", extra="eval", module="scikit-learn")
-    everything = dict(labelled_images(train))
+    everything = dict(labelled_images(train, reporter.warn))
     missing = sorted(set(classes) - set(everything.values()))
     if missing:
         raise InputError(f"{folder}: class {missing[0]!r} is not in the training set {train}")

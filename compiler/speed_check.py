@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.manifest import SpeedRecord
@@ -20,14 +20,14 @@ _NOISE, _NOISE_MS = 1.05, 1.0
 def check_speed(
     float_model: Path,
     model: Path,
-    images: NDArray[np.float32],
+    images: NDArray[Any],
     reporter: Reporter,
     *,
     linears: int,
     accept_slower: bool,
     threads: int | None = None,
 ) -> SpeedRecord:
-    """Time both models on float32 `images` [N, 3, H, W] and count the integer kernels.
+    """Time both models on preprocessed `images` and count the integer kernels.
 
     `linears`: how many are quantized, activations included; fewer integer kernels are warned of.
     Raises InputError where the model is slower than float at every batch size, unless

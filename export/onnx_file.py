@@ -1,17 +1,15 @@
-"""A source that is ONNX already: it is copied, not traced."""
+"""A source that is ONNX already: it is rewritten, not traced."""
 
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Self
 
-import onnx
-from google.protobuf.message import DecodeError
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
+from regcache.export.adopt import Adopted, adopt
+from regcache.export.recipe import at_resolution
+from regcache.export.recipe_file import read_recipe, recipe_beside
 from regcache.export.source import Reference
 from regcache.passes.errors import InputError
+from regcache.passes.onnx_file import save_graph
 from regcache.passes.preprocess import Preprocess
 
 
@@ -36,64 +34,38 @@ class OnnxFileSource:
         return cls(text, path)
 
     def export(self, path: Path, *, resolution: int | None = None) -> Preprocess | None:
-        """Copy the file and its external data to `path`; the graph is not looked at.
+        """Write the encoder to `path` in our own form (see adopt); returns its recipe.
 
-        Raises InputError when a resolution is asked for, when the file is not ONNX, when its
-        external data is missing or lies outside its folder, or when the sidecar is no recipe.
+        Weights past 2 GB go to `NAME.onnx.data`. Raises InputError, naming the source, where the
+        file or its recipe cannot be used, or the resolution is not one that it computes at.
         """
-        if resolution is not None:
-            raise InputError(f"{self.name}: the resolution of an ONNX file is fixed")
-        recipe = self._recipe()
-        if path.resolve() == self.path.resolve():
-            return recipe
-        for location in sorted(_external_files(self.path)):
-            copy = path.parent / location
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                shutil.copyfile(self.path.parent / location, copy)
-            except OSError as error:
-                raise InputError(f"{self.name}: external data {location}: {error}") from error
-        shutil.copyfile(self.path, path)
+        recipe = self.recipe(resolution)
+        save_graph(self.adopt(resolution, recipe).graph, path)
         return recipe
+
+    def adopt(
+        self, resolution: int | None, recipe: Preprocess | None, *, free_batch: bool = True
+    ) -> Adopted:
+        """The graph in our own form; `recipe` gives the size that the file leaves open.
+
+        Raises InputError, naming the source, as adopt does.
+        """
+        size = None if recipe is None else (recipe.height, recipe.width)
+        try:
+            return adopt(self.path, resolution=resolution, size=size, free_batch=free_batch)
+        except InputError as error:
+            reason = str(error).removeprefix(f"{self.path}: ")
+            raise InputError(f"{self.name}: {reason}") from error
 
     def reference(self, *, resolution: int | None = None) -> Reference | None:
         """None: an ONNX file is its own original."""
         return None
 
-    def _recipe(self) -> Preprocess | None:
+    def recipe(self, resolution: int | None = None) -> Preprocess | None:
+        """The recipe in the sidecar or beside the file, at that resolution; None without one.
+
+        Raises InputError where it cannot be used.
+        """
         file = sidecar(self.path)
-        if not file.is_file():
-            return None
-        try:
-            return Preprocess.from_json(file.read_text(encoding="utf-8"))
-        except (InputError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: {error}") from error
-
-
-def _external_files(path: Path) -> set[str]:
-    """The files that the weights lie in, relative to the model's folder."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise InputError(f"{path}: not an ONNX file, or truncated") from error
-    locations = {ExternalDataInfo(t).location for t in _tensors(model.graph) if _is_external(t)}
-    for location in locations:
-        relative = PurePosixPath(location)
-        if not location or relative.is_absolute() or ".." in relative.parts:
-            raise InputError(f"{path}: external data outside the model's folder: {location!r}")
-    return locations
-
-
-def _is_external(tensor: onnx.TensorProto) -> bool:
-    return bool(uses_external_data(tensor))
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every stored tensor of a graph: initializers, attributes and those of subgraphs."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
-            for subgraph in (attribute.g, *attribute.graphs):
-                yield from _tensors(subgraph)
+        recipe = read_recipe(file) if file.is_file() else recipe_beside(self.path)
+        return None if recipe is None else at_resolution(recipe, resolution)

@@ -1,24 +1,24 @@
 """openclip:ARCH/TAG_OR_FILE: vision towers of open_clip."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 from regcache.export import timm_vit
 from regcache.export.extras import loading_errors, quiet, reason, require
-from regcache.export.recipe import at_resolution, interpolation_named, three
+from regcache.export.library_recipes import open_clip_recipe
+from regcache.export.recipe import at_resolution
 from regcache.export.source import Reference
 from regcache.export.static_forward import freeze_multihead, freeze_tokens
 from regcache.export.to_onnx import write_onnx
 from regcache.export.tower import Tower, as_reference
 from regcache.passes.errors import InputError
-from regcache.passes.preprocess import Preprocess, ResizeMode
+from regcache.passes.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_RESIZE_MODES: dict[str, ResizeMode] = {"shortest": "shortest", "squash": "squash"}
 _PREFIX = "visual."
 
 
@@ -98,23 +98,11 @@ class OpenClipSource:
     def _recipe(
         self, config: dict[str, Any], tag: dict[str, Any], resolution: int | None
     ) -> Preprocess:
-        from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-
-        said = merge_preprocess_dict(asdict(PreprocessCfg()), tag)
-        size = config["vision_cfg"].get("image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else size
-        if said["resize_mode"] not in _RESIZE_MODES:
-            raise InputError(f"{self.name}: resize mode {said['resize_mode']} is not supported")
-        recipe = Preprocess(
-            height=height,
-            width=width,
-            resize=_RESIZE_MODES[said["resize_mode"]],
-            resize_to=(height, width),
-            interpolation=interpolation_named(said["interpolation"]),
-            mean=three(said["mean"]),
-            std=three(said["std"]),
-        )
-        return at_resolution(recipe, resolution)
+        try:
+            recipe = open_clip_recipe(tag, config["vision_cfg"].get("image_size", 224))
+            return at_resolution(recipe, resolution)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
 
     def _tower(self, config: dict[str, Any], tag: dict[str, Any], recipe: Preprocess) -> Tower:
         size = (recipe.height, recipe.width)

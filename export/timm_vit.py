@@ -1,24 +1,23 @@
 """timm:NAME: plain vision transformers of timm."""
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from regcache.export.extras import loading_errors, quiet, reason, require
-from regcache.export.recipe import at_resolution, interpolation_named, three
+from regcache.export.library_recipes import timm_recipe
+from regcache.export.recipe import at_resolution
 from regcache.export.source import Reference
 from regcache.export.static_forward import freeze_tokens, softmax_attention, split_heads
 from regcache.export.to_onnx import write_onnx
 from regcache.export.tower import Tower, as_reference
 from regcache.passes.errors import InputError
-from regcache.passes.preprocess import Preprocess, ResizeMode
+from regcache.passes.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _MODULES = ("vision_transformer", "deit")
-_RESIZE_MODES: dict[str, ResizeMode] = {"center": "shortest", "squash": "squash"}
 
 
 @dataclass(frozen=True)
@@ -92,22 +91,12 @@ class TimmSource:
 def data_recipe(pretrained_cfg: dict[str, Any]) -> Preprocess:
     """The recipe timm evaluates a model with.
 
-    Raises InputError for the crop mode "border" and filters recipes cannot express.
+    Raises InputError as `timm_recipe` does.
     """
     from timm.data.config import resolve_data_config
 
-    data = resolve_data_config(pretrained_cfg=pretrained_cfg)  # type: ignore[no-untyped-call]
-    if data["crop_mode"] not in _RESIZE_MODES:
-        raise InputError(f"preprocessing: crop mode {data['crop_mode']!r} is not supported")
-    _, height, width = data["input_size"]
-    return Preprocess(
-        height=height,
-        width=width,
-        resize=_RESIZE_MODES[data["crop_mode"]],
-        resize_to=(math.floor(height / data["crop_pct"]), math.floor(width / data["crop_pct"])),
-        interpolation=interpolation_named(data["interpolation"]),
-        mean=three(data["mean"]),
-        std=three(data["std"]),
+    return timm_recipe(
+        resolve_data_config(pretrained_cfg=pretrained_cfg)  # type: ignore[no-untyped-call]
     )
 
 

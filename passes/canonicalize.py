@@ -11,18 +11,21 @@ from regcache.passes.fold_constants import FoldConstants
 from regcache.passes.free_tokens import FreeTokens
 from regcache.passes.fuse_gelu import FuseGelu
 from regcache.passes.fuse_layer_norm import FuseLayerNorm
+from regcache.passes.fuse_rms_norm import FuseRmsNorm
+from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.merge_transposes import MergeTransposes
 from regcache.passes.onnx_file import import_graph
+from regcache.passes.raise_opset import raise_opset
 from regcache.passes.resolve_shapes import ResolveShapes
 from regcache.passes.split_gemm import SplitGemm
 
-# The first opset with Gelu; LayerNormalization came with 17.
-CANONICAL_OPSET = 20
 PASSES: tuple[Pass, ...] = (
     FoldConstants(),
     ResolveShapes(),
     FoldConstants(),
+    LowerEinsum(),
     FuseLayerNorm(),
+    FuseRmsNorm(),
     FuseGelu(),
     SplitGemm(),
     DropMasks(),
@@ -32,19 +35,22 @@ PASSES: tuple[Pass, ...] = (
 
 
 def canonicalize(model: onnx.ModelProto) -> gs.Graph:
-    """The canonical form of a model; see canonicalize_logged."""
-    return canonicalize_logged(model)[0]
-
-
-def canonicalize_logged(model: onnx.ModelProto) -> tuple[gs.Graph, list[tuple[str, Log]]]:
     """Upgrade to opset 20 or later, fold constants, recognise LayerNormalization and Gelu.
 
     Returns a graph with shapes on its tensors that computes what `model` does within float
-    rounding, and what each pass did, by its name. Raises InputError when the opset cannot be
-    upgraded or shapes do not fit together.
+    rounding. Raises InputError when the opset cannot be upgraded or shapes do not fit together.
     """
+    return canonicalize_graph(import_graph(raise_opset(model)))
+
+
+def canonicalize_graph(graph: gs.Graph) -> gs.Graph:
+    """The same for a graph of opset 20 or later."""
+    return canonicalize_logged(graph)[0]
+
+
+def canonicalize_logged(graph: gs.Graph) -> tuple[gs.Graph, list[tuple[str, Log]]]:
+    """The same, and what each pass that found something to do or to skip did, by its name."""
     try:
-        graph = import_graph(upgrade_opset(model))
         check_and_infer(graph)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise InputError(f"the graph's shapes do not fit: {first_line(error)}") from error
@@ -55,22 +61,3 @@ def canonicalize_logged(model: onnx.ModelProto) -> tuple[gs.Graph, list[tuple[st
         if result.changed or result.log.skips:
             logs.append((step.name, result.log))
     return graph, logs
-
-
-def upgrade_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Convert a model of an older default opset to CANONICAL_OPSET; newer ones stay as they are.
-
-    Raises InputError when onnx has no conversion for one of the nodes.
-    """
-    versions = [item.version for item in model.opset_import if item.domain in {"", "ai.onnx"}]
-    if not versions:
-        raise InputError("the graph uses no standard ONNX operators")
-    if versions[0] >= CANONICAL_OPSET:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, CANONICAL_OPSET)
-    except RuntimeError as error:
-        reason = first_line(error)
-        raise InputError(
-            f"cannot convert opset {versions[0]} to {CANONICAL_OPSET}: {reason}"
-        ) from error

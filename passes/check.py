@@ -13,7 +13,12 @@ def check_and_infer(graph: gs.Graph) -> None:
     or onnx.shape_inference.InferenceError where the graph is not valid.
     """
     model = _without_weights(graph)
+    unknown = [item for item in model.graph.output if not item.type.tensor_type.HasField("shape")]
+    for item in unknown:
+        item.type.tensor_type.shape.dim.add()  # the checker insists on some shape
     onnx.checker.check_model(model)
+    for item in unknown:
+        item.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(
         model, check_type=True, strict_mode=True, data_prop=True
     )

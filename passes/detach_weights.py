@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 # Shape arithmetic lives in tiny constants; anything larger is a weight whose values do not matter.
-_LARGEST_KEPT = 1024
+LARGEST_KEPT = 1024
 
 Weights = dict[str, NDArray[Any]]
 
@@ -17,7 +17,7 @@ def detach_weights(graph: gs.Graph) -> tuple[gs.Graph, Weights]:
     bare = graph.copy()
     weights: Weights = {}
     for name, tensor in bare.tensors().items():
-        if isinstance(tensor, gs.Constant) and _size(tensor) > _LARGEST_KEPT:
+        if isinstance(tensor, gs.Constant) and _size(tensor) > LARGEST_KEPT:
             _exchange(tensor, gs.Variable(name, dtype=tensor.dtype, shape=tensor.shape))
             weights[name] = tensor.values
     bare.inputs += [bare.tensors()[name] for name in weights]
@@ -33,11 +33,16 @@ def pack_graph(graph: gs.Graph) -> tuple[bytes, Weights]:
 def unpack_graph(model: bytes, weights: Weights) -> gs.Graph:
     """The graph that pack_graph took apart; it shares the weight arrays."""
     graph = gs.import_onnx(onnx.load_from_string(model))
+    attach_weights(graph, weights)
+    return graph
+
+
+def attach_weights(graph: gs.Graph, weights: Weights) -> None:
+    """Put constants in the place of the graph inputs that stand for weights; arrays are shared."""
     for tensor in list(graph.inputs):
         if tensor.name in weights:
             _exchange(tensor, gs.Constant(tensor.name, weights[tensor.name]))
     graph.inputs = [tensor for tensor in graph.inputs if tensor.name not in weights]
-    return graph
 
 
 def _exchange(old: gs.Tensor, new: gs.Tensor) -> None:

@@ -35,6 +35,12 @@ ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
     "relu": lambda x: np.asarray(np.maximum(x, 0)),
 }
 
+
+def _clip(x: Floats, low: Floats | None = None, high: Floats | None = None) -> Floats:
+    above = x if low is None else np.maximum(x, low)
+    return above if high is None else np.minimum(above, high)
+
+
 _OPS: dict[str, Callable[..., Floats]] = {
     "Add": np.add,
     "Sub": np.subtract,
@@ -42,6 +48,8 @@ _OPS: dict[str, Callable[..., Floats]] = {
     "Div": np.divide,
     "Pow": np.power,
     "Neg": np.negative,
+    "Max": np.maximum,
+    "Clip": _clip,
     "Exp": np.exp,
     "Sqrt": np.sqrt,
     "Reciprocal": np.reciprocal,
@@ -52,6 +60,7 @@ _OPS: dict[str, Callable[..., Floats]] = {
 }
 # Ops that keep some elements only; what they leave out would go unseen.
 _PICKING_OPS = frozenset({"Split", "Slice", "Gather"})
+_SAME_NUMBERS = SHAPE_OPS - _PICKING_OPS | {"Expand"}
 # Away from 0, where all activations agree, and within float32's comfortable range.
 _PROBES = np.array([-6.0, -3.1, -1.7, -0.9, -0.4, 0.3, 0.8, 1.6, 2.9, 5.5])
 
@@ -62,15 +71,21 @@ def identify_activation(start: gs.Tensor, end: gs.Tensor) -> str | None:
     Evaluates the elementwise nodes between the two on probe values in float64; every path from
     `end` upstream has to reach `start` or a scalar constant.
     """
-    values: dict[int, Floats] = {id(start): _PROBES}
-    try:
-        result = _evaluate(end, values, depth=0)
-    except _NotElementwiseError:
+    result = evaluate(start, end, _PROBES)
+    if result is None:
         return None
     for name, function in ACTIVATIONS.items():
         if np.allclose(result, function(_PROBES), rtol=1e-4, atol=1e-5):
             return name
     return None
+
+
+def evaluate(start: gs.Tensor, end: gs.Tensor, probes: Floats) -> Floats | None:
+    """What `end` is where `start` is `probes`; None where it is no elementwise function of it."""
+    try:
+        return _evaluate(end, {id(start): probes}, depth=0)
+    except _NotElementwiseError:
+        return None
 
 
 class _NotElementwiseError(Exception):
@@ -87,7 +102,7 @@ def _evaluate(tensor: gs.Tensor, values: dict[int, Floats], depth: int) -> Float
     node = producer(tensor)
     if node is None or depth > 16:
         raise _NotElementwiseError
-    if node.op in SHAPE_OPS - _PICKING_OPS:
+    if node.op in _SAME_NUMBERS:
         return _evaluate(node.inputs[0], values, depth + 1)
     if node.op == "Gelu":
         kind = "gelu_tanh" if node.attrs.get("approximate", "none") == "tanh" else "gelu"
@@ -96,6 +111,8 @@ def _evaluate(tensor: gs.Tensor, values: dict[int, Floats], depth: int) -> Float
         operation = _OPS[node.op]
     else:
         raise _NotElementwiseError
-    arguments = [_evaluate(item, values, depth + 1) for item in node.inputs]
+    arguments = [
+        None if item.is_empty() else _evaluate(item, values, depth + 1) for item in node.inputs
+    ]
     values[id(tensor)] = np.asarray(operation(*arguments), dtype=np.float64)
     return values[id(tensor)]

@@ -3,12 +3,13 @@
 import os
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +17,17 @@ from PIL import Image, UnidentifiedImageError
 
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import CropOffset, Preprocess
+from regcache.runtime.image_formats import (
+    describe_unread,
+    image_suffixes,
+    readable_formats,
+    unread_suffix,
+)
+from regcache.runtime.pixel_modes import to_eight_bits, to_rgb
 
 # Twice Image.MAX_IMAGE_PIXELS: where Pillow stops warning and raises DecompressionBombError.
 PIXEL_LIMIT = 178_956_970
 
-IMAGE_SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg"),
-    *(".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-)
-# Named, so that a file posing as a photo never reaches Pillow's other readers: EPS runs a program.
-_FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"}
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -57,9 +59,12 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Batch:
-    """`images`: float32 [B, 3, height, width], in the order of `paths`."""
+    """`images`: [B, *recipe.shape] of the recipe's dtype, in the order of `paths`.
 
-    images: NDArray[np.float32]
+    That is float32 [B, 3, height, width], unless the encoder takes uint8 or the channels last.
+    """
+
+    images: NDArray[Any]
     paths: list[Path]
 
 
@@ -96,7 +101,7 @@ class ImageFolder:
                 f"none of the {len(self.paths)} images can be read; {first.path}: {first.reason}"
             )
 
-    def _read(self) -> Iterator[tuple[Path, NDArray[np.float32]]]:
+    def _read(self) -> Iterator[tuple[Path, NDArray[Any]]]:
         for path in self.paths:
             try:
                 image = read_image(path, self.recipe)
@@ -109,34 +114,27 @@ class ImageFolder:
                 yield path, image
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Every file below `folder` that is named like an image (IMAGE_SUFFIXES), sorted.
+def list_images(folder: Path, warn: Callable[[str], None] | None = None) -> list[Path]:
+    """Every file below `folder` that is named like an image that can be read, sorted.
 
     Links to folders are followed, each folder once; hidden files and folders are left out. Broken
     links and the like are listed, so that the reader reports them.
+    `warn` is told, in one line, how many files are images of formats that are not read.
     Raises InputError, naming the folder, when it is missing, not a folder, holds no image, or when
     it or a folder inside cannot be read.
     """
-    images: list[Path] = []
-    seen = {os.path.realpath(folder)}
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
-        unseen = []
-        for name in sorted(folders):
-            real = os.path.realpath(os.path.join(parent, name))
-            if not name.startswith(".") and real not in seen:
-                seen.add(real)
-                unseen.append(name)
-        folders[:] = unseen
-        images += (Path(parent, name) for name in names if _named_like_an_image(name))
-    if not images:
-        raise InputError(f"image folder {folder}: no image in it ({' '.join(IMAGE_SUFFIXES)})")
-    return sorted(images)
+    unread: Counter[str] = Counter()
+    images = _images_below(folder, unread)
+    _warn_of(unread, folder, warn)
+    return images
 
 
-def labelled_images(folder: Path) -> list[tuple[Path, str]]:
+def labelled_images(
+    folder: Path, warn: Callable[[str], None] | None = None
+) -> list[tuple[Path, str]]:
     """The images of a folder of class folders, each with the name of its class folder.
 
-    Files beside the class folders are ignored.
+    Files beside the class folders are ignored; `warn` is as for `list_images`.
     Raises InputError when there are fewer than two class folders, or one holds no image or cannot
     be read.
     """
@@ -147,11 +145,14 @@ def labelled_images(folder: Path) -> list[tuple[Path, str]]:
     classes = [name for name in names if not name.startswith(".")]
     if len(classes) < 2:
         raise InputError(f"image folder {folder}: needs a folder for each of two or more classes")
-    return [(path, name) for name in classes for path in list_images(folder / name)]
+    unread: Counter[str] = Counter()
+    found = [(path, name) for name in classes for path in _images_below(folder / name, unread)]
+    _warn_of(unread, folder, warn)
+    return found
 
 
-def read_image(path: Path, recipe: Preprocess) -> NDArray[np.float32]:
-    """Read an image file as the encoder's input, float32 [3, height, width].
+def read_image(path: Path, recipe: Preprocess) -> NDArray[Any]:
+    """Read an image file as the encoder's input, of the recipe's shape and dtype.
 
     Of an animation the first frame is read. The EXIF orientation is not applied and colour profiles
     are ignored, because the pipelines the encoders were trained with do neither.
@@ -163,22 +164,22 @@ def read_image(path: Path, recipe: Preprocess) -> NDArray[np.float32]:
         return preprocess_image(_decode(path, recipe), recipe)
 
 
-def preprocess_image(image: Image.Image, recipe: Preprocess) -> NDArray[np.float32]:
-    """An image of any Pillow mode -> float32 [3, height, width].
+def preprocess_image(image: Image.Image, recipe: Preprocess) -> NDArray[Any]:
+    """An image of any Pillow mode -> an array of the recipe's shape and dtype.
 
-    The image is converted as `convert("RGB")` does (transparency is dropped; integers and floats
-    over 255 are clipped), resized, cropped at the center (a side smaller than the crop is padded
-    with black), scaled and normalized.
+    The image becomes RGB of 8 bits (`to_rgb`), is resized, cropped at the center (a side smaller
+    than the crop is padded with black), scaled and normalized.
     """
-    image = _to_rgb(image)
+    image = to_eight_bits(image) if recipe.rgb_last else to_rgb(image, recipe.background)
     image = image.resize(resized_size(image.size, recipe), _RESAMPLING[recipe.interpolation])
     left = _crop_start(image.width, recipe.width, recipe.crop_offset)
     top = _crop_start(image.height, recipe.height, recipe.crop_offset)
     image = image.crop((left, top, left + recipe.width, top + recipe.height))
-    mean, std = np.array(recipe.mean, np.float32), np.array(recipe.std, np.float32)
-    pixels = np.asarray(image, dtype=np.float32) * np.float32(recipe.rescale)
-    normalized: NDArray[np.float32] = (pixels - mean) / std
-    return np.ascontiguousarray(normalized.transpose(2, 0, 1))
+    pixels: NDArray[Any] = np.array(to_rgb(image, recipe.background), dtype=recipe.dtype)
+    if recipe.dtype == "float32":
+        mean, std = np.array(recipe.mean, np.float32), np.array(recipe.std, np.float32)
+        pixels = (pixels * np.float32(recipe.rescale) - mean) / std
+    return pixels if recipe.layout == "nhwc" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def resized_size(size: tuple[int, int], recipe: Preprocess) -> tuple[int, int]:
@@ -201,10 +202,6 @@ def _crop_start(size: int, crop: int, offset: CropOffset) -> int:
     return round((size - crop) / 2) if offset == "round" else (size - crop) // 2
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def _decode(path: Path, recipe: Preprocess) -> Image.Image:
     try:
         status = path.stat()
@@ -215,7 +212,9 @@ def _decode(path: Path, recipe: Preprocess) -> Image.Image:
         with _open(path) as image:
             _check_pixels(path, image.size, recipe)
             image.load()
-            return _to_rgb(image)
+            if recipe.rgb_last:
+                return to_eight_bits(image).copy()
+            return to_rgb(image, recipe.background)
     except InputError:
         raise
     except Exception as error:  # Pillow's readers let any type escape on broken bytes
@@ -223,9 +222,8 @@ def _decode(path: Path, recipe: Preprocess) -> Image.Image:
 
 
 def _open(path: Path) -> Image.Image:
-    formats = _FORMATS.intersection(Image.registered_extensions().values())
     with _no_pillow_limit():
-        return Image.open(path, formats=sorted(formats))
+        return Image.open(path, formats=readable_formats())
 
 
 @contextmanager
@@ -262,8 +260,35 @@ def _reason(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _named_like_an_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+def _images_below(folder: Path, unread: Counter[str]) -> list[Path]:
+    """The images of `list_images`; what is not read is added to `unread`, by suffix."""
+    suffixes = image_suffixes()
+    images: list[Path] = []
+    others: Counter[str] = Counter()
+    seen = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
+        unseen = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(parent, name))
+            if not name.startswith(".") and real not in seen:
+                seen.add(real)
+                unseen.append(name)
+        folders[:] = unseen
+        shown = [name for name in names if not name.startswith(".")]
+        images += (Path(parent, name) for name in shown if name.lower().endswith(suffixes))
+        others.update(suffix for name in shown if (suffix := unread_suffix(name)))
+    if not images:
+        reason = f"no image in it ({' '.join(suffixes)})"
+        if others:
+            reason += f"; {describe_unread(others)}"
+        raise InputError(f"image folder {folder}: {reason}")
+    unread.update(others)
+    return sorted(images)
+
+
+def _warn_of(unread: Counter[str], folder: Path, warn: Callable[[str], None] | None) -> None:
+    if unread and warn is not None:
+        warn(f"image folder {folder}: {describe_unread(unread)}")
 
 
 def _refuse_folder(error: OSError) -> NoReturn:

@@ -1,8 +1,7 @@
 """ONNX Runtime's CPU provider as a runner: nothing is copied."""
 
-from typing import Self
+from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from regcache.runtime.runners import Loading, Ran
@@ -15,7 +14,9 @@ class OrtCpuRunner:
     placement: dict[str, int] | None = None
 
     def __init__(self, loading: Loading) -> None:
-        self._session = OrtSession(loading.model, threads=loading.threads, arena=True)
+        self._session = OrtSession(
+            loading.model, threads=loading.threads, arena=True, outputs=loading.outputs
+        )
         self.name = self._session.name
         self.fixed_batch = self._session.fixed_batch
 
@@ -25,6 +26,6 @@ class OrtCpuRunner:
     def __exit__(self, *error: object) -> None:
         del self._session
 
-    def run(self, images: NDArray[np.float32]) -> Ran:
-        """Encode float32 [B, 3, H, W]."""
+    def run(self, images: NDArray[Any]) -> Ran:
+        """Encode images of the model's dtype and layout."""
         return Ran(self._session.run(images))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from regcache.passes.errors import InputError, first_line
 from regcache.runtime.runners import Lap, Loading, Ran, RunnerName
-from regcache.runtime.session import LOG_NOTHING
+from regcache.runtime.session import LOG_NOTHING, put_first
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 _PROVIDERS = {RunnerName.ORT_CUDA: CUDA, RunnerName.ORT_TENSORRT: TENSORRT}
@@ -82,6 +82,8 @@ class OrtDeviceRunner:
         self._input = inputs[0].name
         batch = inputs[0].shape[0]
         self.fixed_batch: int | None = batch if isinstance(batch, int) else None
+        given = [output.name for output in self._session.get_outputs()]
+        self._outputs = put_first(given, loading.outputs, self.name)
         self._images: Any = None
 
     def __enter__(self) -> Self:
@@ -90,10 +92,10 @@ class OrtDeviceRunner:
     def __exit__(self, *error: object) -> None:
         del self._images, self._session
 
-    def run(self, images: NDArray[np.float32]) -> Ran:
-        """Encode float32 [B, 3, H, W], copied from ordinary memory and the outputs back to it."""
+    def run(self, images: NDArray[Any]) -> Ran:
+        """Encode [B, *shape], copied from ordinary memory and the outputs back to it."""
         try:
-            binding = self._bind(images.shape)
+            binding = self._bind(images)
             times = [time.perf_counter()]
             self._images.update_inplace(images)
             binding.synchronize_inputs()
@@ -107,15 +109,15 @@ class OrtDeviceRunner:
             raise InputError(f"{self.name}: ONNX Runtime: {first_line(error)}") from error
         return Ran(outputs, Lap(*(float(part) for part in np.diff(times))))
 
-    def _bind(self, shape: tuple[int, ...]) -> Any:
-        if self._images is None or tuple(self._images.shape()) != shape:
+    def _bind(self, images: NDArray[Any]) -> Any:
+        if self._images is None or tuple(self._images.shape()) != images.shape:
             self._images = ort.OrtValue.ortvalue_from_shape_and_type(
-                list(shape), np.float32, self._device, 0
+                list(images.shape), images.dtype.type, self._device, 0
             )
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(self._input, self._images)
-        for output in self._session.get_outputs():
-            binding.bind_output(output.name, self._device, 0)
+        for name in self._outputs:  # they come back in the order in which they are bound
+            binding.bind_output(name, self._device, 0)
         return binding
 
 

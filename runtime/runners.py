@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.passes.errors import InputError, MissingExtraError
+from regcache.passes.preprocess import PixelType
 from regcache.runtime.gpu import find_gpu
 
 
@@ -52,7 +53,7 @@ class Lap:
 
 @dataclass(frozen=True)
 class Ran:
-    """The outputs of a run in graph order, and its parts where there are any."""
+    """The outputs of a run, those that Loading names first, and its parts where there are any."""
 
     outputs: list[NDArray[Any]]
     lap: Lap | None = None
@@ -63,7 +64,8 @@ class Loading:
     """A model, how to load it, and the images that it will be run on.
 
     `model`: an ONNX file, or for TensorRT an engine. `threads`: of ONNX Runtime on the CPU.
-    `batches`: the sizes to be run. `shape`: of one image, [3, H, W].
+    `batches`: the sizes to be run. `shape`, `dtype`: of one image, float32 [3, H, W] unless the
+    model takes others. `outputs`: the names of those that come first.
     """
 
     runner: RunnerName
@@ -71,10 +73,14 @@ class Loading:
     threads: int
     batches: tuple[int, ...]
     shape: tuple[int, int, int]
+    dtype: PixelType = "float32"
+    outputs: tuple[str, ...] = ()
 
-    def images(self, batch: int) -> NDArray[np.float32]:
-        """Random pixels, float32 [batch, 3, H, W]: a transformer's time is the same for all."""
+    def images(self, batch: int) -> NDArray[Any]:
+        """Random pixels, [batch, *shape]: a transformer's time is the same for all."""
         random = np.random.default_rng(0)
+        if self.dtype == "uint8":
+            return random.integers(0, 256, (batch, *self.shape), dtype=np.uint8)
         return random.standard_normal((batch, *self.shape), dtype=np.float32)
 
 
@@ -93,8 +99,8 @@ class Runner(Protocol):
 
     def __exit__(self, *error: object) -> None: ...
 
-    def run(self, images: NDArray[np.float32]) -> Ran:
-        """Encode float32 [B, 3, H, W]. Raises InputError when the model does not take them."""
+    def run(self, images: NDArray[Any]) -> Ran:
+        """Encode [B, *shape]. Raises InputError when the model does not take them."""
 
 
 def check_runner(name: RunnerName) -> None:

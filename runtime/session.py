@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from regcache.passes.errors import InputError
 
+# The images an encoder may take, by ONNX Runtime's names.
+INPUT_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
+_IMAGE_TYPES = [[name] for name in INPUT_TYPES]
 # Above "error": whatever goes wrong is also raised, and a log line would repeat it.
 LOG_NOTHING = 4
 
@@ -23,10 +27,14 @@ class OrtSession:
     `model`: an ONNX file (a path keeps the peak memory lowest) or its bytes.
     `threads`: defaults to the CPUs this process may use.
     `integers`: False computes linears between Q/DQ pairs in float, rounded as written.
-    `fixed_batch` is the model's batch size where the graph fixes it, else None.
+    `fixed_batch` is the model's batch size where the graph fixes it, else None; `input_dtype` that
+    of the images it takes.
     `arena`: True keeps freed buffers for reuse, as ONNX Runtime does by default.
-    Raises InputError, naming the file and the reason, when the model cannot be loaded or does not
-    take exactly one float32 input. Use it as a context manager to free the weights early.
+    `outputs`: the names of those that come first; the others follow in the file's order.
+    `inputs`: how many inputs the model has; what the others take comes behind the images.
+    Raises InputError, naming the file and the reason, when the model cannot be loaded, has no such
+    output or not so many inputs of float32 (the images may be uint8). Use it as a context manager
+    to free the weights early.
     """
 
     def __init__(
@@ -36,10 +44,12 @@ class OrtSession:
         threads: int | None = None,
         integers: bool = True,
         arena: bool = False,
+        outputs: Sequence[str] = (),
+        inputs: int = 1,
     ) -> None:
         self.name = "the model in memory" if isinstance(model, bytes) else str(model)
         source = model if isinstance(model, bytes) else os.fspath(model)
-        options = _session_options(threads, integers, arena)
+        options = cpu_session_options(threads, integers, arena)
         try:
             self._session = ort.InferenceSession(
                 source,
@@ -50,30 +60,38 @@ class OrtSession:
             )
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise InputError(f"{self.name}: ONNX Runtime: {_reason(error)}") from error
-        inputs = self._session.get_inputs()
-        if [item.type for item in inputs] != ["tensor(float)"]:
-            found = ", ".join(f"{item.name}: {item.type}" for item in inputs) or "none"
-            raise InputError(f"{self.name}: needs one float32 image input, has {found}")
-        self.input_name: str = inputs[0].name
-        self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
+        taken = self._session.get_inputs()
+        kinds = [item.type for item in taken]
+        if kinds[:1] not in _IMAGE_TYPES or kinds[1:] != ["tensor(float)"] * (inputs - 1):
+            found = ", ".join(f"{item.name}: {item.type}" for item in taken) or "none"
+            raise InputError(f"{self.name}: needs one image input, float32 or uint8, has {found}")
+        self.input_dtype = INPUT_TYPES[taken[0].type]
+        self.input_name: str = taken[0].name
+        self._other_inputs = [item.name for item in taken[1:]]
+        self.input_shape: tuple[int | str | None, ...] = tuple(taken[0].shape)
         batch = self.input_shape[0] if self.input_shape else None
         self.fixed_batch: int | None = batch if isinstance(batch, int) else None
-        self.output_names: list[str] = [item.name for item in self._session.get_outputs()]
+        given = [item.name for item in self._session.get_outputs()]
+        self.output_names: list[str] = put_first(given, outputs, self.name)
 
-    def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """Encode float32 [B, 3, H, W]; returns the outputs in graph order.
+    def run(self, images: NDArray[Any], *others: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """Encode images of the model's dtype and layout; outputs in the order of `output_names`.
 
         Where the model's batch is fixed, fewer images are filled up with copies of the last.
 
-        Raises InputError when the shape is not the model's, or the model fails on it.
+        Raises InputError when the dtype or shape is not the model's, or the model fails on it.
         """
         count, images = len(images), self.filled(images)
+        if images.dtype != self.input_dtype:
+            raise InputError(f"{self.name}: takes {self.input_dtype}, not {images.dtype}")
         if not _fits(images.shape, self.input_shape):
             raise InputError(
                 f"{self.name}: takes {_shape(self.input_shape)}, not {_shape(images.shape)}"
             )
+        feed = {self.input_name: images}
+        feed |= zip(self._other_inputs, map(self.filled, others), strict=True)
         try:
-            outputs: list[NDArray[Any]] = self._session.run(None, {self.input_name: images})
+            outputs: list[NDArray[Any]] = self._session.run(self.output_names, feed)
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise InputError(
                 f"{self.name}: ONNX Runtime on {_shape(images.shape)}: {_reason(error)}"
@@ -82,7 +100,7 @@ class OrtSession:
             outputs = [output[:count] for output in outputs]
         return outputs
 
-    def filled(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def filled(self, images: NDArray[Any]) -> NDArray[Any]:
         """The images, with copies of the last up to the batch size that the model fixes."""
         missing = (self.fixed_batch or 0) - len(images)
         if missing <= 0 or not len(images):
@@ -94,6 +112,14 @@ class OrtSession:
 
     def __exit__(self, *error: object) -> None:
         del self._session
+
+
+def put_first(names: Sequence[str], first: Sequence[str], model: str) -> list[str]:
+    """The names of a model's outputs, those of `first` in front. Raises InputError without one."""
+    missing = [name for name in first if name not in names]
+    if missing:
+        raise InputError(f"{model}: has no output {missing[0]!r}, only {', '.join(names)}")
+    return [*first, *(name for name in names if name not in first)]
 
 
 def silence_runtime() -> None:
@@ -134,7 +160,7 @@ def u8_matmul_exact(weight: type[np.integer[Any]]) -> bool:
         exact = images.astype(np.int64) @ weights.astype(np.int64)
         session = ort.InferenceSession(
             _probe_model(weights),
-            _session_options(threads=1, integers=True, arena=False),
+            cpu_session_options(threads=1, integers=True, arena=False),
             providers=["CPUExecutionProvider"],
         )
         if any(not np.array_equal(found, exact) for found in session.run(None, {"x": images})):
@@ -169,7 +195,10 @@ def _probe_model(weights: NDArray[np.integer[Any]]) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _session_options(threads: int | None, integers: bool, arena: bool) -> ort.SessionOptions:
+def cpu_session_options(
+    threads: int | None, integers: bool = True, arena: bool = False
+) -> ort.SessionOptions:
+    """Options of a silent session on the CPU; see OrtSession for what they mean."""
     options = ort.SessionOptions()
     options.log_severity_level = LOG_NOTHING
     options.intra_op_num_threads = threads or available_cpus()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class SpeedRatio(BaseModel):
 def compare_speed(
     float_model: Path | bytes,
     quantized_model: Path | bytes,
-    images: NDArray[np.float32],
+    images: NDArray[Any],
     *,
     batches: Sequence[int] = DEFAULT_BATCHES,
     threads: int | None = None,
@@ -57,7 +57,7 @@ def compare_speed(
 ) -> list[SpeedRatio]:
     """Time both models in turn, float/quantized/quantized/float, one result per batch size.
 
-    `images`: float32 [N, 3, H, W], preprocessed; they are repeated to fill a batch.
+    `images`: preprocessed; they are repeated to fill a batch.
     `batches`: images per run; where a model fixes its batch, only that one is measured.
     `threads`: of each model, defaults to the CPUs this process may use.
     `seconds`: for each batch size, warm-up included. Takes longer to finish `rounds` pairs of runs,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from regcache.passes.errors import InputError, MissingExtraError, first_line
 from regcache.runtime.runners import LIBRARIES, Lap, Loading, Ran
+from regcache.runtime.session import put_first
 from regcache.runtime.tensorrt_network import collecting_logger, no_collection
 
 
@@ -43,7 +44,8 @@ class TensorRtRunner:
             self._runtime = self._trt.Runtime(self._log)
             self._engine = self._loaded(self._runtime.deserialize_cuda_engine(content))
             self._context = self._loaded(self._engine.create_execution_context())
-        self._input, self._outputs = self._tensors()
+        self._input, given = self._tensors()
+        self._outputs = put_first(given, loading.outputs, self.name)
         batch = self._engine.get_tensor_shape(self._input)[0]
         self.fixed_batch: int | None = batch if batch > 0 else None
         self._arrays: dict[str, Any] = {}
@@ -60,14 +62,16 @@ class TensorRtRunner:
         self._stream.free()
         del self._context, self._engine, self._runtime
 
-    def run(self, images: NDArray[np.float32]) -> Ran:
-        """Encode float32 [B, 3, H, W], copied from ordinary memory and the outputs back to it."""
+    def run(self, images: NDArray[Any]) -> Ran:
+        """Encode [B, *shape], copied from ordinary memory and the outputs back to it."""
+        if images.dtype != self._dtype(self._input):
+            raise InputError(f"{self.name}: takes {self._dtype(self._input)}, not {images.dtype}")
         with cuda_errors(self.name):
             if images.shape != self._shape:
                 self._allocate(images.shape)
             return self._run(np.ascontiguousarray(images))
 
-    def _run(self, images: NDArray[np.float32]) -> Ran:
+    def _run(self, images: NDArray[Any]) -> Ran:
         outputs = [self._host(name) for name in self._outputs]
         times = [time.perf_counter()]
         self._arrays[self._input].copy_from(images, self._stream)

@@ -65,6 +65,25 @@ def test_every_module_imports() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_recipes_of_the_libraries_are_read_without_them(tmp_path: Path) -> None:
+    code = f"""
+import json
+from pathlib import Path
+from regcache.export.recipe_file import read_recipe, recipe_beside
+folder = Path({str(tmp_path)!r})
+for name, said in (
+    ("config.json", {{"pretrained_cfg": {{"input_size": [3, 24, 24]}}}}),
+    ("open_clip_config.json", {{"model_cfg": {{"vision_cfg": {{"image_size": 32}}}}}}),
+    ("preprocessor_config.json", {{"feature_extractor_type": "CLIPFeatureExtractor", "size": 40}}),
+):
+    (folder / name).write_text(json.dumps(said))
+    print(read_recipe(folder / name).resize_to[0], recipe_beside(folder / "m.onnx").resize_to[0])
+"""
+    done = run_bare(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["27", "27", "32", "32", "40", "40"]
+
+
 @pytest.mark.parametrize(
     "source", ["hf:some/model", "timm:vit", "openclip:ViT-B-32/openai", "sample:dinov2-small"]
 )

@@ -18,7 +18,7 @@ import pytest
 from command_line import Outcome, run_regcache
 from onnx import numpy_helper
 from PIL import Image
-from tiny_vit import Spec, TinyVit, with_batch
+from tiny_vit import Spec, TinyVit
 
 from regcache.export.onnx_file import sidecar
 from regcache.passes.canonicalize import canonicalize
@@ -210,20 +210,6 @@ def test_what_is_left_slower_is_said(cli: Cli, calibration: Path, tmp_path: Path
     assert [record["slower"] for record in passes if record["name"] == "split_qkv"] == [[line]]
 
 
-def test_a_fixed_batch_computes_in_integers(cli: Cli, calibration: Path, tmp_path: Path) -> None:
-    path, artifact = tmp_path / "fixed.onnx", tmp_path / "artifact"
-    onnx.save(with_batch(TinyVit(SPEC).model(), 1), path)
-    sidecar(path).write_text(RECIPE.to_json())
-    command = ("compile", path, "--images", calibration, "-o", artifact, "--registers", "off")
-    compiled = cli(*command, "--int8-share", 1, "--accept-slower")
-    assert compiled.code == 0, compiled
-    assert "quantized linears in integers" not in compiled.err
-    manifest = json.loads((artifact / "manifest.json").read_text())
-    assert manifest["speed"]["integer_matmuls"] == 6 * SPEC.depth
-    assert manifest["passes"][-1]["name"] == "keep_bias_apart"
-    assert manifest["passes"][-1]["edits"] == 6 * SPEC.depth
-
-
 def test_compiling_twice_gives_the_same_bytes(
     cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
 ) -> None:
@@ -328,6 +314,42 @@ def test_a_full_disk_while_inspecting_is_one_line(
     monkeypatch.setattr("regcache.compiler.cli.inspect_encoder", full)
     outcome = cli("inspect", encoder)
     assert_refused(outcome, "scratch/observed.onnx: No space left on device")
+
+
+def test_the_recipe_that_transformers_left_beside_is_taken(
+    cli: Cli, encoder: Path, tmp_path: Path
+) -> None:
+    sidecar(encoder).unlink()
+    said = {"image_processor_type": "CLIPImageProcessor", "size": 18, "crop_size": 16}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    (tmp_path / "out").mkdir()
+    assert cli("export", encoder, "-o", tmp_path / "out/copy.onnx").code == 0
+    recipe = Preprocess.from_json(sidecar(tmp_path / "out/copy.onnx").read_text())
+    assert (recipe.height, recipe.resize_to, recipe.background) == (16, (18, 18), (255, 255, 255))
+    outcome = cli("inspect", encoder)
+    assert outcome.code == 0
+    assert "warning" not in outcome.err
+
+
+def test_an_option_replaces_what_lies_beside_and_unread_files_are_counted(
+    cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
+) -> None:
+    sidecar(encoder).unlink()
+    beside = tmp_path / "preprocessor_config.json"
+    beside.write_text(json.dumps({"image_processor_type": "SamImageProcessor"}))
+    for name in ("a.heic", "b.HEIC", "c.svg"):
+        (calibration / name).touch()
+    artifact, option = tmp_path / "artifact", tmp_path / "config.json"
+    option.write_text(json.dumps({"pretrained_cfg": {"input_size": [3, 16, 16]}}))
+    command = ("compile", encoder, "--images", calibration, "-o", artifact, "--registers", "off")
+    assert_refused(cli(*command), "preprocessor_config.json", "--preprocess FILE replaces it")
+    outcome = cli(*command, "--accept-slower", "--preprocess", option)
+    assert outcome.code == 0
+    assert outcome.err.count("were left out: 2 .heic (pip install pillow-heif), 1 .svg") == 1
+    recipe = json.loads((artifact / "preprocess.json").read_text())
+    assert (recipe["resize_to"], recipe["crop_offset"]) == ([18, 18], "round")
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    assert manifest["source"]["recipe"] == "option"
 
 
 def test_an_assumed_recipe_is_said(

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from triton_schema import parse_config
 
 import regcache
 from regcache.compiler.bundle_record import BUNDLE
+from regcache.compiler.bundle_triton import preprocessing_steps
 from regcache.compiler.engine_record import EngineKind, EngineRecord
 from regcache.compiler.manifest import Manifest, hash_files, read_manifest
+from regcache.export.recipe import for_input
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +99,24 @@ def test_triton_on_a_cpu(artifact: Path, tmp_path: Path) -> None:
         },
         "parameters": {"intra_op_thread_count": {"string_value": "2"}},
     }
-    readme = (output / "README.md").read_text()
-    assert "scale the shorter edge to 18 pixels, with Pillow's antialiased `bicubic`" in readme
-    assert "crop the center to 16 x 16 pixels" in readme
+    readme = (output / "README.md").read_text().splitlines()
+    assert [line for line in readme if line[:2] in ("1.", "2.", "3.", "4.", "5.")] == [
+        "1. make it RGB, transparent pixels as stored",
+        "2. scale the shorter edge to 18 pixels, with Pillow's antialiased `bicubic`",
+        "3. crop the center to 16 x 16 pixels",
+        "4. multiply by 0.0039215686, subtract (0.5, 0.5, 0.5), divide by (0.25, 0.25, 0.25)",
+        "5. float32, channels first",
+    ]
+
+
+def test_triton_says_what_another_recipe_does() -> None:
+    other = replace(for_input(RECIPE, "nhwc", "uint8"), background=(255, 255, 255), rgb_last=True)
+    assert preprocessing_steps(other) == [
+        "scale the shorter edge to 18 pixels, with Pillow's antialiased `bicubic`",
+        "crop the center to 16 x 16 pixels",
+        "make it RGB, transparent pixels on (255, 255, 255)",
+        "uint8, channels last",
+    ]
 
 
 def test_triton_with_the_tensorrt_provider(for_tensorrt: Path, tmp_path: Path) -> None:

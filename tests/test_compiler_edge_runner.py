@@ -14,7 +14,15 @@ from PIL import Image
 
 from regcache.compiler import edge_runner
 from regcache.compiler.edge_runner import Encoder, read, resample
-from regcache.passes.preprocess import CropOffset, Interpolation, Preprocess, ResizeMode
+from regcache.export.recipe import for_input
+from regcache.passes.preprocess import (
+    CropOffset,
+    Interpolation,
+    Layout,
+    PixelType,
+    Preprocess,
+    ResizeMode,
+)
 from regcache.runtime.images import preprocess_image
 
 FILTERS: tuple[Interpolation, ...] = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -25,17 +33,21 @@ class Echo:
 
     name, shape = "pixel_values", ("batch", 3, "height", "width")
 
+    def __init__(self, dtype: PixelType) -> None:
+        self.dtype = dtype
+
     def get_inputs(self) -> list["Echo"]:
         return [self]
 
     def run(self, _: None, feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        assert feed[self.name].dtype == self.dtype
         return [feed[self.name]]
 
 
 def embed_input(pixels: NDArray[np.uint8], recipe: Preprocess) -> NDArray[np.float32]:
     """What the runner feeds to the model."""
     encoder = Encoder.__new__(Encoder)
-    encoder.recipe, encoder.session = json.loads(recipe.to_json()), Echo()
+    encoder.recipe, encoder.session = json.loads(recipe.to_json()), Echo(recipe.dtype)
     return encoder.embed(pixels)
 
 
@@ -73,6 +85,8 @@ def test_resamples_one_axis_as_pillow_does(
     resize_to=st.tuples(st.integers(1, 50), st.integers(1, 50)),
     name=st.sampled_from(FILTERS),
     crop_offset=st.sampled_from(["round", "floor"]),
+    layout=st.sampled_from(["nchw", "nhwc"]),
+    dtype=st.sampled_from(["float32", "uint8"]),
 )
 def test_preprocesses_bit_for_bit(
     old: tuple[int, int],
@@ -81,9 +95,12 @@ def test_preprocesses_bit_for_bit(
     resize_to: tuple[int, int],
     name: Interpolation,
     crop_offset: CropOffset,
+    layout: Layout,
+    dtype: PixelType,
 ) -> None:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
     recipe = Preprocess(*crop, resize, resize_to, name, mean, std, crop_offset=crop_offset)
+    recipe = for_input(recipe, layout, dtype)
     pixels = np.random.default_rng(0).integers(0, 256, (*old, 3), dtype=np.uint8)
     found = embed_input(pixels, recipe)
     expected = preprocess_image(Image.fromarray(pixels), recipe)

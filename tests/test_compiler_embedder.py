@@ -8,15 +8,18 @@ from typing import assert_type
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from PIL import Image
 from test_compiler_cli import RECIPE, photos
 from tiny_artifact import SPEC, tiny_artifact
 
 import regcache
 from regcache.compiler.artifact import Artifact
-from regcache.compiler.embedder import ImageInput
+from regcache.compiler.embedder import Embedder, ImageInput
+from regcache.export.recipe import for_input
 from regcache.passes.errors import InputError
 from regcache.runtime.images import read_image
+from regcache.runtime.session import OrtSession
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,46 @@ def test_a_fixed_batch(tmp_path: Path, paths: list[Path]) -> None:
         found = loaded.embed(paths)
         assert found.shape == (5, SPEC.width)
         np.testing.assert_array_equal(found[4:], loaded.embed(paths[4]))
+
+
+def test_an_encoder_that_takes_bytes(
+    artifact: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["floats"], ["pooled"], axes=[1, 2], keepdims=0),
+        ],
+        "bytes",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 16, 16, 3])],
+        [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["batch", 3])],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    recipe = for_input(RECIPE, "nhwc", "uint8")
+    session = OrtSession(model.SerializeToString())
+    monkeypatch.setattr(Artifact, "session", lambda *_args, **_options: session)
+    monkeypatch.setattr(Embedder, "recipe", recipe)
+    with regcache.load(artifact) as loaded:
+        assert loaded.dim == 3
+        found = loaded.embed(paths)
+        wanted = [read_image(path, recipe).mean(axis=(0, 1)) for path in paths]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        assert np.isnan(loaded.embed(["missing.png", paths[0]], on_error="nan")[0]).all()
+
+
+def test_deep_and_transparent_objects_are_as_their_files(
+    embedder: regcache.Embedder, paths: list[Path], tmp_path: Path
+) -> None:
+    grey = Image.open(paths[0]).convert("L")
+    deep = Image.fromarray(np.asarray(grey) * np.uint16(257))
+    clear = Image.open(paths[1]).convert("RGBA")
+    clear.putalpha(7)
+    for index, image in enumerate((deep, clear)):
+        image.save(tmp_path / f"{index}.png")
+    objects = embedder.embed([deep, clear])
+    np.testing.assert_array_equal(embedder.embed(sorted(tmp_path.iterdir())), objects)
+    expected = embedder.embed([grey, Image.open(paths[1])])
+    np.testing.assert_allclose(objects, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_changed_artifact_is_refused(artifact: Path, tmp_path: Path) -> None:

@@ -184,11 +184,14 @@ def test_nothing_is_left_in_the_scratch_folder(everything: Run) -> None:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export in this process, where open_clip knows the tiny architectures."""
-    monkeypatch.setattr(
-        prepare,
-        "export_source",
-        lambda source, path, resolution: open_source(source).export(path, resolution=resolution),
-    )
+
+    def export(
+        source: str, path: Path, resolution: int | None, *, own_recipe: bool
+    ) -> Preprocess | None:
+        assert own_recipe
+        return open_source(source).export(path, resolution=resolution)
+
+    monkeypatch.setattr(prepare, "export_source", export)
 
 
 def float_row(source: str, images: Path, tasks: Tasks) -> dict[str, float]:

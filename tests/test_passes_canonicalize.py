@@ -14,12 +14,13 @@ from running import run_graph
 from tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import run
-from regcache.passes.canonicalize import PASSES, canonicalize, upgrade_opset
+from regcache.passes.canonicalize import PASSES, canonicalize
 from regcache.passes.check import check_and_infer
 from regcache.passes.errors import InputError
 from regcache.passes.fuse_gelu import FuseGelu
 from regcache.passes.fuse_layer_norm import FuseLayerNorm
 from regcache.passes.onnx_file import import_graph
+from regcache.passes.raise_opset import raise_opset
 from regcache.passes.resolve_shapes import ResolveShapes
 from regcache.passes.split_gemm import SplitGemm
 
@@ -41,6 +42,9 @@ SPELLINGS = {
     "packed swiglu": Spec(activation="swiglu", packed_gate=True),
     "sdpa": Spec(attention="sdpa"),
     "merged heads": Spec(attention="merged"),
+    "rms norm": Spec(layer_norm="rms", opset=18, gelu="half_last"),
+    "einsum": Spec(attention="einsum", gelu="half_last", opset=17),
+    "einsum linears": Spec(attention="einsum_all"),
     "attention operator": Spec(attention="op4", opset=23),
     "attention operator, rank 3": Spec(attention="op3", opset=23),
 }
@@ -52,7 +56,7 @@ def ops(graph: gs.Graph) -> Counter[str]:
 
 def ready(spec: Spec) -> gs.Graph:
     """The graph as imported, with shapes, before any pass."""
-    graph = import_graph(upgrade_opset(TinyVit(spec).model()))
+    graph = import_graph(raise_opset(TinyVit(spec).model()))
     check_and_infer(graph)
     return graph
 
@@ -72,7 +76,8 @@ def test_canonical_graph_computes_the_reference(name: str) -> None:
 def test_canonical_form_has_no_decomposed_nodes(name: str) -> None:
     spec = SPELLINGS[name]
     found = ops(canonicalize(TinyVit(spec).model()))
-    assert found["LayerNormalization"] == 2 * spec.depth + 1
+    norm = "RMSNormalization" if spec.layer_norm == "rms" else "LayerNormalization"
+    assert found[norm] == 2 * spec.depth + 1
     assert found["Gelu"] == (spec.depth if spec.activation.startswith("gelu") else 0)
     assert not found.keys() & {"Gemm", "Erf", "Tanh", "ReduceMean", "Sqrt", "Constant"}
 
@@ -86,6 +91,18 @@ def test_canonicalizing_twice_changes_nothing(name: str) -> None:
         assert not result.changed, (step.name, result.log.edits)
         assert result.graph is once
     assert gs.export_onnx(once).SerializeToString() == model.SerializeToString()
+
+
+@pytest.mark.parametrize("name", ["torchscript", "gemm", "tanh", "sdpa", "rms norm", "einsum"])
+def test_nodes_without_names(name: str) -> None:
+    vit = TinyVit(SPELLINGS[name])
+    model = vit.model()
+    for node in model.graph.node:
+        node.name = ""
+    graph = canonicalize(model)
+    images = vit.images(2)
+    for found, wanted in zip(run_graph(graph, images), vit.reference(images), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("spelling", ["pow", "mul"])
@@ -161,7 +178,7 @@ def test_an_opset_without_conversion_is_refused() -> None:
     del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
     with pytest.raises(InputError, match="no standard ONNX operators"):
-        upgrade_opset(model)
+        raise_opset(model)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

@@ -32,7 +32,7 @@ from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.runtime.engine_layers import products_by_precision
 from regcache.runtime.tensorrt_rtx import build_engine
 
-FLOAT_OPS = {"LayerNormalization", "Softmax"}
+FLOAT_OPS = {"LayerNormalization", "RMSNormalization", "Softmax"}
 Array = NDArray[Any]
 STEPS = [HalfPrecision(), HalfPrecision(float_stream=True)]
 
@@ -161,11 +161,11 @@ def test_quantized_numbers_and_integers(name: str, step: HalfPrecision) -> None:
         if isinstance(tensor, gs.Constant) and tensor.dtype == np.int8:
             np.testing.assert_array_equal(tensor.values, old.pop(name_).values)
     assert not any(isinstance(item, gs.Constant) for item in old.values())
-    images = vit.images(2)
+    images = vit.images(8)
     found, wanted = run_half(result, images), run_graph(graph, images)
     for one, other in zip(found, wanted, strict=True):
         # A number on the other side of a tie moves by a step, and moves others.
-        assert np.abs(one - other).mean() < 0.03
+        assert np.abs(one - other).mean() < 0.035
     truth = vit.reference(images)[1]
     assert np.abs(found[1] - truth).mean() < 1.15 * np.abs(wanted[1] - truth).mean()
 

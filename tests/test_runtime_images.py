@@ -2,6 +2,7 @@
 
 import io
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from regcache.runtime.images import (
     resized_size,
 )
 
-MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"]
 
 
 def recipe(
@@ -38,8 +39,6 @@ def recipe(
 
 def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
     random = np.random.default_rng(seed)
-    if mode == "I;16":
-        return Image.fromarray(random.integers(0, 600, (height, width), np.uint16))
     rgb = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
     return rgb.convert("L").convert("LA").convert("PA") if mode == "PA" else rgb.convert(mode)
 
@@ -104,7 +103,7 @@ def test_the_shorter_edge_reaches_its_size(width: int, height: int, short: int) 
 
 @pytest.mark.parametrize(
     ("mode", "name"),
-    [("RGBA", "a.png"), ("P", "a.gif"), ("CMYK", "a.jpg"), ("I;16", "a.tif"), ("F", "b.tiff")]
+    [("RGBA", "a.png"), ("P", "a.gif"), ("CMYK", "a.jpg"), ("LA", "a.tif")]
     + [
         ("RGB", name) for name in ("a.webp", "a.bmp", "a.ppm", "a.avif", "a.jp2", "A.JPEG", "a.jpe")
     ],
@@ -124,6 +123,32 @@ def test_orientation_in_exif_is_not_applied(tmp_path: Path) -> None:
     noise(60, 40).save(tmp_path / "turned.png", exif=exif)
     plain, turned = (read_image(tmp_path / f"{n}.png", recipe()) for n in ("plain", "turned"))
     np.testing.assert_array_equal(plain, turned)
+
+
+@pytest.mark.parametrize("rgb_last", [False, True])
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L"])
+def test_pixels_go_as_they_are_to_encoders_that_normalise(
+    tmp_path: Path, mode: str, rgb_last: bool
+) -> None:
+    floats = replace(recipe(), background=(9, 99, 199), rgb_last=rgb_last)
+    plain = replace(floats, mean=(0, 0, 0), std=(1, 1, 1), rescale=1, dtype="uint8", layout="nhwc")
+    image = noise(50, 41, mode)
+    found = preprocess_image(image, plain)
+    assert found.dtype == np.uint8
+    assert found.shape == plain.shape == (32, 32, 3)
+    assert found.flags.c_contiguous
+    normalised = (found.transpose(2, 0, 1) / 255 - np.reshape(floats.mean, (3, 1, 1))) / np.reshape(
+        floats.std, (3, 1, 1)
+    )
+    np.testing.assert_allclose(preprocess_image(image, floats), normalised, atol=1e-5)
+    first = preprocess_image(image, replace(plain, layout="nchw"))
+    np.testing.assert_array_equal(first, found.transpose(2, 0, 1))
+    last = preprocess_image(image, replace(floats, layout="nhwc"))
+    np.testing.assert_array_equal(last, preprocess_image(image, floats).transpose(1, 2, 0))
+    image.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", plain), found)
+    (batch,) = ImageFolder([tmp_path / "a.png"] * 2, plain, 8)
+    np.testing.assert_array_equal(batch.images, [found, found])
 
 
 def test_transparent_palettes_do_not_warn(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

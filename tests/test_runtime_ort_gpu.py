@@ -4,6 +4,7 @@ The CPU provider takes the same calls; only the copies copy nothing away. Where 
 compared with the CPU's.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 from tiny_vit import Spec, TinyVit
 
 from regcache.passes.errors import InputError
@@ -53,6 +55,33 @@ def test_outputs_come_back_from_bound_memory(loading: Loading) -> None:
             assert ran.lap is not None
             assert min(ran.lap.to_device, ran.lap.compute, ran.lap.to_host) >= 0
             assert ran.lap.compute > 0
+
+
+def test_bytes_are_bound_as_bytes(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT)],
+        "bytes",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["b", 4, 6, 3])],
+        [helper.make_tensor_value_info("floats", TensorProto.FLOAT, ["b", 4, 6, 3])],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    onnx.save(model, tmp_path / "bytes.onnx")
+    loading = Loading(RunnerName.ORT_CUDA, tmp_path / "bytes.onnx", 1, (1, 2), (4, 6, 3), "uint8")
+    with OrtDeviceRunner(loading, CPU, {}, "cpu") as runner:
+        for batch in (1, 2):
+            images = loading.images(batch)
+            np.testing.assert_array_equal(runner.run(images).outputs[0], images)
+
+
+def test_outputs_in_the_order_asked_for(loading: Loading) -> None:
+    images = loading.images(2)
+    with OrtDeviceRunner(loading, CPU, {}, "cpu") as runner:
+        plain = runner.run(images).outputs
+    turned = replace(loading, outputs=("last_hidden_state",))
+    with OrtDeviceRunner(turned, CPU, {}, "cpu") as runner:
+        found = runner.run(images).outputs
+    for one, other in zip(found, reversed(plain), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_where_nodes_run_is_asked(loading: Loading) -> None:

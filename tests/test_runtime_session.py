@@ -64,6 +64,36 @@ def test_runs_from_a_path_and_from_bytes(model_file: Path, integers: bool, arena
         np.testing.assert_array_equal(flat, images.reshape(5, -1))
 
 
+def test_outputs_in_the_order_asked_for(model_file: Path) -> None:
+    images = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
+    plain = OrtSession(model_file).run(images)
+    for first in (["flat"], ["flat", "pooled"]):
+        encode = OrtSession(model_file, outputs=first)
+        assert encode.output_names == ["flat", "pooled"]
+        for one, other in zip(encode.run(images), reversed(plain), strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(InputError, match="has no output 'tokens', only pooled, flat"):
+        OrtSession(model_file, outputs=["tokens"])
+
+
+@pytest.mark.parametrize("batch", ["batch", 5])
+def test_several_inputs(batch: int | str) -> None:
+    """What the others take is filled up along with the images."""
+    infos = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3])
+        for name in ("images", "before", "sum")
+    ]
+    node = helper.make_node("Add", ["images", "before"], ["sum"])
+    graph = helper.make_graph([node], "tail", infos[:2], infos[2:])
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    content = bytes(model.SerializeToString())
+    images = np.arange(6, dtype=np.float32).reshape(2, 3)
+    (found,) = OrtSession(content, inputs=2).run(images, 10 * images)
+    np.testing.assert_array_equal(found, 11 * images)
+    with pytest.raises(InputError, match="needs one image input, float32 or uint8, has images"):
+        OrtSession(content)
+
+
 def test_a_fixed_batch_is_filled_up() -> None:
     images = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
     encode = OrtSession(encoder(batch=5))
@@ -73,6 +103,34 @@ def test_a_fixed_batch_is_filled_up() -> None:
     np.testing.assert_allclose(pooled[..., 0, 0], images.mean(axis=(2, 3)), rtol=1e-5)
     np.testing.assert_array_equal(flat, images.reshape(2, -1))
     assert OrtSession(encoder()).filled(images) is images
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_takes_the_images_that_the_graph_takes(dtype: type[np.generic]) -> None:
+    """Bytes with the channels last, or floats: never the other, which would be read as bytes."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["floats"], ["pooled"], axes=[1, 2], keepdims=0),
+        ],
+        "bytes",
+        [
+            helper.make_tensor_value_info(
+                "images", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), [2, 4, 6, 3]
+            )
+        ],
+        [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, [2, 3])],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    images = np.random.default_rng(0).integers(0, 256, (1, 4, 6, 3)).astype(dtype)
+    with OrtSession(model.SerializeToString()) as encode:
+        assert encode.input_dtype == dtype
+        (pooled,) = encode.run(images)
+        np.testing.assert_allclose(pooled, images.mean(axis=(1, 2)), rtol=1e-5)
+        other = np.float32 if dtype is np.uint8 else np.float64
+        refusal = f"takes {encode.input_dtype}, not {np.dtype(other)}"
+        with pytest.raises(InputError, match=refusal):
+            encode.run(images.astype(other))
 
 
 def test_leaving_the_context_frees_the_model(model_file: Path) -> None:
@@ -85,7 +143,7 @@ def test_threads_default_to_the_cpus_of_this_process(monkeypatch: pytest.MonkeyP
     assert available_cpus() >= 1
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {3, 5, 7}, raising=False)
     assert available_cpus() == 3
-    options = session._session_options(None, True, False)
+    options = session.cpu_session_options(None, True, False)
     assert options.intra_op_num_threads == 3
     monkeypatch.delattr("os.sched_getaffinity")
     monkeypatch.setattr("os.cpu_count", lambda: None)
@@ -100,7 +158,7 @@ def test_threads_default_to_the_cpus_of_this_process(monkeypatch: pytest.MonkeyP
         (b"hello", "Protobuf parsing failed"),
         (encoder()[:80], "Protobuf parsing failed"),
         (encoder(op="NoSuchOp"), "NoSuchOp"),
-        (encoder(input_type=TensorProto.FLOAT16), r"needs one float32 image input, has images"),
+        (encoder(input_type=TensorProto.FLOAT16), r"one image input, float32 or uint8, has images"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_named_in_one_silent_line(
@@ -245,7 +303,7 @@ def test_without_integers_a_rounded_linear_is_computed_in_float(
 
 def optimized_ops(model: bytes, integers: bool, path: Path) -> list[str]:
     """The nodes that ONNX Runtime makes of a model."""
-    options = session._session_options(1, integers, False)
+    options = session.cpu_session_options(1, integers, False)
     options.optimized_model_filepath = str(path)
     ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return [node.op_type for node in onnx.load(path).graph.node]

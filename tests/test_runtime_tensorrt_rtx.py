@@ -18,6 +18,7 @@ from running import run_graph
 from tiny_vit import Spec, TinyVit
 
 from regcache.compiler.prepare import export_source
+from regcache.compiler.reporter import Reporter
 from regcache.passes.affine import Affine, IntegerType
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
@@ -67,7 +68,7 @@ def random_images() -> NDArray[np.float32]:
 def test_the_quantized_sample_is_small_and_int8(tmp_path: Path) -> None:
     """12 blocks: q, k and v as one product, out, fc1 and fc2; also with zero points moved to 0."""
     path = tmp_path / "dinov2.onnx"
-    export_source("sample:dinov2-small", path, None)
+    export_source("sample:dinov2-small", path, None, Reporter())
     original = canonicalize(load_model(path))
     large = assert_builds(original)
     assert int8_products(large) == 0

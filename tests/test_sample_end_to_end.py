@@ -11,6 +11,7 @@ import pytest
 from demo_photos import main as write_photos
 
 from regcache.compiler.prepare import export_source
+from regcache.compiler.reporter import Reporter
 from regcache.export.sample import fetch_sample_onnx
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.find_blocks import view_encoder
@@ -47,7 +48,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "dinov2.onnx"
-    recipe = export_source("sample:dinov2-small", path, None)
+    recipe = export_source("sample:dinov2-small", path, None, Reporter())
     assert recipe is not None
     path.with_suffix(".preprocess.json").write_text(recipe.to_json())
     return path

@@ -26,9 +26,9 @@ class Spec:
     prefix: int = 1
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "swiglu"] = "gelu"
     qkv: Literal["separate", "fused"] = "separate"
-    attention: Literal["matmul", "sdpa", "merged", "op4", "op3"] = "matmul"
+    attention: Literal["matmul", "sdpa", "merged", "op4", "op3", "einsum", "einsum_all"] = "matmul"
     packed_gate: bool = False
-    layer_norm: Literal["node", "pow", "mul"] = "node"
+    layer_norm: Literal["node", "pow", "mul", "rms"] = "node"
     gelu: Literal["node", "half_last", "half_first", "times_reciprocal"] = "node"
     gemm: bool = False
     layer_scale: bool = False
@@ -164,12 +164,10 @@ class TinyVit:
             scale1, scale2 = (
                 (w[f"{i}.scale1"], w[f"{i}.scale2"]) if spec.layer_scale else (1.0, 1.0)
             )
-            x = x + scale1 * self._attention(
-                layer_norm(x, w[f"{i}.norm1"], w[f"{i}.norm1.b"]), w, i, plan
-            )
-            x = x + scale2 * self._mlp(layer_norm(x, w[f"{i}.norm2"], w[f"{i}.norm2.b"]), w, i)
+            x = x + scale1 * self._attention(self._normed(x, w, f"{i}.norm1"), w, i, plan)
+            x = x + scale2 * self._mlp(self._normed(x, w, f"{i}.norm2"), w, i)
             x = plan.leave(x, i)
-        x = layer_norm(x, w["norm"], w["norm.b"])
+        x = self._normed(x, w, "norm")
         if not spec.pooling_head:
             return x[:, 0], plan.restore(x, spec)
         query = np.repeat(w["probe"], batch, axis=0) @ w["head.q"]
@@ -184,13 +182,16 @@ class TinyVit:
             scale1, scale2 = (
                 (w[f"{i}.scale1"], w[f"{i}.scale2"]) if self.spec.layer_scale else (1.0, 1.0)
             )
-            normed = layer_norm(x, w[f"{i}.norm1"], w[f"{i}.norm1.b"])
-            x = x + scale1 * self._attention(normed, w, i, seen)
-            normed = layer_norm(x, w[f"{i}.norm2"], w[f"{i}.norm2.b"])
-            x = x + scale2 * self._mlp(normed, w, i)
+            x = x + scale1 * self._attention(self._normed(x, w, f"{i}.norm1"), w, i, seen)
+            x = x + scale2 * self._mlp(self._normed(x, w, f"{i}.norm2"), w, i)
         assert seen.recorded is not None
         keys, values = zip(*seen.recorded, strict=True)
         return np.concatenate(keys), np.concatenate(values)
+
+    def _normed(self, x: Array, w: dict[str, Array], name: str) -> Array:
+        if self.spec.layer_norm == "rms":
+            return np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True) + EPSILON) * w[name])
+        return layer_norm(x, w[name], w[f"{name}.b"])
 
     def _attention(self, x: Array, w: dict[str, Array], i: int, plan: "Registers") -> Array:
         heads, (batch, tokens, width) = self.spec.heads, x.shape
@@ -338,6 +339,11 @@ class _Builder:
         scale, bias = self._weight(name), self._weight(f"{name}.b")
         if self.spec.layer_norm == "node":
             return self._node("LayerNormalization", x, scale, bias, axis=-1, epsilon=EPSILON)
+        if self.spec.layer_norm == "rms":
+            square = self._node("Pow", x, self._number(2.0))
+            root = self._node("Sqrt", self._node("Add", self._mean(square), self._number(EPSILON)))
+            normal = self._node("Mul", x, self._node("Reciprocal", root))
+            return self._node("Mul", normal, self._weight(name))
         centred = self._node("Sub", x, self._mean(x))
         square = (
             self._node("Pow", centred, self._number(2.0))
@@ -364,6 +370,8 @@ class _Builder:
 
     def _attention(self, x: str, i: int) -> str:
         spec, head_dim = self.spec, self.spec.width // self.spec.heads
+        if spec.attention == "einsum_all":
+            return self._attention_of_einsums(x, i)
         if spec.qkv == "fused":
             weights = [self.vit.weights[f"{i}.{n}"] for n in "qkv"]
             biases = [self.vit.weights[f"{i}.{n}.b"] for n in "qkv"]
@@ -429,6 +437,33 @@ class _Builder:
         return self._node(
             "Transpose", self._reshape(mixed, spec.heads, spec.tokens, head_dim), perm=[0, 2, 1, 3]
         )
+
+    def _mix_einsum(self, q: str, k: str, v: str) -> str:
+        """The products of attention as Einsum, over [B, heads, T, D]."""
+        scores = self._node("Einsum", q, k, equation="bhid,bhjd->bhij")
+        root = math.sqrt(self.spec.width // self.spec.heads)
+        probs = self._node("Softmax", self._node("Div", scores, self._number(root)), axis=-1)
+        mixed = self._node("Einsum", probs, v, equation="bhij,bhjd->bhid")
+        return self._node("Transpose", mixed, perm=[0, 2, 1, 3])
+
+    def _attention_of_einsums(self, x: str, i: int) -> str:
+        """Flax's spelling: projections to [B, T, heads, D] and back are Einsum as well."""
+        heads, width = self.spec.heads, self.spec.width
+        parts = []
+        for n in "qkv":
+            by_head = self.vit.weights[f"{i}.{n}"].reshape(width, heads, -1)
+            weight = self._constant(f"{i}.{n}.by_head", by_head)
+            y = self._node("Einsum", x, weight, equation="btc,chd->bthd")
+            bias = self.vit.weights[f"{i}.{n}.b"].reshape(heads, -1)
+            parts.append(self._add(y, self._constant(f"{i}.{n}.b.by_head", bias)))
+        q = self._node("Mul", parts[0], self._number((width // heads) ** -0.5))
+        scores = self._node("Einsum", q, parts[1], equation="bthd,bshd->bhts")
+        probs = self._node("Softmax", scores, axis=-1)
+        mixed = self._node("Einsum", probs, parts[2], equation="bhts,bshd->bthd")
+        out = self.vit.weights[f"{i}.out"].reshape(heads, -1, width)
+        weight = self._constant(f"{i}.out.by_head", out)
+        y = self._node("Einsum", mixed, weight, equation="bthd,hdc->btc")
+        return self._add(y, self._weight(f"{i}.out.b"))
 
     def _mix_op4(self, q: str, k: str, v: str) -> str:
         """ONNX's Attention on [B, heads, T, D]."""

@@ -1,0 +1,104 @@
+"""An ONNX file that somebody else exported becomes float.onnx, and is held against its original."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.compiler.reporter import Reporter
+from regcache.export.adopt import Adopted
+from regcache.export.onnx_file import OnnxFileSource
+from regcache.passes.errors import InputError
+from regcache.passes.image_input import ImageInput
+from regcache.passes.onnx_file import save_graph
+from regcache.passes.preprocess import Preprocess
+from regcache.runtime.original import OriginalSession, relative_error
+from regcache.runtime.session import OrtSession
+
+# Three images, which no batch of 1 or 2 baked into the graph gets through.
+_IMAGES = 3
+# What other orders of adding make of FP32; in FP16 the original itself strays from its weights.
+_CLOSE, _CLOSE_IN_HALF = 1e-3, 5e-2
+
+
+def adopt_file(
+    source: OnnxFileSource,
+    path: Path,
+    resolution: int | None,
+    reporter: Reporter,
+    *,
+    recipe: Preprocess | None = None,
+    verify: bool = True,
+    threads: int | None = None,
+) -> Preprocess | None:
+    """Write `source` in our own form to `path`; returns its recipe where it comes with one.
+
+    `recipe`: one that takes the place of its own. `verify`: run both files on random images. Where
+    a batch that was freed does not compute what the original does, the file's own batch is kept,
+    and said so.
+    Raises InputError where the file cannot be adopted, or computes something else afterwards.
+    """
+    if recipe is None:
+        recipe = source.recipe(resolution)
+    adopted = source.adopt(resolution, recipe)
+    save_graph(adopted.graph, path)
+    if verify:
+        reason = _difference(source, adopted, path, reporter, threads)
+        if reason is not None:
+            kept = source.adopt(resolution, recipe, free_batch=False)
+            if kept.graph.inputs[0].shape == adopted.graph.inputs[0].shape:
+                raise InputError(f"{source.name}: {reason}; please report this file")
+            adopted = kept
+            save_graph(adopted.graph, path)
+            reason = _difference(source, adopted, path, reporter, threads)
+            if reason is not None:
+                raise InputError(f"{source.name}: {reason}; please report this file")
+    for note in adopted.notes:
+        reporter.warn(f"{source.name}: {note}")
+    return recipe
+
+
+def _difference(
+    source: OnnxFileSource, adopted: Adopted, path: Path, reporter: Reporter, threads: int | None
+) -> str | None:
+    """Why the file at `path` is not what the source computes; None where it is, or cannot be said.
+
+    The sessions are opened one after the other: memory holds one model at a time.
+    """
+    names = [item.name for item in adopted.graph.outputs]
+    images = _random_images(adopted.image)
+    try:
+        with OriginalSession(
+            source.path, adopted.image.name, masks=adopted.masks, threads=threads
+        ) as original:
+            wanted = original.run(images, names)
+    except InputError as error:
+        reporter.warn(f"{source.name}: could not be run to check its rewritten form: {error}")
+        return None
+    try:
+        with OrtSession(path, threads=threads) as session:
+            batch = session.fixed_batch or len(images)
+            runs = [session.run(images[n : n + batch]) for n in range(0, len(images), batch)]
+            order = session.output_names
+    except InputError as error:
+        return f"rewritten, it does not run: {error}"
+    found = dict(zip(order, (np.concatenate(one) for one in zip(*runs, strict=True)), strict=True))
+    limit = _CLOSE_IN_HALF if adopted.half else _CLOSE
+    for name, one in zip(names, wanted, strict=True):
+        apart = relative_error(found[name], one)
+        if apart > limit:
+            return f"rewritten, its output {name!r} differs by {apart:.1e} from the original's"
+    return None
+
+
+def _random_images(image: ImageInput) -> NDArray[Any]:
+    """Images in the range that the graph takes, as its input wants them."""
+    random = np.random.default_rng(0)
+    shape = [_IMAGES, *(int(side) for side in image.shape[1:])]
+    pixels = random.integers(0, 256, shape)
+    if image.dtype == "uint8":
+        return pixels.astype(np.uint8)
+    if image.pixels is None:
+        return random.standard_normal(shape, np.float32)
+    return (pixels / (1 if image.pixels == "bytes" else 255)).astype(np.float32)

@@ -1,0 +1,270 @@
+"""Follow the batch through a whole graph, and plan what has to change for it to be free."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from regcache.passes.batch_place import (
+    Place,
+    StuckError,
+    int_values,
+    reshaped_places,
+    static_shape,
+)
+from regcache.passes.follow_batch import ELEMENTWISE, follow_single, only_place
+from regcache.passes.walk import is_constant
+
+_END = np.iinfo(np.int64).max
+
+
+@dataclass
+class BatchTracker:
+    """The batch's place in every tensor, and the edits that make it free.
+
+    `choices`: which place to take at each Reshape that leaves it open, from the first on; the
+    likeliest after those. `made`: the choices that were made, each with how many there were.
+    """
+
+    graph: gs.Graph
+    choices: Sequence[int]
+    made: list[tuple[int, int]] = field(default_factory=list)
+    places: dict[int, Place] = field(default_factory=dict)
+    edits: list[Callable[[], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.batch: int = self.graph.inputs[0].shape[0]
+        self.places[id(self.graph.inputs[0])] = Place(0)
+        self._count: gs.Variable | None = None
+
+    def follow(self) -> None:
+        """Find the place in every tensor, and plan the edits; raises StuckError."""
+        for node in self.graph.nodes:
+            if any(id(item) in self.places for item in node.inputs):
+                found = self._outputs(node)
+                for tensor, place in zip(node.outputs, found, strict=False):
+                    self._check(node, tensor, place)
+                    self.places[id(tensor)] = place
+        for output in self.graph.outputs:
+            if self.places.get(id(output)) != Place(0):
+                known = id(output) in self.places
+                where = "has no batch in front" if known else "does not depend on the image"
+                raise StuckError(None, f"the output {output.name!r} {where}")
+
+    def _check(self, node: gs.Node, tensor: gs.Tensor, place: Place) -> None:
+        dim = static_shape(tensor, node)[place.axis]
+        if dim != place.outer * self.batch * place.inner:
+            raise StuckError(node, f"makes {dim} of {place.outer} x batch x {place.inner}")
+
+    def _outputs(self, node: gs.Node) -> Sequence[Place]:
+        if node.op in ELEMENTWISE:
+            rank = len(static_shape(node.outputs[0], node))
+            return [self._broadcast(node, list(range(len(node.inputs))), rank)] * len(node.outputs)
+        if node.op == "MatMul":
+            return [self._matmul(node)]
+        if node.op == "Gemm":
+            return [self._gemm(node)]
+        if node.op == "Concat":
+            return [self._concat(node)]
+        if node.op == "Attention":
+            return self._attention(node)
+        place = only_place(node, self.places)
+        reshapes = node.op in {"Reshape", "Flatten"}
+        found = (
+            [self._reshaped(node, place)] if reshapes else follow_single(node, place, self.batch)
+        )
+        self._edit_single(node, place, found[0])
+        return found
+
+    def _reshaped(self, node: gs.Node, place: Place) -> Place:
+        source, result = (static_shape(item, node) for item in (node.inputs[0], node.outputs[0]))
+        places = reshaped_places(place, source, result, self.batch)
+        if not places:
+            raise StuckError(node, f"tears the batch apart: {list(source)} -> {list(result)}")
+        if len(places) == 1:
+            return places[0]
+        number = len(self.made)
+        choice = self.choices[number] if number < len(self.choices) else 0
+        self.made.append((choice, len(places)))
+        return places[choice]
+
+    def _edit_single(self, node: gs.Node, place: Place, result: Place) -> None:
+        """Plan what follows from the batch's place in a node's arguments."""
+        shape = [int(dim) for dim in static_shape(node.outputs[0], node)]
+        if node.op in {"Reshape", "Flatten"}:
+            shape[result.axis] = -1
+            self.edits.append(lambda: _reshape(node, shape))
+        elif node.op == "Expand":
+            shape[result.axis] = 1  # keeps what is there
+            self._edit_input(node, 1, np.array(shape, np.int64))
+        elif node.op == "Slice":
+            self._edit_slice(node, place)
+        elif node.op == "Resize" and len(node.inputs) > 3 and not node.inputs[3].is_empty():
+            sizes = int_values(node.inputs[3], node)
+            axes = node.attrs.get("axes") or list(range(len(sizes)))
+            kept = [(a, n) for a, n in zip(axes, sizes, strict=True) if a != place.axis]
+            self._edit_input(node, 3, np.array([size for _, size in kept], np.int64))
+            self.edits.append(lambda: node.attrs.update(axes=[axis for axis, _ in kept]))
+
+    def _edit_slice(self, node: gs.Node, place: Place) -> None:
+        ends, rank = int_values(node.inputs[2], node), len(static_shape(node.inputs[0], node))
+        axes = list(range(len(ends)))
+        if len(node.inputs) > 3 and not node.inputs[3].is_empty():
+            axes = [axis % rank for axis in int_values(node.inputs[3], node)]
+        if place.axis in axes:
+            ends[axes.index(place.axis)] = _END
+            self._edit_input(node, 2, np.array(ends, np.int64))
+
+    def _edit_input(self, node: gs.Node, slot: int, values: NDArray[np.generic]) -> None:
+        name = f"{node.outputs[0].name}/{node.inputs[slot].name}/free"
+
+        def edit() -> None:
+            node.inputs[slot] = gs.Constant(name, values)
+
+        self.edits.append(edit)
+
+    def _broadcast(self, node: gs.Node, slots: Sequence[int], rank: int, offset: int = 0) -> Place:
+        """The place that operands aligned at the right agree on, in a result of `rank`.
+
+        `offset`: how many axes at the right are not aligned (a MatMul's two). Plans to cut the
+        constants that repeat themselves for every image.
+        """
+        operands = [(slot, node.inputs[slot]) for slot in slots if not node.inputs[slot].is_empty()]
+        placed = set()
+        for _, item in operands:
+            if id(item) in self.places:
+                own = self.places[id(item)]
+                placed.add(own.moved(own.axis - len(static_shape(item, node)) + rank))
+        if len(placed) != 1:
+            raise StuckError(node, "has the batch on several axes")
+        (place,) = placed
+        for slot, item in operands:
+            if id(item) not in self.places:
+                axis = place.axis - rank + len(static_shape(item, node))
+                if axis >= 0:
+                    self._cut_constant(node, slot, axis, place)
+        return place
+
+    def _cut_constant(self, node: gs.Node, slot: int, axis: int, place: Place) -> None:
+        """Plan to keep one image's part of a constant that is broadcast against the batch."""
+        item = node.inputs[slot]
+        if static_shape(item, node)[axis] == 1:
+            return
+        one = self._one_image(node, item, axis, place)
+        if place.outer * place.inner == 1:
+            self._edit_input(node, slot, np.squeeze(one, axis=(axis, axis + 2)))
+        else:
+            self.edits.append(partial(self._repeat, node, slot, one, axis))
+
+    def _one_image(
+        self, node: gs.Node, item: gs.Tensor, axis: int, place: Place
+    ) -> NDArray[np.generic]:
+        """A constant's numbers for one image, its `axis` as [outer, 1, inner].
+
+        Raises StuckError where images have numbers of their own.
+        """
+        if not is_constant(item):
+            raise StuckError(node, f"meets {item.name!r}, which is as long as the batch")
+        length = place.outer * self.batch * place.inner
+        if item.shape[axis] != length:
+            raise StuckError(node, f"meets {item.name!r}, which has numbers for each image")
+        before, after = item.shape[:axis], item.shape[axis + 1 :]
+        split = (*before, place.outer, self.batch, place.inner, *after)
+        values: NDArray[np.generic] = item.values.reshape(split)
+        first = np.take(values, [0], axis=axis + 1)
+        if not (values == first).all():
+            raise StuckError(node, f"meets {item.name!r}, which has other numbers for each image")
+        return first
+
+    def _matmul(self, node: gs.Node) -> Place:
+        ranks = [len(static_shape(item, node)) for item in node.inputs]
+        if min(ranks) < 2:
+            raise StuckError(node, "multiplies a vector")
+        rank = len(static_shape(node.outputs[0], node))
+        left, right = (self.places.get(id(item)) for item in node.inputs)
+        if left is not None and left.axis == ranks[0] - 2 and right is None:
+            return left.moved(rank - 2)
+        if right is not None and right.axis == ranks[1] - 1 and left is None:
+            return right.moved(rank - 1)
+        for place, operand_rank in ((left, ranks[0]), (right, ranks[1])):
+            if place is not None and place.axis >= operand_rank - 2:
+                raise StuckError(node, "multiplies images with one another")
+        return self._broadcast(node, (0, 1), rank)
+
+    def _gemm(self, node: gs.Node) -> Place:
+        place = only_place(node, self.places)
+        if place.axis != (1 if node.attrs.get("transA", 0) else 0):
+            raise StuckError(node, "multiplies images with one another")
+        if len(node.inputs) > 2 and len(static_shape(node.inputs[2], node)) == 2:
+            self._cut_constant(node, 2, 0, place)
+        return place.moved(0)
+
+    def _concat(self, node: gs.Node) -> Place:
+        places = {self.places[id(item)] for item in node.inputs if id(item) in self.places}
+        if len(places) != 1:
+            raise StuckError(node, "has the batch on several axes")
+        (place,) = places
+        if int(node.attrs["axis"]) % len(static_shape(node.outputs[0], node)) == place.axis:
+            raise StuckError(node, "joins images with others")
+        for slot, item in enumerate(node.inputs):
+            if id(item) not in self.places:
+                one = self._one_image(node, item, place.axis, place)
+                self.edits.append(partial(self._repeat, node, slot, one, place.axis))
+        return place
+
+    def _attention(self, node: gs.Node) -> Sequence[Place]:
+        given = [self.places.get(id(item)) for item in node.inputs[:3]]
+        if given != [Place(0)] * 3:
+            raise StuckError(node, "does not have the batch in front of q, k and v")
+        if len(node.inputs) > 3 and not all(item.is_empty() for item in node.inputs[3:]):
+            raise StuckError(node, "has a mask or a cache")
+        return [Place(0)] * len(node.outputs)
+
+    def _repeat(self, node: gs.Node, slot: int, one: NDArray[np.generic], axis: int) -> None:
+        """Let input `slot` be one image's constant, repeated for as many images as there are.
+
+        `one`: as _one_image splits it, the images' place at `axis` + 1.
+        """
+        name = f"{node.outputs[0].name}/{node.inputs[slot].name}"
+        merged = [*one.shape[:axis], -1, *one.shape[axis + 3 :]]
+        if one.shape[axis] == one.shape[axis + 2] == 1:
+            one, place = one.reshape([1 if dim == -1 else dim for dim in merged]), axis
+        else:
+            place = axis + 1
+        ones = [np.ones(n, np.int64) for n in (place, one.ndim - place - 1)]
+        parts: list[gs.Tensor] = [gs.Constant(f"{name}/before", ones[0]), self._images()]
+        parts.append(gs.Constant(f"{name}/after", ones[1]))
+        target = gs.Variable(f"{name}/target", dtype=np.int64)
+        repeated = gs.Variable(f"{name}/repeated", dtype=one.dtype)
+        values = gs.Constant(f"{name}/one", np.ascontiguousarray(one))
+        self.graph.nodes += [
+            gs.Node("Concat", f"{name}/concat", {"axis": 0}, parts, [target]),
+            gs.Node("Expand", f"{name}/expand", {}, [values, target], [repeated]),
+        ]
+        if place != axis:
+            shape = gs.Constant(f"{name}/shape", np.array(merged, np.int64))
+            result = gs.Variable(f"{name}/merged", dtype=one.dtype)
+            inputs = [repeated, shape]
+            self.graph.nodes.append(gs.Node("Reshape", f"{name}/reshape", {}, inputs, [result]))
+            repeated = result
+        node.inputs[slot] = repeated
+
+    def _images(self) -> gs.Variable:
+        """The number of images in the batch, int64 [1]."""
+        if self._count is None:
+            self._count = gs.Variable("regcache.images", dtype=np.int64, shape=[1])
+            shape = {"start": 0, "end": 1}
+            source = [self.graph.inputs[0]]
+            self.graph.nodes.append(
+                gs.Node("Shape", "regcache.images", shape, source, [self._count])
+            )
+        return self._count
+
+
+def _reshape(node: gs.Node, shape: Sequence[int]) -> None:
+    """Make a Reshape or Flatten one to a constant shape."""
+    target = gs.Constant(f"{node.outputs[0].name}/shape", np.array(shape, np.int64))
+    node.op, node.attrs, node.inputs = "Reshape", {}, [node.inputs[0], target]

@@ -1,0 +1,69 @@
+"""Take out nodes that hand on what they were given."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from regcache.passes.base import Edit, Exact, Log, Parity
+from regcache.passes.to_float32 import type_number
+from regcache.passes.walk import is_constant, is_output
+
+
+@dataclass(frozen=True)
+class DropIdentities:
+    """Let readers of an Identity, of a Dropout or of a Cast to the same type read its input.
+
+    Refused, left as they are: a Dropout that may be training, or whose mask is read; a node that
+    gives a graph input or a constant out as the graph's output under another name.
+    """
+
+    name: ClassVar[str] = "drop_identities"
+    parity: ClassVar[Parity] = Exact()
+
+    def requires(self, graph: gs.Graph) -> None:
+        """Nothing: types of tensors are looked at where they are known."""
+
+    def rewrite(self, graph: gs.Graph) -> Log:
+        """Rewire around the nodes, from first to last."""
+        edits = []
+        for node in list(graph.nodes):
+            if not _hands_on(node):
+                continue
+            source, result = node.inputs[0], node.outputs[0]
+            if is_output(graph, result):
+                maker = source.inputs[0] if source.inputs else None
+                if maker is None or is_output(graph, source):
+                    continue
+                # The graph's output keeps its name: its maker writes it now.
+                maker.outputs = [result if item is source else item for item in maker.outputs]
+                node.outputs.clear()
+                for reader in list(source.outputs):
+                    reader.inputs = [result if item is source else item for item in reader.inputs]
+                node.inputs.clear()
+            else:
+                for reader in list(result.outputs):
+                    reader.inputs = [source if item is result else item for item in reader.inputs]
+                node.outputs.clear()
+            edits.append(Edit(node.name or result.name, f"{node.op} dropped"))
+        return Log(tuple(edits))
+
+    def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
+        """Nodes are only removed, and the outputs keep their names."""
+        assert len(after.nodes) < len(before.nodes)
+        assert [item.name for item in after.outputs] == [item.name for item in before.outputs]
+
+
+def _hands_on(node: gs.Node) -> bool:
+    if node.op == "Identity":
+        return True
+    if node.op == "Dropout":
+        training = node.inputs[2] if len(node.inputs) > 2 else None
+        off = training is None or training.is_empty()
+        if not off and is_constant(training):
+            off = not bool(training.values.any())
+        return off and (len(node.outputs) < 2 or not node.outputs[1].outputs)
+    if node.op != "Cast" or node.inputs[0].dtype is None:
+        return False
+    own, wanted = type_number(node.inputs[0].dtype), type_number(node.attrs.get("to"))
+    return own == wanted != 0

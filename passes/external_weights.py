@@ -1,0 +1,100 @@
+"""Weights that an ONNX file keeps in other files beside it, mapped and not copied."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from regcache.passes.errors import InputError
+from regcache.passes.stored_tensors import shape_and_type
+
+Array = NDArray[np.generic]
+
+
+def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every stored tensor of a model: initializers, attributes, and those of its functions."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Whether the tensor's numbers lie in another file."""
+    return tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def map_external(tensor: onnx.TensorProto, path: Path) -> Array:
+    """The numbers of an external tensor of the model at `path`, mapped read-only from its file.
+
+    Raises InputError, naming the model and the tensor, when the file is missing, no regular file,
+    outside the model's folder (links followed) or too short, or when the offset or length does not
+    fit the tensor's shape and type.
+    """
+    where = f"{path}: external data of {tensor.name!r}"
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    file = _inside(path, entries.get("location", ""), where)
+    shape, dtype = shape_and_type(tensor, where)
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    try:
+        offset = int(entries.get("offset") or 0)
+        length = int(entries.get("length") or size)
+    except ValueError as error:
+        raise InputError(f"{where} has an offset or length that is no number") from error
+    if offset < 0 or length != size:
+        raise InputError(f"{where} does not fit {list(shape)} of {dtype}: {offset=}, {length=}")
+    if offset + size > file.stat().st_size:
+        raise InputError(f"{where} is truncated: {file.name!r}")
+    if not size:
+        return np.empty(shape, dtype)
+    return np.memmap(file, dtype, "r", offset, shape)
+
+
+def read_external(tensor: onnx.TensorProto, path: Path) -> None:
+    """Bring an external tensor's numbers into the message. Raises InputError as map_external."""
+    values = np.array(map_external(tensor, path))
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
+    tensor.raw_data = values.tobytes()
+
+
+def _inside(path: Path, location: str, where: str) -> Path:
+    """The regular file at `location`, which must not leave the model's folder, not by a link."""
+    folder = path.parent.resolve()
+    relative = PurePosixPath(location.replace("\\", "/"))
+    if not location or "\0" in location or relative.is_absolute():
+        raise InputError(f"{where} points outside the model's folder: {location!r}")
+    try:
+        file = (folder / location).resolve()
+        if not file.is_relative_to(folder):
+            raise InputError(f"{where} points outside the model's folder: {location!r}")
+        regular = stat.S_ISREG(os.stat(file).st_mode)
+    except FileNotFoundError as error:
+        raise InputError(f"{where} is missing: {location!r}") from error
+    except (OSError, RuntimeError) as error:  # links in a circle, a name that is too long
+        raise InputError(f"{where}: {location!r} cannot be read") from error
+    if not regular:
+        raise InputError(f"{where} is no regular file: {location!r}")
+    return file
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(
+    nodes: Iterable[onnx.NodeProto],
+) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _graph_tensors(graph)

@@ -1,0 +1,83 @@
+"""Read an ONNX file of any size, opset and exporter as a graph of standard operators.
+
+onnx's own tools serialise a whole model, which protobuf does for 2 GB at most. So weights are taken
+out first and put back into the graph: mapped from their file where they lie in one.
+"""
+
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+
+from regcache.passes.detach_weights import attach_weights
+from regcache.passes.errors import InputError, first_line
+from regcache.passes.message_weights import take_weights
+from regcache.passes.raise_opset import all_nodes, raise_opset
+from regcache.passes.sort_nodes import sort_nodes
+
+
+def read_graph(path: Path) -> gs.Graph:
+    """Read an ONNX file with its external data: sorted, functions inlined, opset 20 or later.
+
+    Raises InputError, naming the file and the reason, when it is missing, truncated or not ONNX;
+    when it is quantized already; when external data is missing, too short or outside the file's
+    folder; when a weight holds NaN or infinity; or when the opset cannot be raised.
+    """
+    model = read_message(path)
+    refuse_quantized(model, path)
+    try:
+        sort_nodes(model.graph)
+        model = _inline_functions(model)
+        refuse_quantized(model, path)
+        weights = take_weights(model, path)
+        model = raise_opset(model)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: {reason}") from error
+    graph = gs.import_onnx(model)
+    attach_weights(graph, weights)
+    return graph
+
+
+def read_message(path: Path) -> onnx.ModelProto:
+    """The message of an ONNX file, external data left where it is.
+
+    Raises InputError when the file is missing, truncated or not ONNX.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except (DecodeError, ValueError) as error:
+        raise InputError(f"{path}: not an ONNX file, or truncated") from error
+    if not model.opset_import or not model.graph.node:
+        raise InputError(f"{path}: not an ONNX file, or truncated (no graph in it)")
+    return model
+
+
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
+
+
+def refuse_quantized(model: onnx.ModelProto, path: Path) -> None:
+    """Raise InputError, naming the first, where the model holds quantized operators."""
+    functions = (node for function in model.functions for node in function.node)
+    for node in (*all_nodes(model.graph), *functions):
+        op = node.op_type
+        if op in _QUANTIZED or op.startswith(("QLinear", "QAttention", "QGemm", "DynamicQuantize")):
+            raise InputError(
+                f"{path}: quantized already ({op} {node.name!r}); bring the float file of it"
+            )
+
+
+def _inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace calls of the model's own functions by what is in them."""
+    if not model.functions:
+        return model
+    from onnx import inliner  # onnx imports it on demand only
+
+    try:
+        inlined: onnx.ModelProto = inliner.inline_local_functions(model, convert_version=True)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"its functions cannot be inlined: {first_line(error)}") from error
+    return inlined

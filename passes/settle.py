@@ -1,0 +1,35 @@
+"""Fold shape arithmetic until nothing of it is left to fold."""
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from regcache.passes.base import Pass, run
+from regcache.passes.check import check_and_infer
+from regcache.passes.drop_identities import DropIdentities
+from regcache.passes.errors import InputError, first_line
+from regcache.passes.fold_constants import FoldConstants
+from regcache.passes.fold_if import FoldIf
+from regcache.passes.resolve_shapes import ResolveShapes
+
+_STEPS: tuple[Pass, ...] = (FoldConstants(), FoldIf(), DropIdentities(), ResolveShapes())
+# Every round knows more shapes than the one before; exporters nest them a few levels deep.
+_MOST_ROUNDS = 24
+
+
+def settle(graph: gs.Graph) -> gs.Graph:
+    """Infer shapes and fold what they decide, again until nothing changes.
+
+    Returns a graph with shapes on its tensors. Raises InputError where shapes contradict one
+    another, or an operator is none of ONNX's.
+    """
+    try:
+        check_and_infer(graph)
+        for _ in range(_MOST_ROUNDS):
+            before = graph
+            for step in _STEPS:
+                graph = run(step, graph).graph
+            if graph is before:
+                return graph
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+        raise InputError(f"the graph's shapes do not fit: {first_line(error)}") from error
+    return graph

@@ -1,0 +1,85 @@
+"""Turn a half precision graph into one of FP32: its weights, casts and inputs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from regcache.passes.base import Close, Edit, Log, Parity
+from regcache.passes.walk import is_constant, replace_everywhere
+
+_FLOAT = onnx.TensorProto.FLOAT
+_OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+_NAMES = frozenset(["float16", "bfloat16", "float64"])
+
+
+@dataclass(frozen=True)
+class ToFloat32:
+    """Compute in FP32 what a graph computes in FP16, BF16 or FP64.
+
+    Rewritten: constants, the types that Cast and other nodes name, inputs and outputs, all of that
+    in subgraphs too. A weight is the FP32 number nearest to the stored one. Integers and booleans
+    stay. Nothing is refused.
+    """
+
+    name: ClassVar[str] = "to_float32"
+    parity: ClassVar[Parity] = Close(rtol=5e-3, atol=5e-3)
+
+    def requires(self, graph: gs.Graph) -> None:
+        """Nothing: a graph of FP32 is left alone."""
+
+    def rewrite(self, graph: gs.Graph) -> Log:
+        """Exchange constants and attributes in place; the arrays are copies."""
+        edits = [Edit(name, "to float32") for name in _convert(graph)]
+        return Log(tuple(edits))
+
+    def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
+        """No constant is of another floating type, and there are no other nodes than before."""
+        assert not any(
+            is_constant(tensor) and _other(tensor.dtype) for tensor in after.tensors().values()
+        )
+        assert len(after.nodes) == len(before.nodes)
+
+
+def _convert(graph: gs.Graph) -> Iterator[str]:
+    for tensor in list(graph.tensors().values()):
+        if is_constant(tensor) and _other(tensor.values.dtype):
+            # An overflow of FP64 becomes what FP32 has for it.
+            with np.errstate(over="ignore"):
+                single = gs.Constant(tensor.name, np.asarray(tensor.values, np.float32))
+            replace_everywhere(graph, tensor, single)
+            yield tensor.name
+        elif isinstance(tensor, gs.Variable) and _other(tensor.dtype):
+            tensor.dtype = np.dtype(np.float32)
+            yield tensor.name
+    for node in graph.nodes:
+        for key, value in list(node.attrs.items()):
+            if isinstance(value, gs.Graph):
+                yield from _convert(value)
+            elif key in {"to", "dtype"} and type_number(value) in _OTHER_FLOATS:
+                node.attrs[key] = _FLOAT
+                yield node.name or node.op
+            elif isinstance(value, gs.Constant) and _other(value.values.dtype):
+                node.attrs[key] = gs.Constant(value.name, np.asarray(value.values, np.float32))
+                yield node.name or node.op
+
+
+def type_number(value: Any) -> int:
+    """ONNX's number of a type that graphsurgeon may hold as a numpy type; 0 where it has none."""
+    if isinstance(value, int):
+        return value
+    try:
+        return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value)))
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def _other(dtype: Any) -> bool:
+    if dtype is None:
+        return False
+    if isinstance(dtype, int):
+        return dtype in _OTHER_FLOATS
+    return np.dtype(dtype).name in _NAMES

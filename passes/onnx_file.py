@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
 
 from regcache.passes.errors import InputError, first_line
+from regcache.passes.model_files import data_file
 
 # protobuf's limit is 2 GiB; leave room for the nodes.
 LARGEST_SINGLE_FILE = 2_000_000_000
@@ -70,7 +71,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
             model,
             path,
             save_as_external_data=external,
-            location=f"{path.name}.data" if external else None,
+            location=data_file(path).name if external else None,
         )
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error

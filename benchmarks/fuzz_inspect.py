@@ -33,9 +33,6 @@ from onnx_mutations import draw
 from rich.console import Console
 from rich.table import Table
 
-# Before regcache, and with it ONNX Runtime and OpenBLAS, is loaded: a fork keeps no threads.
-os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-
 _RECYCLED = 200  # files; then what leaked is given back
 _LARGEST_FILE = 2**28
 _PACE = 0.02
@@ -67,6 +64,8 @@ def work(connection: Connection, folder: Path) -> None:
         tempfile.tempdir = str(folder)
         for number, descriptor in (("out", 1), ("err", 2)):
             os.dup2(os.open(folder / number, os.O_RDWR | os.O_CREAT | os.O_APPEND), descriptor)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         while True:
             try:
                 seed = connection.recv()
@@ -98,7 +97,8 @@ def inspect_mutated(seed: int, folder: Path) -> Outcome:
         return Outcome(seed, "traceback", cause_of(error), _cut(error), _peak())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    sys.stdout.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
     said = [(folder / name).read_bytes().decode(errors="replace") for name in ("out", "err")]
     err = said[1].replace(str(path), path.name).replace(str(home), "FOLDER")
     return judge(seed, code or 0, said[0], err, folder)
@@ -137,8 +137,8 @@ def cause_of(error: BaseException) -> str:
 def place_of(frames: list[tuple[str, str, str]]) -> str:
     """Innermost first: the first frame in regcache, and the library's that it called."""
     ours = [index for index, frame in enumerate(frames) if frame[0].startswith("regcache/")]
-    if not ours:
-        return "outside regcache"
+    if not ours:  # the stack of a hang is kept to a depth of 100
+        return " ".join(["outside regcache", *(f"{frame[0]}:{frame[1]}" for frame in frames[:1])])
     file, line, name = frames[ours[0]]
     place = f"{file}:{line} {name}"
     if ours[0]:
@@ -319,6 +319,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Print the distinct causes of everything that is no report and no clean refusal."""
+    os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}  # a fork keeps no threads
     import regcache.compiler.cli
     import regcache.export.onnx_file  # noqa: F401  # loaded once, before the workers are forked
 

@@ -71,8 +71,8 @@ def draw(seed: int) -> Sample:
     random = Random(seed)
     sample = Sample(_base(random.randrange(len(SPECS))))
     for _ in range(random.choice((1, 1, 1, 2, 3))):
-        kinds = (change_field, change_field, change_bytes, random.choice(TRAPS))
-        mutation = random.choice((*kinds, random.choice(TRAPS)))
+        kinds = (change_field, change_field, change_bytes, *random.sample(TRAPS, 3))
+        mutation = random.choice(kinds)
         sample.changes.append(f"{mutation.__name__}: {mutation(sample, random)}")
     return sample
 
@@ -206,7 +206,7 @@ def _scalar(descriptor: Any, value: Any, random: Random) -> Any:
 
 def change_bytes(sample: Sample, random: Random) -> str:
     """Of the file: some flipped, some cut out, the end cut off, some put in."""
-    how = random.choice(("flipped", "cut out", "cut off", "put in", "doubled"))
+    how = random.choice((*["flipped"] * 4, "cut out", "cut off", "put in", "doubled"))
     where, count = random.random(), random.choice((1, 1, 2, 4, 16, 64))
     noise = random.randbytes(count)
 

@@ -179,7 +179,8 @@ def attribute(sample: Sample, random: Random) -> str:
     if how == "gone":
         del node.attribute[index]
     elif how == "type":
-        one.type = random.choice(list(AttributeProto.AttributeType.DESCRIPTOR.values)).number
+        kinds: Any = AttributeProto.AttributeType.values()
+        one.type = random.choice(kinds)
     elif how == "twice":
         node.attribute.append(one)
     elif how == "reference":

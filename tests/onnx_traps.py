@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, helper
 from onnx_mutations import NOT_UTF8, Mutation, Sample, make_link, make_sparse, pick_message
 from onnx_nesting import constant, deep, functions, wrap
 
@@ -73,11 +73,9 @@ def narrow(sample: Sample, random: Random) -> str:
     for weight in graph.initializer:
         whole = 4 * math.prod(weight.dims) == len(weight.raw_data)  # no other trap was here
         if weight.data_type == TensorProto.FLOAT and whole:
-            values = numpy_helper.to_array(weight)
+            values = np.frombuffer(weight.raw_data, np.float32)
             name = f"{weight.name}.narrow"
-            weight.CopyFrom(
-                helper.make_tensor(name, dtype, weight.dims, values.ravel().astype(np.float64))
-            )
+            weight.CopyFrom(helper.make_tensor(name, dtype, weight.dims, values.astype(np.float64)))
             casts.append(
                 helper.make_node(
                     "Cast", [name], [name.removesuffix(".narrow")], to=TensorProto.FLOAT

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from regcache.compiler.curation_record import CurationRecord
 from regcache.compiler.engine_record import EngineRecord
 from regcache.compiler.options import CompileOptions
+from regcache.compiler.pass_record import PassRecord
 from regcache.compiler.placement import ParetoPoint
 from regcache.compiler.seal import is_sealed, seal
 from regcache.compiler.staging import MANIFEST
@@ -152,14 +153,6 @@ class SpeedRecord(_Record):
 
     integer_matmuls: int
     ratios: list[SpeedRatio] = []
-
-
-class PassRecord(_Record):
-    """What one pass did."""
-
-    name: str
-    edits: int
-    skips: list[str]
 
 
 class Manifest(_Record):

@@ -20,7 +20,6 @@ from regcache.compiler.manifest import (
     FileRecord,
     Manifest,
     ParityRecord,
-    PassRecord,
     QuantizationRecord,
     SiteRecord,
     SourceRecord,
@@ -28,6 +27,8 @@ from regcache.compiler.manifest import (
     hash_files,
 )
 from regcache.compiler.options import CompileOptions, RegisterChoice
+from regcache.compiler.outside_blocks import outside_blocks
+from regcache.compiler.pass_record import PassRecord, say_slower
 from regcache.compiler.placement import Placement
 from regcache.compiler.prepare import FloatEncoder, prepare
 from regcache.compiler.quantization import Finisher
@@ -109,12 +110,20 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
             calibration=calibration,
             curation=curated.record,
             quantization=_quantization_record(equalized, placement, quantizer, quantized),
-            passes=[*passes, *ready.passes, *equalized.logs, *quantized.logs],
+            passes=[
+                *encoder.passes,
+                *outside_blocks(encoder.view),
+                *passes,
+                *ready.passes,
+                *equalized.logs,
+                *quantized.logs,
+            ],
             parity=ParityRecord(result=parity),
             speed=speed,
             files=hash_files(staging),
         )
         manifest.write(staging)
+        say_slower(manifest.passes, reporter)
     return manifest
 
 

@@ -13,13 +13,14 @@ from regcache.compiler.curation_record import SensitivityRecord
 from regcache.compiler.equalized import Equalized, as_it_is, equalize_encoder
 from regcache.compiler.folds import Halved
 from regcache.compiler.options import AttentionChoice, CompileOptions, Rounding
+from regcache.compiler.pass_record import pass_record
 from regcache.compiler.placement import Placement, place_int8
 from regcache.compiler.prepare import FloatEncoder
 from regcache.compiler.quantizer import Quantizer, Scale
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.rotation import rotation_work
 from regcache.compiler.rounding import Rounded, block_bits, nearest_blocks, round_weights
-from regcache.compiler.stages import Quantized, pass_record, remove_model
+from regcache.compiler.stages import Quantized, remove_model
 from regcache.compiler.statistics import ChannelRange
 from regcache.compiler.study import ReferenceImages, Study, evenly
 from regcache.compiler.targets import runs_integers
@@ -102,7 +103,7 @@ class Finisher:
         for step in steps:
             result = run(step, graph)
             graph = result.graph
-            if result.changed:
+            if result.changed or result.log.skips:
                 logs.append(pass_record(step.name, result.log))
         return Quantized(graph, scales, logs)
 

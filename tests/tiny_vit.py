@@ -216,6 +216,14 @@ class TinyVit:
         return np.asarray(inner @ w[f"{i}.fc2"] + w[f"{i}.fc2.b"])
 
 
+def with_batch(model: onnx.ModelProto, batch: int | None) -> onnx.ModelProto:
+    """The model with its batch fixed, or as it is."""
+    if batch is not None:
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+    return model
+
+
 def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = (centred**2).mean(axis=-1, keepdims=True)

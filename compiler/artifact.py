@@ -49,10 +49,17 @@ class Artifact:
         """Whether ONNX Runtime computes in integers; what is meant for TensorRT it dequantizes."""
         return runs_integers(self.manifest.options.target)
 
+    @property
+    def first_outputs(self) -> tuple[str, ...]:
+        """The names of the embedding and the hidden state; none where the manifest is too old."""
+        return self.manifest.encoder.first_outputs
+
     def session(self, *, threads: int | None = None) -> OrtSession:
-        """The compiled encoder in ONNX Runtime on the CPU."""
-        return OrtSession(self.model, threads=threads, integers=self.runs_integers)
+        """The compiled encoder in ONNX Runtime on the CPU, the embedding its first output."""
+        return OrtSession(
+            self.model, threads=threads, integers=self.runs_integers, outputs=self.first_outputs
+        )
 
     def float_session(self, *, threads: int | None = None) -> OrtSession:
         """The float original in ONNX Runtime on the CPU. Raises InputError where there is none."""
-        return OrtSession(self.float_model, threads=threads)
+        return OrtSession(self.float_model, threads=threads, outputs=self.first_outputs)

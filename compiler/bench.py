@@ -122,12 +122,21 @@ def loading_of(
 ) -> Loading:
     """How a runner loads the artifact's model, or another ONNX file that takes the same images.
 
-    Where it runs engines, one is built into `folder` unless the artifact holds it. There, too, goes
+    The artifact's embedding comes first. Where it runs engines, one is built into `folder` unless
+    the artifact holds it. There, too, goes
     what the TensorRT provider of ONNX Runtime reads in the place of other zero points than 0.
     """
     recipe = artifact.recipe
     threads = threads or available_cpus()
-    loading = Loading(runner, model or artifact.model, threads, batches, recipe.shape, recipe.dtype)
+    loading = Loading(
+        runner,
+        model or artifact.model,
+        threads,
+        batches,
+        recipe.shape,
+        recipe.dtype,
+        artifact.first_outputs if model is None else (),
+    )
     if runner.takes_engines:
         return replace(loading, model=engine_for(artifact, loading, folder, reporter))
     if runner is RunnerName.ORT_TENSORRT and has_zero_points(loading.model, artifact):

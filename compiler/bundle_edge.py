@@ -1,5 +1,6 @@
 """A folder that runs on a device with NumPy and ONNX Runtime: one model file and a short runner."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -53,12 +54,18 @@ def bundle_edge(artifact: Artifact, output: Path, *, ort_format: bool = False) -
             _save_ort(artifact.model, staging / ORT_MODEL)
         else:
             shutil.copyfile(artifact.model, staging / MODEL)
-        # Not copied: the runner has no defaults for fields that an older artifact's file lacks.
-        (staging / PREPROCESS).write_text(artifact.recipe.to_json(), encoding="utf-8")
+        (staging / PREPROCESS).write_text(_recipe(artifact), encoding="utf-8")
         shutil.copyfile(Path(edge_runner.__file__), staging / RUNNER)
         readme = _README.format(version=artifact.manifest.versions["onnxruntime"])
         (staging / "README.md").write_text(readme, encoding="utf-8")
         return record_bundle(staging, BundleFormat.ORT_EDGE, artifact.folder)
+
+
+def _recipe(artifact: Artifact) -> str:
+    """The artifact's preprocess.json, with the name of the output that is the embedding."""
+    # Not as stored: the runner has no defaults for fields that an older artifact's file lacks.
+    fields = json.loads(artifact.recipe.to_json())
+    return json.dumps({**fields, "embedding": artifact.manifest.encoder.embedding}, indent=2) + "\n"
 
 
 def _save_ort(model: Path, path: Path) -> None:

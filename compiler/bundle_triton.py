@@ -34,7 +34,7 @@ FOLDER is the one this file lies in. The model takes `{input}`: images made read
 With regcache installed, `regcache.runtime.images.read_image(path, recipe)` does that; `recipe` is
 `regcache.passes.preprocess.Preprocess.from_json(text of {preprocess})`.
 
-The first output is the embedding. {served}
+{embedding} is the embedding. {served}
 """
 
 
@@ -196,6 +196,7 @@ def _readme(artifact: Artifact, config: TritonConfig) -> str:
         served = f"Triton's TensorRT has to be {' or '.join(built)}, which built it."
     elif config.gpu:
         served += " TensorRT builds its engine when the server starts."
+    embedding = artifact.manifest.encoder.embedding
     return _README.format(
         name=config.name,
         target=artifact.manifest.options.target.value,
@@ -204,6 +205,7 @@ def _readme(artifact: Artifact, config: TritonConfig) -> str:
         steps="\n".join(
             f"{at}. {step}" for at, step in enumerate(preprocessing_steps(artifact.recipe), 1)
         ),
+        embedding="The first output" if embedding is None else f"`{embedding}`",
         served=served,
     )
 

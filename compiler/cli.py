@@ -17,6 +17,7 @@ from regcache.compiler.cli_options import (
     ImagesOption,
     Int8ShareOption,
     JsonOption,
+    OutOption,
     OutputOption,
     PreprocessOption,
     ResolutionOption,
@@ -29,7 +30,8 @@ from regcache.compiler.cli_options import (
 from regcache.compiler.cli_parity import parity_command
 from regcache.compiler.cli_reproduce import reproduce_command
 from regcache.compiler.cli_tables import print_tables
-from regcache.compiler.inspection import inspect_encoder, inspection_tables
+from regcache.compiler.inspection import inspect_encoder
+from regcache.compiler.inspection_tables import inspection_tables
 from regcache.compiler.manifest import Manifest
 from regcache.compiler.options import AttentionChoice, CompileOptions, RegisterChoice, Rounding
 from regcache.compiler.pipeline import compile_encoder
@@ -68,17 +70,15 @@ def _common(
 
 
 @app.command()
-def export(
-    source: SourceArgument, output: OutputOption, resolution: ResolutionOption = None
-) -> None:
+def export(source: SourceArgument, out: OutOption, resolution: ResolutionOption = None) -> None:
     """Write a source as ONNX, its preprocessing recipe beside it."""
     reporter = Reporter()
     reporter.step(f"exporting {source}")
-    with staged_file(output) as staged:
+    with staged_file(out) as staged:
         recipe = export_source(source, staged, resolution, reporter)
         if recipe is not None:
             sidecar(staged).write_text(recipe.to_json(), encoding="utf-8")
-    Console().print(f"wrote {output}", highlight=False, soft_wrap=True)
+    Console().print(f"wrote {out}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -86,6 +86,7 @@ def inspect(
     source: SourceArgument,
     images: Annotated[Path | None, typer.Option(help="Images to measure activations on.")] = None,
     resolution: ResolutionOption = None,
+    output: OutputOption = None,
     preprocess: PreprocessOption = None,
     batch_size: BatchOption = 4,
     threads: ThreadsOption = None,
@@ -96,6 +97,7 @@ def inspect(
         source=source,
         images=str(images or ""),
         resolution=resolution,
+        output=output,
         preprocess=None if preprocess is None else str(preprocess),
     )
     found = inspect_encoder(options, images, Reporter(), batch_size=batch_size, threads=threads)
@@ -109,9 +111,10 @@ def inspect(
 def compile_command(
     source: SourceArgument,
     images: ImagesOption,
-    output: OutputOption,
+    out: OutOption,
     target: Annotated[TargetName, typer.Option(help="What will run it.")] = TargetName.ORT_CPU,
     resolution: ResolutionOption = None,
+    output: OutputOption = None,
     preprocess: PreprocessOption = None,
     no_float: Annotated[bool, typer.Option("--no-float", help="Keep no float.onnx.")] = False,
     batch_size: BatchOption = 4,
@@ -163,6 +166,7 @@ def compile_command(
         images=str(images),
         target=target,
         resolution=resolution,
+        output=output,
         preprocess=None if preprocess is None else str(preprocess),
         batch_size=batch_size,
         threads=threads,
@@ -182,11 +186,11 @@ def compile_command(
         search_budget=None if search_budget is None else parse_duration(search_budget),
         scheduler=scheduler,
     )
-    manifest = compile_encoder(options, output, Reporter())
+    manifest = compile_encoder(options, out, Reporter())
     if json is not None:
         write_text(json, manifest.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
-        _print_artifact(manifest, output)
+        _print_artifact(manifest, out)
 
 
 app.command("build")(build_command)

@@ -15,7 +15,7 @@ from regcache.compiler.bundle_triton import (
     TritonOptions,
     bundle_triton,
 )
-from regcache.compiler.cli_options import ArtifactArgument, JsonOption, OutputOption
+from regcache.compiler.cli_options import ArtifactArgument, JsonOption, OutOption
 from regcache.compiler.staging import write_text
 from regcache.passes.errors import InputError
 
@@ -47,7 +47,7 @@ _OrtFormatOption = Annotated[
 
 def bundle_command(
     artifact: ArtifactArgument,
-    output: OutputOption,
+    out: OutOption,
     kind: _FormatOption,
     name: _NameOption = None,
     max_batch: _MaxBatchOption = None,
@@ -67,15 +67,15 @@ def bundle_command(
             engine=engine,
             threads=threads,
         )
-        record = bundle_triton(Artifact.open(artifact), output, options)
+        record = bundle_triton(Artifact.open(artifact), out, options)
     else:
         given = {"--name": name, "--max-batch": max_batch, "--threads": threads}
         _refuse(kind, {**given, "--queue-delay": queue_delay, "--engine": engine})
-        record = bundle_edge(Artifact.open(artifact), output, ort_format=ort_format)
+        record = bundle_edge(Artifact.open(artifact), out, ort_format=ort_format)
     if json is not None:
         write_text(json, record.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
-        _print_record(record, output)
+        _print_record(record, out)
 
 
 def _refuse(kind: BundleFormat, given: dict[str, object]) -> None:

@@ -49,7 +49,13 @@ Int8ShareOption = Annotated[
         help="Least share of the linears' work that stays int8; by default what suits the target.",
     ),
 ]
-OutputOption = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")]
+OutOption = Annotated[Path, typer.Option("-o", "--out", help="Where the result goes.")]
+OutputOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The output that is the embedding; by default the likeliest."
+    ),
+]
 
 
 def listed(values: Sequence[str]) -> list[str]:

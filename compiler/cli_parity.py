@@ -54,6 +54,13 @@ def parity_command(
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Also compare the output of every block.")
     ] = False,
+    class_scores: Annotated[
+        bool | None,
+        typer.Option(
+            "--class-scores/--no-class-scores",
+            help="Whether the embedding is a score for each class; by default as it is named.",
+        ),
+    ] = None,
     batch_size: BatchOption = 4,
     threads: ThreadsOption = None,
     json: JsonOption = None,
@@ -77,6 +84,7 @@ def parity_command(
         against=against,
         per_layer=per_layer,
         labelled=None if gallery is None or query is None else (gallery, query),
+        class_scores=class_scores,
         batch_size=batch_size,
         threads=threads,
     )

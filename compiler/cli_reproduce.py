@@ -10,6 +10,7 @@ from rich.console import Console
 from regcache.compiler.cli_options import (
     BatchOption,
     JsonOption,
+    OutputOption,
     PreprocessOption,
     ResolutionOption,
     SchedulerOption,
@@ -83,6 +84,7 @@ def reproduce_command(
     calibrators: _CalibratorsOption = _BOTH,
     target: _TargetOption = TargetName.TENSORRT,
     resolution: ResolutionOption = None,
+    output: OutputOption = None,
     preprocess: PreprocessOption = None,
     batch_size: BatchOption = 4,
     threads: ThreadsOption = None,
@@ -104,6 +106,7 @@ def reproduce_command(
         images=str(folder),
         target=target,
         resolution=resolution,
+        output=output,
         preprocess=None if preprocess is None else str(preprocess),
         batch_size=batch_size,
         threads=threads,

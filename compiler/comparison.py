@@ -11,7 +11,7 @@ from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.images import ImageFolder, labelled_images
-from regcache.runtime.parity import OUTPUT_NAMES, ParityMeter, knn_top1
+from regcache.runtime.parity import OUTPUT_NAMES, ParityMeter, knn_top1, why_no_cosine
 
 Encoder = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]
 """images as the recipe makes them -> outputs, the pooled embedding [B, D] first."""
@@ -25,18 +25,32 @@ def compare(
     output_names: Sequence[str] = OUTPUT_NAMES,
     *,
     prefix_tokens: int = 1,
+    tokens: bool = True,
+    class_scores: bool = False,
     label: str = "comparing",
 ) -> ParityMeter:
     """Feed every batch to both encoders; returns the meter that saw their outputs.
 
-    `output_names`: of all outputs, which are also compared one by one. Raises InputError when no
-    image can be read or the outputs differ in shape.
+    `output_names`, `tokens`, `class_scores`: what the outputs are, as for ParityMeter. Raises
+    InputError when no image can be read, the outputs differ in shape, or a cosine says nothing of
+    the first.
     """
-    meter = ParityMeter(prefix_tokens, output_names)
+    meter = ParityMeter(prefix_tokens, output_names, tokens=tokens, class_scores=class_scores)
     for batch in reporter.images(folder, len(folder.paths), label):
         names = [path.name for path in batch.paths]
-        meter.update(reference(batch.images), candidate(batch.images), names)
+        found = candidate(batch.images)
+        _check_direction(output_names[0], found[0])
+        meter.update(reference(batch.images), found, names)
     return meter
+
+
+def _check_direction(name: str, embedding: NDArray[Any]) -> None:
+    reason = why_no_cosine(embedding)
+    if reason is not None:
+        raise InputError(
+            f"the embedding {name} {list(embedding.shape)} holds {reason}: a cosine says nothing "
+            "of it; compile the source again, with another --output"
+        )
 
 
 def compare_knn(

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from regcache.compiler.statistics import TokenNorms, token_kind
 from regcache.compiler.study import Study
 from regcache.compiler.trial import Trial, TrialResult, decide_setting
 from regcache.compiler.workbench import Workbench, close_workbench, workbench
+from regcache.passes.cut_graph import needed_before
 from regcache.passes.errors import InputError
 from regcache.runtime.session import available_cpus
 
@@ -70,6 +72,7 @@ def curate(study: Study, options: SearchOptions, reporter: Reporter) -> Curated:
     same study stopped. Raises UnsearchableError where the encoder cannot be cut at its blocks.
     """
     with _tasks(study, options, reporter) as (bench, tasks):
+        _check_blocks(bench)
         return _curate(bench, tasks, reporter)
 
 
@@ -104,6 +107,14 @@ def _tasks(
         finally:
             close_workbench()
         journal.remove()
+
+
+def _check_blocks(bench: Workbench) -> None:
+    """Raise UnsearchableError where a block reads more than the hidden state before it."""
+    for block, (start, end) in enumerate(pairwise(bench.streams)):
+        needed = needed_before(bench.graph, start, [end])
+        if needed:
+            raise UnsearchableError(f"block {block} also needs {needed[0]!r}")
 
 
 def _block_damages(bench: Workbench, tasks: Tasks) -> list[BlockDamage]:

@@ -13,7 +13,7 @@ class _Record(BaseModel):
 class SensitivityRecord(_Record):
     """One activation and the linears that read it, quantized while all others are float.
 
-    `damage`: mean 1 - cosine of the pooled output. `outlier_ratio`: the largest token's l-infinity
+    `damage`: mean 1 - cosine of the outputs. `outlier_ratio`: the largest token's l-infinity
     norm over the median token's. The largest value stands at `token` (`holder` says what that is)
     and `channel`.
     """

@@ -11,7 +11,7 @@ _RESAMPLES = 2000
 class Improvement(BaseModel):
     """Mean error of two encoders over the same images, and the gain with its 95 % interval.
 
-    Errors are 1 - cosine to the float encoder's pooled output; `gain` = `without` - `with_setting`.
+    Errors are 1 - cosine to the float encoder's outputs; `gain` = `without` - `with_setting`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

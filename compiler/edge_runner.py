@@ -30,9 +30,9 @@ class Encoder:
         mean, std, rescale = (np.float32(recipe[key]) for key in ("mean", "std", "rescale"))
         image = ((canvas[:high, :wide] * rescale - mean) / std).astype(recipe["dtype"])
         image = image if recipe["layout"] == "nhwc" else image.transpose(2, 0, 1)
-        node = self.session.get_inputs()[0]
+        run, node, name = self.session.run, self.session.get_inputs()[0], recipe.get("embedding")
         batch = [image] * (node.shape[0] if isinstance(node.shape[0], int) else 1)
-        return np.asarray(self.session.run(None, {node.name: np.stack(batch)})[0][0], np.float32)
+        return np.asarray(run(name and [name], {node.name: np.stack(batch)})[0][0], np.float32)
 
 
 def resample(pixels: NDArray[np.uint8], axis: int, size: int, name: str) -> NDArray[np.uint8]:

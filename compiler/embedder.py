@@ -126,13 +126,15 @@ class Embedder:
     def _encode(
         self, session: OrtSession, batch: Sequence[NDArray[Any] | None]
     ) -> list[NDArray[Any]]:
-        """Run a batch; where an image is None, its rows are NaN."""
+        """Run a batch; where an image is None, its rows are NaN, and -1 in integers."""
         unread = [index for index, image in enumerate(batch) if image is None]
         outputs = session.run(
             np.stack([self._black() if image is None else image for image in batch])
         )
         for output in outputs:
-            output[unread] = np.nan
+            output[unread] = np.array(np.nan if output.dtype.kind == "f" else -1).astype(
+                output.dtype
+            )
         return outputs
 
     def _read(self, image: ImageInput, index: int, on_error: OnError) -> NDArray[Any] | None:

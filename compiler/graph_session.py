@@ -5,7 +5,7 @@ import gc
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -26,25 +26,31 @@ def open_graph(
     graph: gs.Graph, *, threads: int | None = None, integers: bool = False
 ) -> OrtSession:
     """A session of a graph; one that is too large for a message goes through a temporary file."""
-    model = gs.export_onnx(graph)
+    model, inputs = gs.export_onnx(graph), len(graph.inputs)
     if weight_bytes(model) < LARGEST_SINGLE_FILE:
         content = model.SerializeToString()
         del model  # before the session makes copies of its own
-        return OrtSession(content, threads=threads, integers=integers)
+        return OrtSession(content, threads=threads, integers=integers, inputs=inputs)
     with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
         path = Path(folder) / "model.onnx"
         save_model(model, path)
-        return OrtSession(path, threads=threads, integers=integers)
+        return OrtSession(path, threads=threads, integers=integers, inputs=inputs)
 
 
 def stream(
-    session: OrtSession, inputs: Floats, batch: int, workers: int = 1
+    session: OrtSession,
+    inputs: Floats,
+    batch: int,
+    workers: int = 1,
+    others: Sequence[Floats] = (),
 ) -> Iterator[list[NDArray[Any]]]:
     """The outputs for `inputs` [N, ...], `batch` of them at a time, in order.
 
-    `workers` runs share the session. A batch that the graph fixes takes precedence.
+    `workers` runs share the session. A batch that the graph fixes takes precedence. `others`: what
+    the session's further inputs take, [N, ...] each.
     """
-    yield from _map_chunks(session.run, session.fixed_batch or batch, inputs, workers)
+    size = session.fixed_batch or batch
+    yield from _map_chunks(session.run, size, (inputs, *others), workers)
 
 
 def stream_tokens(session: OrtSession, inputs: Floats, workers: int = 1) -> Iterator[list[Floats]]:
@@ -57,29 +63,37 @@ def stream_tokens(session: OrtSession, inputs: Floats, workers: int = 1) -> Iter
         full = session.filled(chunk)
         return [tokens_per_image(item, len(full))[: len(chunk)] for item in session.run(full)]
 
-    yield from _map_chunks(run, session.fixed_batch or 1, inputs, workers)
+    yield from _map_chunks(run, session.fixed_batch or 1, (inputs,), workers)
 
 
 def _map_chunks(
-    run: Callable[[Floats], list[NDArray[Any]]], size: int, inputs: Floats, workers: int
+    run: Callable[..., list[NDArray[Any]]], size: int, inputs: Sequence[Floats], workers: int
 ) -> Iterator[list[NDArray[Any]]]:
-    chunks = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+    chunks = [
+        [item[start : start + size] for item in inputs] for start in range(0, len(inputs[0]), size)
+    ]
     if workers == 1:
-        yield from map(run, chunks)
+        yield from (run(*chunk) for chunk in chunks)
         return
     with ThreadPoolExecutor(workers) as pool:
         running: deque[Future[list[NDArray[Any]]]] = deque()
         for chunk in chunks:  # no further ahead than workers, for what a run yields is large
             if len(running) == workers:
                 yield running.popleft().result()
-            running.append(pool.submit(run, chunk))
+            running.append(pool.submit(run, *chunk))
         while running:
             yield running.popleft().result()
 
 
-def run_all(session: OrtSession, inputs: Floats, batch: int, workers: int = 1) -> list[Floats]:
-    """All outputs for `inputs` [N, ...], one array each."""
-    parts = zip(*stream(session, inputs, batch, workers), strict=True)
+def run_all(
+    session: OrtSession,
+    inputs: Floats,
+    batch: int,
+    workers: int = 1,
+    others: Sequence[Floats] = (),
+) -> list[Floats]:
+    """All outputs for `inputs` [N, ...], one array each; see stream."""
+    parts = zip(*stream(session, inputs, batch, workers, others), strict=True)
     return [np.concatenate(part) for part in parts]
 
 

@@ -2,9 +2,9 @@
 
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
-from rich.table import Table
 
 from regcache.compiler.calibration import Observer, observe
 from regcache.compiler.prepare import FloatEncoder, SourceOptions, prepare
@@ -78,10 +78,26 @@ class BlockRecord(_Record):
     activations: list[ActivationRecord] | None = None
 
 
+class OutputRecord(_Record):
+    """An output of the encoder: its shape, and what it is taken for, if for anything."""
+
+    name: str
+    shape: list[int | str]
+    role: Literal["embedding", "tokens"] | None
+
+
 class Inspection(_Record):
-    """Everything `regcache inspect` finds."""
+    """Everything `regcache inspect` finds.
+
+    `embedding`: the name of the output that is the embedding, and `embedding_why` it is thought to
+    be; `class_scores`: whether it is a score for each class.
+    """
 
     source: str
+    embedding: str
+    embedding_why: str
+    class_scores: bool
+    outputs: list[OutputRecord]
     blocks: list[BlockRecord]
     width: int
     heads: int
@@ -119,7 +135,7 @@ def inspect_encoder(
         encoder = prepare(options, Path(scratch), reporter, verify=False)
         view = encoder.view
         if not paths:
-            return _report(options.source, view, [_describe(block) for block in view.blocks], 0)
+            return _report(options.source, encoder, [_describe(block) for block in view.blocks], 0)
         streams = {block.output.name: TokenNorms() for block in view.blocks}
         sites = {site.tensor.name: _SiteObserver() for site in view.sites}
         names = _observe(
@@ -127,7 +143,7 @@ def inspect_encoder(
         )
         place = _Place(view, names)
         blocks = [_describe(block, place, streams, sites) for block in view.blocks]
-        return _report(options.source, view, blocks, len(names))
+        return _report(options.source, encoder, blocks, len(names))
 
 
 def _observe(
@@ -214,9 +230,23 @@ def _summary(norms: NormHistogram) -> NormSummary:
     return NormSummary(median=norms.percentile(50), p99=norms.percentile(99), maximum=norms.maximum)
 
 
-def _report(source: str, view: EncoderView, blocks: list[BlockRecord], images: int) -> Inspection:
+def _report(
+    source: str, encoder: FloatEncoder, blocks: list[BlockRecord], images: int
+) -> Inspection:
+    view, outputs = encoder.view, encoder.outputs
+    roles: dict[str | None, Literal["embedding", "tokens"]] = {
+        outputs.tokens: "tokens",
+        outputs.embedding: "embedding",
+    }
     return Inspection(
         source=source,
+        embedding=outputs.embedding,
+        embedding_why=outputs.why,
+        class_scores=outputs.class_scores,
+        outputs=[
+            OutputRecord(name=item.name, shape=item.shape or [], role=roles.get(item.name))
+            for item in view.graph.outputs
+        ],
         blocks=blocks,
         width=view.width,
         heads=view.heads,
@@ -225,63 +255,3 @@ def _report(source: str, view: EncoderView, blocks: list[BlockRecord], images: i
         prefix_tokens=view.prefix_tokens,
         n_images=images,
     )
-
-
-def inspection_tables(found: Inspection) -> list[Table]:
-    """The inspection as tables for a terminal."""
-    prefix = "unknown" if found.prefix_tokens is None else str(found.prefix_tokens)
-    shape = Table(
-        title=f"{found.source}: {len(found.blocks)} blocks, width {found.width}, "
-        f"{found.heads} heads of {found.head_dim}, {found.tokens} tokens ({prefix} before patches)"
-    )
-    for name in ("block", "activation", "linears [K x N]"):
-        shape.add_column(name)
-    for block in found.blocks:
-        linears = ", ".join(f"{name} {k}x{n}" for name, (k, n) in block.linears.items())
-        shape.add_row(str(block.index), block.activation, linears)
-    return [shape, _stream_table(found), _site_table(found)] if found.n_images else [shape]
-
-
-def _stream_table(found: Inspection) -> Table:
-    table = Table(
-        title=f"Residual stream after each block, token norms over {found.n_images} images"
-    )
-    for name in ("block", "l-inf median", "p99", "max", "l2 median", "p99", "max", "largest value"):
-        table.add_column(name, justify="right")
-    for block in found.blocks:
-        if block.stream is None:
-            continue
-        norms = (block.stream.linf, block.stream.l2)
-        cells = [f"{n:.3g}" for norm in norms for n in (norm.median, norm.p99, norm.maximum)]
-        table.add_row(str(block.index), *cells, _largest(block.stream.outliers))
-    return table
-
-
-def _site_table(found: Inspection) -> Table:
-    table = Table(title="Activations that feed the linears")
-    for name in (
-        "site",
-        "low",
-        "high",
-        "token l-inf median",
-        "p99",
-        "max / median",
-        "largest value",
-    ):
-        table.add_column(name, justify="right")
-    for block in found.blocks:
-        for site in block.activations or ():
-            numbers = (site.low, site.high, site.linf.median, site.linf.p99, site.outlier_ratio)
-            table.add_row(
-                f"{block.index}.{site.site}",
-                *(f"{number:.3g}" for number in numbers),
-                _largest(site.outliers),
-            )
-    return table
-
-
-def _largest(outliers: list[OutlierRecord]) -> str:
-    if not outliers:
-        return ""
-    first = outliers[0]
-    return f"{first.value:.3g} at {first.kind} token {first.token}, channel {first.channel}"

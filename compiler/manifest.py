@@ -52,7 +52,14 @@ class SourceRecord(_Record):
 
 
 class EncoderRecord(_Record):
-    """What the encoder view found."""
+    """What the encoder view found.
+
+    `embedding`: the name of the output that is the embedding, and `embedding_why` it is thought to
+    be; `token_output`: of the one with the hidden state, and `token_prefix` how many of its tokens
+    stand before the patches; `class_scores`: whether the embedding is a
+    score for each class. In a manifest of format 4 there is none of them: the first output is the
+    embedding, a second of rank 3 the hidden state.
+    """
 
     blocks: int
     width: int
@@ -61,6 +68,27 @@ class EncoderRecord(_Record):
     tokens: int | None
     prefix_tokens: int | None
     activation: str
+    embedding: str | None = None
+    embedding_why: str | None = None
+    token_output: str | None = None
+    token_prefix: int | None = None
+    class_scores: bool = False
+
+    @property
+    def first_outputs(self) -> tuple[str, ...]:
+        """The embedding and the hidden state, as far as they are known by name."""
+        return tuple(name for name in (self.embedding, self.token_output) if name is not None)
+
+    @property
+    def leading_tokens(self) -> int:
+        """How many tokens of the hidden state stand before the patches."""
+        found = self.prefix_tokens if self.token_prefix is None else self.token_prefix
+        return found or 0
+
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether the second output may be the hidden state."""
+        return self.embedding is None or self.token_output is not None
 
 
 class SiteRecord(_Record):
@@ -140,7 +168,7 @@ class Manifest(_Record):
     `engines`: what `regcache build` has added since.
     """
 
-    format_version: Literal[4] = 4
+    format_version: Literal[4, 5] = 5
     regcache: str
     versions: dict[str, str]
     options: CompileOptions

@@ -14,7 +14,7 @@ from regcache.export.extras import uncollected
 from regcache.export.source import open_source
 from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
 from regcache.runtime.images import ImageFolder, list_images
-from regcache.runtime.parity import ParityResult, Reference
+from regcache.runtime.parity import OUTPUT_NAMES, ParityResult, Reference
 from regcache.runtime.thresholds import Thresholds
 
 
@@ -43,31 +43,46 @@ def measure_artifact(
     against: Against = Against.ARTIFACT,
     per_layer: bool = False,
     labelled: tuple[Path, Path] | None = None,
+    class_scores: bool | None = None,
     batch_size: int = 4,
     threads: int | None = None,
 ) -> ParityResult:
     """Run an artifact and its original over a folder of images.
 
     `per_layer` also compares the output of every block with the float ONNX's. `labelled` is
-    (gallery, query) for nearest-neighbour accuracy. Raises InputError when the artifact's files are
-    not those of its manifest, where there is nothing to compare with, and for a threshold of
+    (gallery, query) for nearest-neighbour accuracy. `class_scores`: whether the embedding is a
+    score for each class; None: as the manifest says. Raises InputError when the artifact's files
+    are not those of its manifest, where there is nothing to compare with, and for a threshold of
     something that is not measured.
     """
     thresholds.ask_for(knn=labelled is not None, blocks=per_layer)
     opened = Artifact.open(artifact)
+    encoder = opened.manifest.encoder
+    scores = encoder.class_scores if class_scores is None else class_scores
+    thresholds.ask_for(knn=labelled is not None, blocks=per_layer, scores=scores)
     paths = list_images(images, reporter.warn)
-    prefix = opened.manifest.encoder.prefix_tokens or 0
     with ExitStack() as sessions:
         candidate = sessions.enter_context(
             opened.session(threads=threads)
             if against is Against.ARTIFACT
             else opened.float_session(threads=threads)
         )
+        names = candidate.output_names
         kind, reference = _reference(opened, choice, against, sessions, threads, reporter)
+        if kind == "pytorch" and names[0] == OUTPUT_NAMES[1]:
+            reference = _turned(reference)
         batch_size = candidate.fixed_batch or batch_size
         folder = ImageFolder(paths, opened.recipe, batch_size, reporter.skipped)
-        names = candidate.output_names
-        meter = compare(reference, candidate.run, folder, reporter, names, prefix_tokens=prefix)
+        meter = compare(
+            reference,
+            candidate.run,
+            folder,
+            reporter,
+            names,
+            prefix_tokens=encoder.leading_tokens,
+            tokens=encoder.gives_tokens,
+            class_scores=scores,
+        )
         knn = (
             (None, None)
             if labelled is None
@@ -114,6 +129,11 @@ def _reference(
             if choice is ReferenceChoice.PYTORCH or itself:
                 raise InputError(f"{options.source}: is an ONNX file, there is no PyTorch original")
     return "float-onnx", sessions.enter_context(artifact.float_session(threads=threads)).run
+
+
+def _turned(original: Encoder) -> Encoder:
+    """An original with its outputs the other way round: of OUTPUT_NAMES, the last is compared."""
+    return lambda images: original(images)[::-1]
 
 
 def _pytorch(source: str, resolution: int | None, threads: int | None) -> Encoder | None:

@@ -41,6 +41,7 @@ class AttentionChoice(StrEnum):
 class CompileOptions(BaseModel):
     """Everything that decides what `regcache compile` makes of a source.
 
+    `output`: the name of the one that is the embedding; None for the most likely.
     `search_budget` is in seconds; None for no limit. `int8_share`: the least share of the linears'
     and rotations' multiply-accumulates that is int8; None for the target's default. `rotate`:
     whether activations are rotated where that leaves room. `half`: whether the rest is FP16; None
@@ -53,6 +54,7 @@ class CompileOptions(BaseModel):
     images: str
     target: TargetName = TargetName.ORT_CPU
     resolution: int | None = None
+    output: str | None = None
     preprocess: str | None = None
     batch_size: int = 4
     threads: int | None = None

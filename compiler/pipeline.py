@@ -48,7 +48,6 @@ from regcache.compiler.staging import staged_folder
 from regcache.compiler.statistics import ChannelRange
 from regcache.compiler.study import evenly
 from regcache.compiler.targets import Precision, runs_integers
-from regcache.passes.encoder import EncoderView
 from regcache.passes.onnx_file import save_graph
 from regcache.runtime.images import ImageFolder, Skipped, list_images
 from regcache.runtime.parity import ParityResult
@@ -106,7 +105,7 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
             source=SourceRecord(
                 name=options.source, sha256=source_hash, recipe=encoder.recipe_from
             ),
-            encoder=_describe(encoder.view),
+            encoder=_describe(encoder),
             calibration=calibration,
             curation=curated.record,
             quantization=_quantization_record(equalized, placement, quantizer, quantized),
@@ -181,7 +180,7 @@ def _first_look(
 ) -> ParityResult:
     """Parity of model.onnx with the float ONNX on a few calibration images."""
     some = evenly(folder.paths, _PARITY_IMAGES)
-    session = partial(OrtSession, threads=options.threads)
+    session = partial(OrtSession, threads=options.threads, outputs=encoder.outputs.first)
     integers = runs_integers(options.target)
     with (
         session(encoder.path) as reference,
@@ -193,7 +192,9 @@ def _first_look(
             ImageFolder(some, encoder.recipe, folder.batch_size),
             reporter,
             candidate.output_names,
-            prefix_tokens=encoder.view.prefix_tokens or 0,
+            prefix_tokens=encoder.outputs.leading,
+            tokens=encoder.outputs.tokens is not None,
+            class_scores=encoder.outputs.class_scores,
             label="first look at parity",
         )
     return meter.result(reference="float-onnx")
@@ -229,7 +230,8 @@ def _linears(equalized: Equalized, quantized: Quantized) -> int:
     return sum(len(site.linears) for site in sites if site.tensor.name in quantized.scales)
 
 
-def _describe(view: EncoderView) -> EncoderRecord:
+def _describe(encoder: FloatEncoder) -> EncoderRecord:
+    view, outputs = encoder.view, encoder.outputs
     return EncoderRecord(
         blocks=len(view.blocks),
         width=view.width,
@@ -238,6 +240,11 @@ def _describe(view: EncoderView) -> EncoderRecord:
         tokens=view.tokens,
         prefix_tokens=view.prefix_tokens,
         activation=view.blocks[0].mlp.activation,
+        embedding=outputs.embedding,
+        embedding_why=outputs.why,
+        token_output=outputs.tokens,
+        token_prefix=outputs.leading,
+        class_scores=outputs.class_scores,
     )
 
 

@@ -12,7 +12,7 @@ class ParetoPoint(BaseModel):
     """One trade of int8 share against error: `left_float` is the site that leaves int8 there.
 
     `share`: of the multiply-accumulates of linears and rotations. `error`: 1 - cosine
-    of the pooled output that the sites still in int8 make, each measured alone, in sum.
+    of the outputs that the sites still in int8 make, each measured alone, in sum.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

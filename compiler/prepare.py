@@ -16,6 +16,7 @@ from regcache.export.recipe import at_resolution, for_input
 from regcache.export.recipe_file import read_recipe
 from regcache.export.source import open_source
 from regcache.passes.canonicalize import canonicalize_graph
+from regcache.passes.choose_outputs import OutputChoice, choose_outputs
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
@@ -41,6 +42,10 @@ class SourceOptions(Protocol):
         """Side of the square input in pixels; None for the source's own."""
 
     @property
+    def output(self) -> str | None:
+        """Name of the output that is the embedding; None for the most likely one."""
+
+    @property
     def preprocess(self) -> str | None:
         """A preprocess.json that takes the place of the source's recipe."""
 
@@ -50,7 +55,7 @@ class FloatEncoder:
     """A float encoder ready to be calibrated.
 
     `path` is its ONNX file as exported, `graph` the canonical form, `recipe_from` says whether the
-    recipe came with the source, from an option, or had to be assumed.
+    recipe came with the source, from an option, or had to be assumed. `outputs`: which is what.
     """
 
     path: Path
@@ -58,6 +63,7 @@ class FloatEncoder:
     view: EncoderView
     recipe: Preprocess
     recipe_from: RecipeFrom
+    outputs: OutputChoice
 
     def batch(self, wanted: int) -> int:
         """The batch size to run with: the graph's own where it is fixed."""
@@ -88,6 +94,7 @@ def prepare(
         graph = canonicalize_graph(read_graph(path))
         image = find_image(graph)
         view = view_encoder(graph)
+        outputs = choose_outputs(view, options.output)
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise InputError(f"{options.source}: {reason}") from error
@@ -103,7 +110,8 @@ def prepare(
         f"found {len(view.blocks)} blocks of width {view.width}, {view.heads} heads, "
         f"{len(view.linears)} linears"
     )
-    return FloatEncoder(path, graph, view, recipe, recipe_from)
+    reporter.step(outputs.describe())
+    return FloatEncoder(path, graph, view, recipe, recipe_from, outputs)
 
 
 def export_source(

@@ -115,6 +115,7 @@ class Finisher:
             self.quantizer,
             batch=some.batch_size,
             seed=self.options.seed,
+            outputs=equalized.encoder.outputs.counted,
         )
         try:
             return measure_sensitivity(study, self.search, self.reporter)

@@ -72,7 +72,10 @@ def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
         folder = ImageFolder(paths, encoder.recipe, batch, reporter.skipped)
         variants = list(_Workshop(encoder, folder, options, Path(scratch), reporter).make(plan))
         files = list(dict.fromkeys(path for _, path in variants))
-        sessions = [OrtSession(path, threads=options.threads, integers=False) for path in files]
+        sessions = [
+            OrtSession(path, threads=options.threads, integers=False, outputs=encoder.outputs.first)
+            for path in files
+        ]
         for session in sessions:
             stack.enter_context(session)
         passes = _OnePass(sessions, encoder.recipe, batch, reporter)

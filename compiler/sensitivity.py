@@ -1,17 +1,16 @@
-"""Quantize one layer, and one block, at a time, and measure the damage at the pooled output."""
+"""Quantize one layer, and one block, at a time, and measure the damage at the outputs."""
 
 from dataclasses import dataclass
 
-from regcache.compiler.graph_session import open_graph, run_all
+from regcache.compiler.parts import Part, State, output_errors
 from regcache.compiler.study import Study
-from regcache.compiler.workbench import embedding_errors, workbench
+from regcache.compiler.workbench import workbench
 from regcache.passes.base import run
-from regcache.passes.cut_graph import cut_graph
 
 
 @dataclass(frozen=True)
 class BlockDamage:
-    """Mean 1 - cosine of the pooled output, the rest of the encoder in float.
+    """Mean 1 - cosine of the counted outputs, the rest of the encoder in float.
 
     `sites`: with one activation and the linears that read it quantized, by the tensor's name;
     `whole`: with all of the block's.
@@ -27,18 +26,21 @@ def block_damage(study: Study, block: int) -> BlockDamage:
     Blocks before it are not run: their hidden states are there already.
     """
     bench = workbench(study)
-    count, batch = study.sensitivity_images, study.batch
-    inputs = bench.fit[block][:count]
-    graph = cut_graph(bench.graph, bench.streams[block], [bench.streams[block + 1]])
+    state, batch = bench.fit_state(block), study.batch
+    before, behind = bench.before[block], bench.before[block + 1]
+    made = [bench.streams[block + 1], *(name for name in behind if name not in before)]
+    part = Part.of(bench.graph, bench.streams[block], made)
     names = [site.tensor.name for site in bench.sites(block, block + 1)]
-    with bench.tail(bench.depth) as head:
-        reference = run_all(head, bench.fit[-1][:count], batch)[0]
-    with bench.tail(block + 1) as tail:
+    with bench.tail(bench.depth).open() as heads:
+        reference = heads(bench.fit_state(bench.depth), batch)
+    with bench.tail(block + 1).open() as tail:
 
         def damage(quantized: list[str]) -> float:
             step = study.quantizer.step({name: bench.scales[name] for name in quantized})
-            with open_graph(run(step, graph).graph, threads=1) as session:
-                hidden = run_all(session, inputs, batch)[0]
-            return float(embedding_errors(reference, run_all(tail, hidden, batch)[0]).mean())
+            with part.with_graph(run(step, part.graph).graph).open() as compute:
+                hidden, *more = compute(state, batch)
+            others = {**state.others, **dict(zip(made[1:], more, strict=True))}
+            found = tail(State(hidden, others), batch)
+            return float(output_errors(reference, found).mean())
 
         return BlockDamage({name: damage([name]) for name in names}, damage(names))

@@ -109,7 +109,14 @@ def curate_encoder(
             encoder,
             f"no registers: a search needs {LEAST_IMAGES} images, there are {images.count}",
         )
-    study = Study.of(encoder.graph, images, quantizer, batch=folder.batch_size, seed=options.seed)
+    study = Study.of(
+        encoder.graph,
+        images,
+        quantizer,
+        batch=folder.batch_size,
+        seed=options.seed,
+        outputs=encoder.outputs.counted,
+    )
     try:
         return curate(study, search, reporter)
     except UnsearchableError as error:

@@ -57,7 +57,8 @@ class ReferenceImages:
 class Study:
     """Everything that a task of the search needs; it travels to workers by pickle.
 
-    `sensitivity_images`, `screening_images`: how many images those steps look at.
+    `sensitivity_images`, `screening_images`: how many images those steps look at. `outputs`: names
+    of those that errors are measured at; where there are none, as choose_outputs counts them.
     `key` tells studies apart: equal keys mean equal results.
     """
 
@@ -68,6 +69,7 @@ class Study:
     seed: int = 0
     sensitivity_images: int = 4
     screening_images: int = 4
+    outputs: tuple[str, ...] = ()
     key: str = ""
 
     @classmethod
@@ -89,7 +91,7 @@ class Study:
 
     def __reduce__(self) -> tuple[Any, ...]:
         rest = (self.images, self.quantizer, self.batch, self.seed)
-        more = (self.sensitivity_images, self.screening_images, self.key)
+        more = (self.sensitivity_images, self.screening_images, self.outputs, self.key)
         return _unpack, (pack_graph(self.graph), *rest, *more)
 
 

@@ -1,5 +1,6 @@
 """The true error of a setting: spliced, calibrated and quantized as it would ship."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +9,11 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration import site_statistics
 from regcache.compiler.graph_session import open_graph, return_memory, run_all
+from regcache.compiler.parts import Part, output_errors
 from regcache.compiler.quantizer import Scale
 from regcache.compiler.setting import Setting, place_registers
 from regcache.compiler.study import Study
-from regcache.compiler.workbench import Workbench, collect, embedding_errors, workbench
+from regcache.compiler.workbench import Workbench, collect, workbench
 from regcache.passes.base import run
 from regcache.passes.cut_graph import cut_graph
 from regcache.passes.errors import InputError
@@ -29,7 +31,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """1 - cosine of each image's pooled output to the unchanged float encoder's.
+    """1 - cosine of each image's outputs to the unchanged float encoder's, the mean of the outputs.
 
     `refused` is why a pass refused the setting; then there are no errors.
     """
@@ -51,12 +53,13 @@ def try_setting(study: Study, trial: Trial) -> TrialResult:
         return TrialResult(tuple(bench.baseline.tolist()))
     try:
         graph = _placed(bench, trial)
-        tail = cut_graph(graph, bench.streams[first], [bench.pooled])
-        quantized = run(study.quantizer.step(_new_scales(bench, graph, first)), tail).graph
+        tail = Part.of(graph, bench.streams[first], bench.outputs)
+        step = study.quantizer.step(_new_scales(bench, graph, first))
+        tail = tail.with_graph(run(step, tail.graph).graph)
     except InputError as error:
         return TrialResult(refused=str(error))
-    with open_graph(quantized, threads=1) as session:
-        outputs = run_all(session, bench.quantized[first], study.batch)[0]
+    with tail.open() as compute:
+        outputs = compute(bench.quantized_state(first), study.batch)
     return_memory()
     return _result(bench, "rank", outputs)
 
@@ -70,12 +73,12 @@ def decide_setting(study: Study, trial: Trial) -> TrialResult:
         bench.scales if first == bench.depth else bench.scales | _new_scales(bench, graph, first)
     )
     quantized = run(study.quantizer.step(scales), graph).graph
-    session = open_graph(cut_graph(quantized, None, [bench.pooled]), threads=1)
-    return _result(bench, "decide", run_all(session, study.images.decide, study.batch)[0])
+    session = open_graph(cut_graph(quantized, None, bench.outputs), threads=1)
+    return _result(bench, "decide", run_all(session, study.images.decide, study.batch))
 
 
-def _result(bench: Workbench, images: str, outputs: Floats) -> TrialResult:
-    errors = embedding_errors(bench.references[images], outputs)
+def _result(bench: Workbench, images: str, outputs: Sequence[Floats]) -> TrialResult:
+    errors = output_errors(bench.references[images], outputs)
     return TrialResult(tuple(errors.tolist()))
 
 

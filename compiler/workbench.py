@@ -1,7 +1,7 @@
 """What the search's tasks share within a process: hidden states that are computed once."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,18 +9,19 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration import SiteStatistics, site_statistics
-from regcache.compiler.graph_session import open_graph, return_memory, run_all, stream_tokens
+from regcache.compiler.graph_session import open_graph, return_memory, stream_tokens
+from regcache.compiler.parts import Part, State, output_errors, run_named
 from regcache.compiler.quantizer import Scale
 from regcache.compiler.registers import RegisterCapture
 from regcache.compiler.statistics import NormHistogram, TokenNorms
 from regcache.compiler.study import Study
 from regcache.passes.base import run
-from regcache.passes.cut_graph import cut_graph
+from regcache.passes.choose_outputs import choose_outputs
+from regcache.passes.cut_graph import cut_graph, needed_before
 from regcache.passes.encoder import Block, Site
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.runtime.session import OrtSession, available_cpus
-from regcache.runtime.similarity import row_cosines
 
 Floats = NDArray[np.float32]
 T = TypeVar("T")
@@ -31,10 +32,11 @@ class Workbench:
 
     `streams`: names of the residual stream at the input of every block, then after the last.
     `fit`, `quantized`: those hidden states [N, T, width], of the `fit` images in float and of the
-    `rank` images quantized. `norms`: of the tokens of streams and activations; `patch_norms`:
-    l-infinity, of patches alone, of activations. `references`: pooled float outputs of the `rank`
-    and `decide` images. Every session runs on one thread, so that no result depends on who
-    computes it.
+    `rank` images quantized. `outputs`: names of those that errors are measured at; `before`: for
+    each stream, names of what they need from before it. `norms`: of the tokens of streams and
+    activations; `patch_norms`: l-infinity, of patches alone, of activations. `references`: float
+    outputs of the `rank` and `decide` images. Every session runs on one thread, so that no result
+    depends on who computes it.
     """
 
     def __init__(self, study: Study) -> None:
@@ -43,17 +45,23 @@ class Workbench:
         self.depth = len(self.view.blocks)
         blocks = self.view.blocks
         self.streams = [block.input.name for block in blocks] + [blocks[-1].output.name]
-        self.pooled = study.graph.outputs[0].name
+        self.outputs = study.outputs or choose_outputs(self.view).counted
+        self.before = [needed_before(self.graph, name, self.outputs) for name in self.streams]
         _check_layout(self.graph, blocks)
         self._lock, self._kept = threading.RLock(), dict[Any, Any]()
         self.norms = {name: TokenNorms() for name in (*self.streams, *self.tensors)}
         self.patch_norms = {name: NormHistogram() for name in self.tensors}
         self.fit, statistics = self._run_float()
         self.scales: dict[str, Scale] = study.quantizer.scales(self.view.sites, statistics)
-        self.quantized, pooled = self._run_quantized()
+        few = self.study.images.fit[: study.sensitivity_images]
+        self._fit_others = self._run(self.graph, self._others, few)[0]
+        found = self._run_quantized()
+        self.quantized = [found[name] for name in self.streams]
+        self._quantized_others = {name: found[name] for name in self._others}
         self.references = self._run_references()
         return_memory()
-        self.baseline = embedding_errors(self.references["rank"], pooled)
+        quantized = [found[name] for name in self.outputs]
+        self.baseline = output_errors(self.references["rank"], quantized)
 
     @property
     def tensors(self) -> list[str]:
@@ -75,9 +83,19 @@ class Workbench:
             found: T = self._kept[key]
             return found
 
-    def tail(self, block: int) -> OrtSession:
-        """What follows the input of a block, in float; the head alone for block `depth`."""
-        return open_graph(cut_graph(self.graph, self.streams[block], [self.pooled]), threads=1)
+    def tail(self, block: int) -> Part:
+        """What follows the input of a block, in float; the heads alone for block `depth`."""
+        return Part.of(self.graph, self.streams[block], self.outputs)
+
+    def fit_state(self, block: int) -> State:
+        """What there is at the input of a block, in float, of the images for sensitivity."""
+        others = {name: self._fit_others[name] for name in self.before[block]}
+        return State(self.fit[block][: self.study.sensitivity_images], others)
+
+    def quantized_state(self, block: int) -> State:
+        """What there is at the input of a block, quantized, of the `rank` images."""
+        others = {name: self._quantized_others[name] for name in self.before[block]}
+        return State(self.quantized[block], others)
 
     def capture(self, start: int, end: int) -> RegisterCapture:
         """Keys and values of registers in blocks [start, end)."""
@@ -100,21 +118,23 @@ class Workbench:
             hidden.append(outputs[: len(self.streams)])
         return [np.concatenate(part) for part in zip(*hidden, strict=True)], statistics
 
-    def _run_quantized(self) -> tuple[list[Floats], Floats]:
-        graph = run(self.study.quantizer.step(self.scales), self.graph).graph
-        session = open_graph(cut_graph(graph, None, [*self.streams, self.pooled]), threads=1)
-        *hidden, pooled = run_all(
-            session, self.study.images.rank, self.study.batch, available_cpus()
-        )
-        return hidden, pooled
+    @property
+    def _others(self) -> list[str]:
+        return list(dict.fromkeys(name for names in self.before for name in names))
 
-    def _run_references(self) -> dict[str, Floats]:
+    def _run_quantized(self) -> dict[str, Floats]:
+        graph = run(self.study.quantizer.step(self.scales), self.graph).graph
+        names = [*self.streams, *self.outputs, *self._others]
+        return self._run(graph, names, self.study.images.rank)[0]
+
+    def _run_references(self) -> dict[str, list[Floats]]:
         images = self.study.images
-        with open_graph(cut_graph(self.graph, None, [self.pooled]), threads=1) as session:
-            return {
-                name: run_all(session, part, self.study.batch, available_cpus())[0]
-                for name, part in (("rank", images.rank), ("decide", images.decide))
-            }
+        found = self._run(self.graph, self.outputs, images.rank, images.decide)
+        rank, decide = ([known[name] for name in self.outputs] for known in found)
+        return {"rank": rank, "decide": decide}
+
+    def _run(self, graph: gs.Graph, names: Sequence[str], *sets: Floats) -> list[dict[str, Floats]]:
+        return run_named(graph, names, sets, self.study.batch, available_cpus())
 
 
 def _check_layout(graph: gs.Graph, blocks: Iterable[Block]) -> None:
@@ -140,12 +160,6 @@ def collect(
     for outputs in stream_tokens(session, inputs):
         for name, tokens in zip(names, outputs, strict=True):
             statistics[name].update(tokens)
-
-
-def embedding_errors(reference: Floats, candidate: Floats) -> NDArray[np.float64]:
-    """1 - cosine of each pooled output [N, ...] to its reference."""
-    flat = (item.reshape(len(item), -1).astype(np.float64) for item in (reference, candidate))
-    return 1 - row_cosines(*flat)
 
 
 _benches: dict[str, Workbench] = {}

@@ -24,6 +24,7 @@ from regcache.passes.pin_image import PinImage
 from regcache.passes.read_graph import read_graph
 from regcache.passes.settle import settle
 from regcache.passes.to_float32 import ToFloat32
+from regcache.passes.unfuse_microsoft import UnfuseMicrosoft
 from regcache.passes.walk import is_constant
 
 # A batch that no exporter bakes in: what it is multiplied into is told apart from all else.
@@ -75,6 +76,10 @@ def adopt(
     graph, converted = _edit(ToFloat32(), graph)
     if converted:
         notes.append("its weights are taken in FP32: some of the file is in another precision")
+    graph, unfused = _edit(UnfuseMicrosoft(), graph)
+    if unfused:
+        kinds = ", ".join(sorted({edit.what.split()[0] for edit in unfused}))
+        notes.append(f"written as ONNX's own operators: {kinds}")
     image = find_image(graph)
     height, width = _size(image, resolution, size)
     names, masks = _masks(graph, image), dict[str, float]()

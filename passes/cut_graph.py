@@ -3,34 +3,73 @@
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from regcache.passes.errors import InputError
 from regcache.passes.walk import is_constant
 
 
-def cut_graph(graph: gs.Graph, start: str | None, outputs: Sequence[str]) -> gs.Graph:
+def cut_graph(
+    graph: gs.Graph, start: str | None, outputs: Sequence[str], also: Sequence[str] = ()
+) -> gs.Graph:
     """The part of `graph` that computes the tensors `outputs` from the tensor `start`.
 
     `start` is a hidden state [B, T, width]; None starts at the images. Nodes that read the batch
-    size from the images read it from `start`. Weights are shared with `graph`. Raises InputError,
-    naming the node and the tensor, where a tensor from before `start` is needed too.
+    size from the images read it from `start`. Weights are shared with `graph`. `also`: tensors from
+    before `start` that are inputs too, behind it (see needed_before); all inputs are float32, what
+    is of another type is cast back. Raises InputError, naming the node and the tensor, where
+    another tensor from before `start` is needed.
     """
     part = graph.copy()
     tensors = part.tensors()
-    missing = [name for name in (*outputs, *([start] if start else [])) if name not in tensors]
+    known = [start] if start else []
+    missing = [name for name in (*outputs, *known, *also) if name not in tensors]
     if missing:
         raise InputError(f"cut: no tensor {missing[0]!r} in the graph")
     before: set[int] = set()
     if start is not None and tensors[start] not in part.inputs:
         before = _nodes_before(tensors[start])
-        _start_at(part, tensors[start])
+        _start_at(part, tensors[start], [tensors[name] for name in also])
     part.outputs = [tensors[name] for name in outputs]
     for tensor in part.outputs:
         tensor.dtype = tensor.dtype or np.dtype(np.float32)
     part.cleanup().toposort()
     _check_closed(part, before)
     return part
+
+
+def needed_before(graph: gs.Graph, start: str, outputs: Sequence[str]) -> list[str]:
+    """What the tensors `outputs` need from before the tensor `start`, besides it, in graph order.
+
+    Those of them that do not come after `start` are needed themselves. What depends on nothing but
+    the images' shape is not: it can be computed anew.
+    """
+    tensors = graph.tensors()
+    behind, images = _reached([tensors[start]]), _reached(graph.inputs)
+    waiting, seen, needed = [tensors[name] for name in outputs], {id(tensors[start])}, set[str]()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if id(tensor) in behind:
+            waiting.extend(item for node in tensor.inputs for item in node.inputs)
+        elif id(tensor) in images:
+            needed.add(tensor.name)
+    return [name for name in tensors if name in needed]
+
+
+def _reached(starts: Sequence[gs.Tensor]) -> set[int]:
+    """The ids of the tensors that carry data of `starts`, themselves included."""
+    waiting, found = list(starts), set[int]()
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in found:
+            found.add(id(tensor))
+            readers = [node for node in tensor.outputs if node.op != "Shape"]
+            waiting.extend(item for node in readers for item in node.outputs)
+    return found
 
 
 def _nodes_before(start: gs.Variable) -> set[int]:
@@ -44,16 +83,28 @@ def _nodes_before(start: gs.Variable) -> set[int]:
     return found
 
 
-def _start_at(part: gs.Graph, start: gs.Variable) -> None:
-    """Make `start` the only input, and let it stand for the batch of the images."""
+def _start_at(part: gs.Graph, start: gs.Variable, also: Sequence[gs.Variable]) -> None:
+    """Make `start` the first input, and let it stand for the batch of the images."""
     for node in part.nodes:
         if node.op == "Shape" and node.inputs[0] in part.inputs and _reads_batch(node):
             node.inputs[0] = start
             node.attrs.update(start=0, end=1)  # the rank is another
             node.outputs[0].shape = [1]
-    start.inputs.clear()
+    for tensor in (start, *also):
+        tensor.inputs.clear()
     start.dtype = start.dtype or np.dtype(np.float32)
-    part.inputs = [start]
+    part.inputs = [start, *(_as_float(part, tensor) for tensor in also)]
+
+
+def _as_float(part: gs.Graph, tensor: gs.Variable) -> gs.Variable:
+    """An input of floats that a tensor can be, or be cast from: indices are exact up to 2^24."""
+    if tensor.dtype is None or tensor.dtype == np.float32:
+        tensor.dtype = np.dtype(np.float32)
+        return tensor
+    source = gs.Variable(f"{tensor.name}/float", np.float32, tensor.shape)
+    code = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    part.nodes.append(gs.Node("Cast", source.name, {"to": code}, [source], [tensor]))
+    return source
 
 
 def _reads_batch(node: gs.Node) -> bool:

@@ -28,7 +28,7 @@ class DeleteSinks:
 
     Refused with InputError: a graph whose patches cannot be told (no patch convolution), register
     tokens among them, sinks deleted already, positions that are not understood, and a head that
-    needs every position (a segmentation decoder).
+    needs every position (a segmentation decoder, a map of patches).
     """
 
     block: int
@@ -73,6 +73,9 @@ class DeleteSinks:
             lines = [line for line in str(error).splitlines() if "node name" in line]
             reason = (lines or str(error).splitlines())[0].strip()
             raise InputError(f"sinks: a node behind needs every position: {reason}") from error
+        for node in trial.nodes:
+            if node.op == "Reshape" and not _fits(node):
+                raise InputError(f"sinks: Reshape {node.name!r} behind needs every position")
 
     def _rewrite(self, graph: gs.Graph) -> None:
         view = view_encoder(graph)
@@ -106,6 +109,16 @@ class DeleteSinks:
             return kept, gathered
         first = write.slice("prefix", stream, 0, prefix)
         return kept, write.node("Concat", "concat", [first, gathered], axis=1)
+
+
+def _fits(reshape: gs.Node) -> bool:
+    """Whether an image has as many numbers behind a Reshape as before, where both are known."""
+    old, new = reshape.inputs[0].shape, reshape.outputs[0].shape
+    if not old or not new or old[0] != new[0]:
+        return True
+    sides = [*old[1:], *new[1:]]
+    known = all(isinstance(side, int) for side in sides)
+    return not known or int(np.prod(old[1:])) == int(np.prod(new[1:]))
 
 
 def _known(view: EncoderView) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
 from regcache.passes.errors import InputError
 from regcache.passes.scalar_function import identify_activation
-from regcache.passes.walk import consumers, count_ops, is_constant, producer
+from regcache.passes.walk import consumers, count_ops, is_constant, name_of, producer
 
 _ELEMENTWISE = frozenset(["Add", "Sub", "Mul", "Div", "Pow", "Neg"])
 _LONGEST_TAIL = 4
@@ -37,20 +37,20 @@ class FuseGelu:
         for node in [node for node in graph.nodes if node.op in {"Erf", "Tanh"}]:
             match = _match(node)
             if match is None:
-                skips.append(Skip(node.name, f"{node.op} is not part of a GELU"))
+                skips.append(Skip(name_of(node), f"{node.op} is not part of a GELU"))
                 continue
             source, output, approximate = match
             output.inputs.clear()
             graph.nodes.append(
                 gs.Node(
                     "Gelu",
-                    name=f"{node.name}/gelu",
+                    name=f"{name_of(node)}/gelu",
                     attrs={"approximate": approximate},
                     inputs=[source],
                     outputs=[output],
                 )
             )
-            edits.append(Edit(node.name, f"Gelu(approximate={approximate})"))
+            edits.append(Edit(name_of(node), f"Gelu(approximate={approximate})"))
         return Log(tuple(edits), tuple(skips))
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from regcache.passes.base import Close, Edit, Log, Parity
 from regcache.passes.errors import InputError
 from regcache.passes.root_mean_square import find_root_mean_square, subtracted_mean
-from regcache.passes.walk import consumers, count_ops, is_constant, is_output
+from regcache.passes.walk import consumers, count_ops, is_constant, is_output, name_of
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class FuseLayerNorm:
             graph.nodes.append(
                 gs.Node(
                     "LayerNormalization",
-                    name=f"{node.name}/layer_norm",
+                    name=f"{name_of(node)}/layer_norm",
                     attrs={"axis": -1, "epsilon": found.epsilon},
                     inputs=[source, found.scale] + ([bias] if bias else []),
                     outputs=[output],
                 )
             )
-            edits.append(Edit(node.name, f"LayerNormalization(epsilon={found.epsilon:g})"))
+            edits.append(Edit(name_of(node), f"LayerNormalization(epsilon={found.epsilon:g})"))
         return Log(tuple(edits))
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:

@@ -9,7 +9,7 @@ from regcache.passes.base import Close, Edit, Log, Parity
 from regcache.passes.errors import InputError
 from regcache.passes.rms_norm_opset import RMS_NORM_OPSET, raise_for_rms_norm
 from regcache.passes.root_mean_square import find_root_mean_square, subtracted_mean
-from regcache.passes.walk import count_ops
+from regcache.passes.walk import count_ops, name_of
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class FuseRmsNorm:
             graph.nodes.append(
                 gs.Node(
                     "RMSNormalization",
-                    f"{node.name}/rms_norm",
+                    f"{name_of(node)}/rms_norm",
                     {"axis": -1, "epsilon": found.epsilon},
                     [found.source, found.scale],
                     [found.output],
                 )
             )
-            edits.append(Edit(node.name, f"RMSNormalization(epsilon={found.epsilon:g})"))
+            edits.append(Edit(name_of(node), f"RMSNormalization(epsilon={found.epsilon:g})"))
         return Log(tuple(edits))
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
 from regcache.passes.einsum_equation import EquationError, Labels, Operand, parse_equation, sizes_of
 from regcache.passes.errors import InputError
-from regcache.passes.walk import consumers, count_ops, is_constant, is_output
+from regcache.passes.walk import consumers, count_ops, is_constant, is_output, name_of
 from regcache.passes.write_nodes import NodeWriter
 
 Sizes = dict[str, int]  # -1 where a size is not known
@@ -42,7 +42,7 @@ class LowerEinsum:
         """Write the nodes that take an Einsum's place; it falls to the clean-up."""
         edits, skips = [], []
         for node in [node for node in graph.nodes if node.op == "Einsum"]:
-            site = str(node.name or node.outputs[0].name)
+            site = name_of(node)
             try:
                 _lower(NodeWriter(graph, f"{node.outputs[0].name}/einsum"), node)
             except EquationError as error:

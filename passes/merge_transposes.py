@@ -6,7 +6,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Exact, Log, Parity
-from regcache.passes.walk import consumers, count_ops
+from regcache.passes.walk import consumers, count_ops, name_of
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class MergeTransposes:
             graph.nodes.append(
                 gs.Node(
                     "Transpose",
-                    f"{node.name}/merged",
+                    f"{name_of(node)}/merged",
                     {"perm": [0, 1, 3, 2]},
                     [before.inputs[0]],
                     [output],
                 )
             )
-            edits.append(Edit(node.name, "merged with the Reshape nodes around it"))
+            edits.append(Edit(name_of(node), "merged with the Reshape nodes around it"))
         return Log(tuple(edits))
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:

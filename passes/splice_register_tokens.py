@@ -12,8 +12,8 @@ from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.register_nodes import MARK, Writer, check_blocks, marked, over_batch
-from regcache.passes.token_positions import Positions, between, find_positions
-from regcache.passes.walk import consumers, is_output
+from regcache.passes.token_positions import Positions, between, find_positions, leaving
+from regcache.passes.walk import consumers
 
 Floats = NDArray[np.float32]
 
@@ -27,8 +27,8 @@ class SpliceRegisterTokens:
     be the number of blocks: the slice then stands after the last. R = 0 leaves the graph alone.
 
     Refused with InputError: token registers in the same graph already, deleted sinks between
-    `start` and `end`, hidden states between the two that leave the encoder, positions that are
-    not understood (see find_positions).
+    `start` and `end`, hidden states or attention between the two that leave the encoder, positions
+    that are not understood (see find_positions).
     """
 
     start: int
@@ -55,13 +55,14 @@ class SpliceRegisterTokens:
         if any(node.name.startswith(f"{MARK}/token/") for node in graph.nodes):
             raise InputError("registers: the graph has register tokens already")
         region = _region(view, self.start, self.end)
-        inside = {id(node) for node in region}
         if any(marked(node.name) and "/delete/" in node.name for node in region):
             raise InputError("registers: sinks are deleted between these blocks")
-        for block in view.blocks[self.start : self.end - 1]:
-            leaves = any(id(node) not in inside for node in consumers(block.output))
-            if leaves or is_output(graph, block.output):
-                raise InputError(f"registers: the output of block {block.index} leaves the encoder")
+        blocks = view.blocks[self.start : self.end]
+        left = leaving(graph, region, blocks[-1].output)
+        if left is not None:
+            index = next((block.index for block in blocks if left is block.output), None)
+            what = repr(left.name) if index is None else f"the output of block {index}"
+            raise InputError(f"registers: {what} leaves the encoder")
         find_positions(region, view)
 
     def rewrite(self, graph: gs.Graph) -> Log:

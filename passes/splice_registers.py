@@ -18,7 +18,8 @@ from regcache.passes.register_nodes import (
     insert_concat,
     over_batch,
 )
-from regcache.passes.walk import count_ops, producer
+from regcache.passes.token_positions import between, leaving
+from regcache.passes.walk import consumers, count_ops, is_output, producer
 
 Floats = NDArray[np.float32]
 
@@ -33,7 +34,8 @@ class SpliceRegisters:
 
     Matched: softmax between two matmuls, operands of rank 4 [B, heads, ...] or merged [B heads,
     ...], the scale on either operand; ONNX's Attention without mask or cache. Refused with
-    InputError: a mask that remains, registers that do not fit the heads, blocks spliced already.
+    InputError: a mask that remains, attention that is an output or read elsewhere, registers that
+    do not fit the heads, blocks spliced already.
     """
 
     start: int
@@ -64,7 +66,7 @@ class SpliceRegisters:
         if not (np.isfinite(self.keys).all() and np.isfinite(self.values).all()):
             raise InputError("registers: keys and values must be finite")
         for block in view.blocks[self.start : self.end]:
-            _check_attention(graph, block)
+            _check_attention(view, block)
 
     def rewrite(self, graph: gs.Graph) -> Log:
         """Insert a Concat before the scores and one before the values' matmul of each block."""
@@ -112,8 +114,8 @@ class SpliceRegisters:
             insert_concat(graph, node, 1, registers, rank + axis, f"{name}/{letter}/concat")
 
 
-def _check_attention(graph: gs.Graph, block: Block) -> None:
-    attention = block.attention
+def _check_attention(view: EncoderView, block: Block) -> None:
+    graph, attention = view.graph, block.attention
     where = f"blocks.{block.index}"
     if first_marked(graph.nodes, f"kv/{where}/") is not None:
         raise InputError(f"registers: {where} has registers already")
@@ -122,7 +124,13 @@ def _check_attention(graph: gs.Graph, block: Block) -> None:
         extra = [tensor for tensor in node.inputs[3:] if not tensor.is_empty()]
         if extra or node.attrs.get("is_causal", 0):
             raise InputError(f"registers: {node.op} {node.name!r} has a mask or a cache")
+        if any(consumers(item) or is_output(graph, item) for item in node.outputs[1:]):
+            raise InputError(f"registers: the attention of {where} leaves the encoder")
         return
+    weights = between(view, attention.scores.outputs[0], attention.context.outputs[0])
+    end = attention.context.outputs[0]
+    if leaving(graph, [attention.scores, *weights], end) is not None:
+        raise InputError(f"registers: the attention of {where} leaves the encoder")
     # What stands between the scores and the softmax must not depend on the number of keys.
     node = producer(attention.softmax.inputs[0])
     while node is not None and node is not attention.scores:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
-from regcache.passes.walk import is_constant
+from regcache.passes.walk import is_constant, name_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class SplitGemm:
             weight = node.inputs[1]
             if node.attrs.get("transB", 0):
                 weight = gs.Constant(
-                    f"{weight.name}/{node.name}/transposed", np.ascontiguousarray(weight.values.T)
+                    f"{weight.name}/{name_of(node)}/transposed",
+                    np.ascontiguousarray(weight.values.T),
                 )
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             source, output = node.inputs[0], node.outputs[0]
@@ -45,7 +46,10 @@ class SplitGemm:
                 node.outputs = [product]
                 graph.nodes.append(
                     gs.Node(
-                        "Add", name=f"{node.name}/bias", inputs=[product, bias], outputs=[output]
+                        "Add",
+                        name=f"{name_of(node)}/bias",
+                        inputs=[product, bias],
+                        outputs=[output],
                     )
                 )
             edits.append(Edit(node.name, "MatMul + Add" if bias is not None else "MatMul"))

@@ -1,6 +1,6 @@
 """Places in a graph that depend on where a token stands: splits off the prefix, rotary tables."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,14 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
-from regcache.passes.walk import HEAD_OPS, consumers, data_inputs, is_constant, upstream
+from regcache.passes.walk import (
+    HEAD_OPS,
+    consumers,
+    data_inputs,
+    is_constant,
+    is_output,
+    upstream,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,17 @@ def between(view: EncoderView, start: gs.Tensor, end: gs.Tensor | None) -> list[
         return list(forward.values())
     behind = upstream(end, lambda node: node.inputs if id(node) in forward else ())
     return [node for node in behind if id(node) in forward]
+
+
+def leaving(graph: gs.Graph, nodes: Sequence[gs.Node], end: gs.Tensor) -> gs.Tensor | None:
+    """The first tensor but `end` that `nodes` make for others, or as an output; None without."""
+    inside = {id(node) for node in nodes}
+    for node in graph.nodes:
+        for made in node.outputs if id(node) in inside else ():
+            leaves = any(id(reader) not in inside for reader in consumers(made))
+            if made is not end and (leaves or is_output(graph, made)):
+                return made
+    return None
 
 
 def find_positions(nodes: Iterable[gs.Node], view: EncoderView) -> Positions:

@@ -40,6 +40,11 @@ def is_bias(tensor: gs.Tensor) -> TypeGuard[gs.Constant]:
     return is_constant(tensor) and all(dim == 1 for dim in tensor.shape[:-1])
 
 
+def name_of(node: gs.Node) -> str:
+    """The node's name, or that of what it makes: exporters leave nodes without names."""
+    return str(node.name or node.outputs[0].name)
+
+
 def producer(tensor: gs.Tensor) -> gs.Node | None:
     """The node that writes the tensor; None for graph inputs and constants.
 

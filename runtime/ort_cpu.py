@@ -14,7 +14,9 @@ class OrtCpuRunner:
     placement: dict[str, int] | None = None
 
     def __init__(self, loading: Loading) -> None:
-        self._session = OrtSession(loading.model, threads=loading.threads, arena=True)
+        self._session = OrtSession(
+            loading.model, threads=loading.threads, arena=True, outputs=loading.outputs
+        )
         self.name = self._session.name
         self.fixed_batch = self._session.fixed_batch
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from regcache.passes.errors import InputError, first_line
 from regcache.runtime.runners import Lap, Loading, Ran, RunnerName
-from regcache.runtime.session import LOG_NOTHING
+from regcache.runtime.session import LOG_NOTHING, put_first
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 _PROVIDERS = {RunnerName.ORT_CUDA: CUDA, RunnerName.ORT_TENSORRT: TENSORRT}
@@ -82,6 +82,8 @@ class OrtDeviceRunner:
         self._input = inputs[0].name
         batch = inputs[0].shape[0]
         self.fixed_batch: int | None = batch if isinstance(batch, int) else None
+        given = [output.name for output in self._session.get_outputs()]
+        self._outputs = put_first(given, loading.outputs, self.name)
         self._images: Any = None
 
     def __enter__(self) -> Self:
@@ -114,8 +116,8 @@ class OrtDeviceRunner:
             )
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(self._input, self._images)
-        for output in self._session.get_outputs():
-            binding.bind_output(output.name, self._device, 0)
+        for name in self._outputs:  # they come back in the order in which they are bound
+            binding.bind_output(name, self._device, 0)
         return binding
 
 

@@ -26,7 +26,7 @@ Reference = Literal["pytorch", "float-onnx"]
 OUTPUT_NAMES = ("pooled", "last_hidden_state")
 """What export calls an encoder's outputs."""
 _DEFAULT = Thresholds()
-_OPTIONAL = ("knn_top1_float", "knn_top1_quantized", "blocks", "first_jump")
+_OPTIONAL = ("top1_agreement", "knn_top1_float", "knn_top1_quantized", "blocks", "first_jump")
 
 
 class ParityResult(BaseModel):
@@ -40,7 +40,8 @@ class ParityResult(BaseModel):
     `patch_cosine_mean`: over images and patch tokens; None without a second output [B, T, C].
     `n_nonfinite`: images with NaN or infinity in an output; they count as cosine -1.
     `checks`: every threshold with what was measured; `passed`: all of them were kept to.
-    `outputs`: every output on its own, all tokens of it.
+    `outputs`: every output on its own that a cosine says something of, all tokens of it.
+    `top1_agreement`: of class scores, the share of images whose largest is of the same class.
     `knn_top1_*`: share of images classified right; `blocks`: the hidden states behind each block,
     `first_jump`: the first of them whose error leaps; left out of the JSON when not measured.
     """
@@ -60,6 +61,7 @@ class ParityResult(BaseModel):
     n_nonfinite: int
     checks: tuple[Check, ...]
     outputs: tuple[TensorParity, ...]
+    top1_agreement: float | None = None
     knn_top1_float: float | None = None
     knn_top1_quantized: float | None = None
     blocks: tuple[TensorParity, ...] | None = None
@@ -85,11 +87,21 @@ class ParityMeter:
     The first output is the pooled embedding (more than two dimensions are flattened per image), the
     second, where both encoders give one with three dimensions, the tokens [B, T, C].
     `prefix_tokens`: how many leading tokens (class, registers) are no patches.
-    `output_names`: of all outputs, which are also compared one by one.
+    `output_names`: of all outputs, which are also compared one by one, but for integers and single
+    numbers. `tokens`: whether the second output may be the tokens. `class_scores`: whether the
+    embedding is a score for each class.
     """
 
-    def __init__(self, prefix_tokens: int = 1, output_names: Sequence[str] = OUTPUT_NAMES) -> None:
+    def __init__(
+        self,
+        prefix_tokens: int = 1,
+        output_names: Sequence[str] = OUTPUT_NAMES,
+        *,
+        tokens: bool = True,
+        class_scores: bool = False,
+    ) -> None:
         self.prefix_tokens = prefix_tokens
+        self._tokens, self._class_scores = tokens, class_scores
         self._outputs = [TensorMeter(name) for name in output_names]
         self._reference: list[NDArray[Any]] = []
         self._candidate: list[NDArray[Any]] = []
@@ -112,7 +124,7 @@ class ParityMeter:
         if len(pooled[0]) != len(names):
             raise ValueError(f"{len(names)} names for {len(pooled[0])} images")
         finite = finite_rows(pooled[0]) & finite_rows(pooled[1])
-        has_tokens = _has_tokens(reference_outputs) and _has_tokens(candidate_outputs)
+        has_tokens = self._tokens and all(map(_has_tokens, (reference_outputs, candidate_outputs)))
         if has_tokens:
             truth, found = _same_shape("token output", reference_outputs[1], candidate_outputs[1])
             if truth.shape[1] <= self.prefix_tokens:
@@ -121,9 +133,13 @@ class ParityMeter:
                 )
             finite &= finite_rows(truth) & finite_rows(found)
         triples = zip(self._outputs, reference_outputs, candidate_outputs, strict=False)
-        cosines = [meter.update(truth, found) for meter, truth, found in triples]
+        cosines = {
+            meter.name: meter.update(truth, found)
+            for meter, truth, found in triples
+            if meter is self._outputs[0] or why_no_cosine(found) is None
+        }
         if has_tokens:
-            patches = cosines[1][:, self.prefix_tokens :]
+            patches = cosines[self._outputs[1].name][:, self.prefix_tokens :]
             self._patch_sum += float(patches.sum())
             self._patch_count += patches.size
         self._reference.append(pooled[0].reshape(len(names), -1).copy())
@@ -157,11 +173,17 @@ class ParityMeter:
             "nn_agreement": float(nearest_agreement(truth, found).mean()),
         }
         patches = self._patch_sum / self._patch_count if self._patch_count else None
+        top1 = _top1_agreement(truth, found) if self._class_scores else None
         drop = None
         if knn_top1_float is not None and knn_top1_quantized is not None:
             drop = knn_top1_float - knn_top1_quantized
         checks = thresholds.check(
-            {**numbers, "patch_cosine_mean": patches, "knn_top1_drop": drop},
+            {
+                **numbers,
+                "patch_cosine_mean": patches,
+                "top1_agreement": top1,
+                "knn_top1_drop": drop,
+            },
             [(block.name, block.cosine_mean) for block in blocks or ()],
         )
         checks.append(finite_check(self._n_nonfinite))
@@ -178,6 +200,7 @@ class ParityMeter:
             outputs=tuple(meter.result() for meter in self._outputs if meter.seen),
             blocks=None if blocks is None else tuple(blocks),
             first_jump=None if blocks is None else first_jump(blocks),
+            top1_agreement=top1,
             knn_top1_float=knn_top1_float,
             knn_top1_quantized=knn_top1_quantized,
         )
@@ -238,6 +261,19 @@ def _sqnr_db(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> 
         return -SQNR_CAP_DB
     decibels = 10 * (math.log10(signal) - math.log10(noise))
     return min(max(decibels, -SQNR_CAP_DB), SQNR_CAP_DB)
+
+
+def _top1_agreement(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
+    """Of scores [N, D], the share of rows whose largest stands in the same place, all finite."""
+    finite = finite_rows(reference) & finite_rows(candidate)
+    return float((finite & (reference.argmax(axis=1) == candidate.argmax(axis=1))).mean())
+
+
+def why_no_cosine(output: NDArray[Any]) -> str | None:
+    """Why a cosine says nothing of an output [B, ...]; None: each image's has a direction."""
+    if output.dtype.kind != "f":
+        return "integers"
+    return None if output.size > len(output) else "one number for each image"
 
 
 def _has_tokens(outputs: Sequence[NDArray[Any]]) -> bool:

@@ -70,6 +70,7 @@ def parity_table(result: ParityResult) -> Table:
     }
     optional = {
         "cosine of patch tokens, mean": (result.patch_cosine_mean, ".5f"),
+        "same top class": (result.top1_agreement, ".1%"),
         "k-NN top-1, float": (result.knn_top1_float, ".1%"),
         "k-NN top-1, quantized": (result.knn_top1_quantized, ".1%"),
     }

@@ -53,7 +53,7 @@ class Lap:
 
 @dataclass(frozen=True)
 class Ran:
-    """The outputs of a run in graph order, and its parts where there are any."""
+    """The outputs of a run, those that Loading names first, and its parts where there are any."""
 
     outputs: list[NDArray[Any]]
     lap: Lap | None = None
@@ -65,7 +65,7 @@ class Loading:
 
     `model`: an ONNX file, or for TensorRT an engine. `threads`: of ONNX Runtime on the CPU.
     `batches`: the sizes to be run. `shape`, `dtype`: of one image, float32 [3, H, W] unless the
-    model takes others.
+    model takes others. `outputs`: the names of those that come first.
     """
 
     runner: RunnerName
@@ -74,6 +74,7 @@ class Loading:
     batches: tuple[int, ...]
     shape: tuple[int, int, int]
     dtype: PixelType = "float32"
+    outputs: tuple[str, ...] = ()
 
     def images(self, batch: int) -> NDArray[Any]:
         """Random pixels, [batch, *shape]: a transformer's time is the same for all."""

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from regcache.passes.errors import InputError
 
 # The images an encoder may take, by ONNX Runtime's names.
 INPUT_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
+_IMAGE_TYPES = [[name] for name in INPUT_TYPES]
 # Above "error": whatever goes wrong is also raised, and a log line would repeat it.
 LOG_NOTHING = 4
 
@@ -28,9 +30,11 @@ class OrtSession:
     `fixed_batch` is the model's batch size where the graph fixes it, else None; `input_dtype` that
     of the images it takes.
     `arena`: True keeps freed buffers for reuse, as ONNX Runtime does by default.
-    Raises InputError, naming the file and the reason, when the model cannot be loaded or does not
-    take exactly one input of float32 or uint8. Use it as a context manager to free the weights
-    early.
+    `outputs`: the names of those that come first; the others follow in the file's order.
+    `inputs`: how many inputs the model has; what the others take comes behind the images.
+    Raises InputError, naming the file and the reason, when the model cannot be loaded, has no such
+    output or not so many inputs of float32 (the images may be uint8). Use it as a context manager
+    to free the weights early.
     """
 
     def __init__(
@@ -40,6 +44,8 @@ class OrtSession:
         threads: int | None = None,
         integers: bool = True,
         arena: bool = False,
+        outputs: Sequence[str] = (),
+        inputs: int = 1,
     ) -> None:
         self.name = "the model in memory" if isinstance(model, bytes) else str(model)
         source = model if isinstance(model, bytes) else os.fspath(model)
@@ -54,19 +60,22 @@ class OrtSession:
             )
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise InputError(f"{self.name}: ONNX Runtime: {_reason(error)}") from error
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES:
-            found = ", ".join(f"{item.name}: {item.type}" for item in inputs) or "none"
+        taken = self._session.get_inputs()
+        kinds = [item.type for item in taken]
+        if kinds[:1] not in _IMAGE_TYPES or kinds[1:] != ["tensor(float)"] * (inputs - 1):
+            found = ", ".join(f"{item.name}: {item.type}" for item in taken) or "none"
             raise InputError(f"{self.name}: needs one image input, float32 or uint8, has {found}")
-        self.input_dtype = INPUT_TYPES[inputs[0].type]
-        self.input_name: str = inputs[0].name
-        self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
+        self.input_dtype = INPUT_TYPES[taken[0].type]
+        self.input_name: str = taken[0].name
+        self._other_inputs = [item.name for item in taken[1:]]
+        self.input_shape: tuple[int | str | None, ...] = tuple(taken[0].shape)
         batch = self.input_shape[0] if self.input_shape else None
         self.fixed_batch: int | None = batch if isinstance(batch, int) else None
-        self.output_names: list[str] = [item.name for item in self._session.get_outputs()]
+        given = [item.name for item in self._session.get_outputs()]
+        self.output_names: list[str] = put_first(given, outputs, self.name)
 
-    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
-        """Encode images of the model's dtype and layout; returns the outputs in graph order.
+    def run(self, images: NDArray[Any], *others: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """Encode images of the model's dtype and layout; outputs in the order of `output_names`.
 
         Where the model's batch is fixed, fewer images are filled up with copies of the last.
 
@@ -79,8 +88,10 @@ class OrtSession:
             raise InputError(
                 f"{self.name}: takes {_shape(self.input_shape)}, not {_shape(images.shape)}"
             )
+        feed = {self.input_name: images}
+        feed |= zip(self._other_inputs, map(self.filled, others), strict=True)
         try:
-            outputs: list[NDArray[Any]] = self._session.run(None, {self.input_name: images})
+            outputs: list[NDArray[Any]] = self._session.run(self.output_names, feed)
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise InputError(
                 f"{self.name}: ONNX Runtime on {_shape(images.shape)}: {_reason(error)}"
@@ -101,6 +112,14 @@ class OrtSession:
 
     def __exit__(self, *error: object) -> None:
         del self._session
+
+
+def put_first(names: Sequence[str], first: Sequence[str], model: str) -> list[str]:
+    """The names of a model's outputs, those of `first` in front. Raises InputError without one."""
+    missing = [name for name in first if name not in names]
+    if missing:
+        raise InputError(f"{model}: has no output {missing[0]!r}, only {', '.join(names)}")
+    return [*first, *(name for name in names if name not in first)]
 
 
 def silence_runtime() -> None:

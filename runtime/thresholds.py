@@ -50,6 +50,7 @@ class Thresholds(BaseModel):
     sqnr_db: float | None = None
     nn_agreement: Share | None = None
     patch_cosine_mean: Cosine | None = None
+    top1_agreement: Share | None = None
     knn_top1_drop: Share | None = None
     block_cosine_mean: Cosine | None = None
 
@@ -82,9 +83,10 @@ class Thresholds(BaseModel):
                 reason = f"no such threshold; there are {', '.join(cls.model_fields)}"
             raise InputError(f"{'.'.join(map(str, first['loc']))}: {reason}") from error
 
-    def ask_for(self, *, knn: bool, blocks: bool) -> None:
+    def ask_for(self, *, knn: bool, blocks: bool, scores: bool = True) -> None:
         """Raise InputError for a threshold of what the options ahead will not measure."""
-        for name, measured in (("knn_top1_drop", knn), ("block_cosine_mean", blocks)):
+        measures = {"knn_top1_drop": knn, "block_cosine_mean": blocks, "top1_agreement": scores}
+        for name, measured in measures.items():
             if getattr(self, name) is not None and not measured:
                 raise _unmeasured(name)
 
@@ -123,6 +125,7 @@ class Thresholds(BaseModel):
 
 _HOW_TO_MEASURE = {
     "patch_cosine_mean": "the encoder has no output with a row for every patch",
+    "top1_agreement": "the embedding is not known to be class scores: add --class-scores if it is",
     "knn_top1_drop": "add --gallery and --query",
     "block_cosine_mean": "add --per-layer",
 }

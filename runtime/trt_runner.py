@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from regcache.passes.errors import InputError, MissingExtraError, first_line
 from regcache.runtime.runners import LIBRARIES, Lap, Loading, Ran
+from regcache.runtime.session import put_first
 from regcache.runtime.tensorrt_network import collecting_logger, no_collection
 
 
@@ -43,7 +44,8 @@ class TensorRtRunner:
             self._runtime = self._trt.Runtime(self._log)
             self._engine = self._loaded(self._runtime.deserialize_cuda_engine(content))
             self._context = self._loaded(self._engine.create_execution_context())
-        self._input, self._outputs = self._tensors()
+        self._input, given = self._tensors()
+        self._outputs = put_first(given, loading.outputs, self.name)
         batch = self._engine.get_tensor_shape(self._input)[0]
         self.fixed_batch: int | None = batch if batch > 0 else None
         self._arrays: dict[str, Any] = {}

@@ -30,6 +30,7 @@ from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import TargetName
 from regcache.export.onnx_file import sidecar
 from regcache.passes.base import run
+from regcache.passes.choose_outputs import choose_outputs
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
 from regcache.passes.walk import producer
@@ -63,7 +64,9 @@ def planted(spec: Spec) -> TinyVit:
 def planted_case(folder: Path, spelling: str) -> tuple[Case, FloatEncoder]:
     case = make_case(folder, planted(SPELLED[spelling]))
     path = folder / "float.onnx"  # never read
-    return case, FloatEncoder(path, case.graph, case.view, RECIPE, "source")
+    return case, FloatEncoder(
+        path, case.graph, case.view, RECIPE, "source", choose_outputs(case.view)
+    )
 
 
 def equalize(folder: Path, spelling: str, quantizer: str) -> tuple[Case, Equalized]:
@@ -205,7 +208,8 @@ def test_what_a_pass_refuses_stays_as_it_was(tmp_path: Path) -> None:
     sites = ["blocks.1.q+k+v", "blocks.1.fc2"]
     names = [case.site(site).tensor.name for site in sites]
     graph = run(Observe(tuple(names)), case.graph).graph
-    encoder = FloatEncoder(tmp_path, graph, view_encoder(graph), RECIPE, "source")
+    outputs = choose_outputs(case.view)
+    encoder = FloatEncoder(tmp_path, graph, view_encoder(graph), RECIPE, "source", outputs)
     found = equalize_encoder(encoder, case.statistics, S8S8)
     assert not found.how.keys() & set(sites)
     assert not found.scales.keys() & set(names)
@@ -233,7 +237,8 @@ def test_a_norm_without_bias_is_evened_out_and_not_moved(tmp_path: Path) -> None
     graph = case.graph.copy()
     norm = view_encoder(graph).blocks[1].norm1
     norm.inputs = norm.inputs[:2]
-    bare = FloatEncoder(tmp_path, graph, view_encoder(graph), RECIPE, "source")
+    outputs = choose_outputs(case.view)
+    bare = FloatEncoder(tmp_path, graph, view_encoder(graph), RECIPE, "source", outputs)
     found = equalize_encoder(bare, case.statistics, S8S8)
     assert found.logs[0].skips == [f"{site.name}: its norm has no bias to move it into"]
     assert found.how[site.name].startswith("range^")

@@ -29,6 +29,7 @@ from regcache.compiler.setting import Setting, place_registers
 from regcache.compiler.targets import Precision, Simulation, TargetName
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
+from regcache.passes.choose_outputs import choose_outputs
 from regcache.passes.encoder import EncoderView
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import load_model
@@ -102,7 +103,8 @@ def test_less_that_has_to_be_int8_is_more_that_is_rotated() -> None:
 @pytest.fixture(scope="module")
 def tiny() -> FloatEncoder:
     graph = canonicalize(TinyVit(Spec(width=32, heads=4, hidden=64, depth=DEPTH, grid=4)).model())
-    return FloatEncoder(Path("tiny.onnx"), graph, view_encoder(graph), RECIPE, "source")
+    outputs = choose_outputs(view_encoder(graph))
+    return FloatEncoder(Path("tiny.onnx"), graph, view_encoder(graph), RECIPE, "source", outputs)
 
 
 def options(**changes: object) -> CompileOptions:

@@ -93,6 +93,18 @@ def test_canonicalizing_twice_changes_nothing(name: str) -> None:
     assert gs.export_onnx(once).SerializeToString() == model.SerializeToString()
 
 
+@pytest.mark.parametrize("name", ["torchscript", "gemm", "tanh", "sdpa", "rms norm", "einsum"])
+def test_nodes_without_names(name: str) -> None:
+    vit = TinyVit(SPELLINGS[name])
+    model = vit.model()
+    for node in model.graph.node:
+        node.name = ""
+    graph = canonicalize(model)
+    images = vit.images(2)
+    for found, wanted in zip(run_graph(graph, images), vit.reference(images), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("spelling", ["pow", "mul"])
 def test_fuse_layer_norm_counts(spelling: str) -> None:
     graph = ready(Spec(layer_norm=spelling, depth=3))  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ The CPU provider takes the same calls; only the copies copy nothing away. Where 
 compared with the CPU's.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,6 +71,17 @@ def test_bytes_are_bound_as_bytes(tmp_path: Path) -> None:
         for batch in (1, 2):
             images = loading.images(batch)
             np.testing.assert_array_equal(runner.run(images).outputs[0], images)
+
+
+def test_outputs_in_the_order_asked_for(loading: Loading) -> None:
+    images = loading.images(2)
+    with OrtDeviceRunner(loading, CPU, {}, "cpu") as runner:
+        plain = runner.run(images).outputs
+    turned = replace(loading, outputs=("last_hidden_state",))
+    with OrtDeviceRunner(turned, CPU, {}, "cpu") as runner:
+        found = runner.run(images).outputs
+    for one, other in zip(found, reversed(plain), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_where_nodes_run_is_asked(loading: Loading) -> None:

@@ -24,7 +24,8 @@ def normal(*shape: int, seed: int = 0) -> Floats:
 def compare(
     truth: list[NDArray[Any]], found: list[NDArray[Any]], batch: int = 4, **options: Any
 ) -> ParityResult:
-    meter = ParityMeter(options.pop("prefix_tokens", 1))
+    kinds = {key: options.pop(key) for key in ("tokens", "class_scores") if key in options}
+    meter = ParityMeter(options.pop("prefix_tokens", 1), **kinds)
     names = [f"{number}.jpg" for number in range(len(truth[0]))]
     for start in range(0, len(names), batch):
         part = slice(start, start + batch)
@@ -83,6 +84,38 @@ def plain_agreement(reference: Floats, candidate: Floats) -> float:
         return max((j for j in range(n) if j != i), key=lambda j: plain_cosine(rows[i], rows[j]))
 
     return sum(nearest(reference, i) == nearest(candidate, i) for i in range(n)) / n
+
+
+def test_top1_agreement_is_the_share_of_equal_classes() -> None:
+    truth = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0, 1, 2, 3]]
+    found = truth.copy()
+    found[2] = [0, 0, 1, 1.5]
+    found[5] = [3, 2.9, 0, 0]
+    found[7] *= 0.1
+    assert compare([truth], [found]).top1_agreement is None
+    assert "top1_agreement" not in compare([truth], [found]).model_dump()
+    result = compare([truth], [found], class_scores=True)
+    assert result.top1_agreement == 6 / 8
+    assert json.loads(result.model_dump_json())["top1_agreement"] == 6 / 8
+    limits = {"cosine_mean": 0.0, "top1_agreement": 0.8}
+    failed = compare([truth], [found], class_scores=True, thresholds=Thresholds.of(limits))
+    assert failed.failure() == "top1_agreement 0.75 is below 0.8"
+    found[0, 0] = np.nan
+    assert compare([truth], [found], class_scores=True).top1_agreement == 5 / 8
+    with pytest.raises(InputError, match="threshold top1_agreement: not measured"):
+        compare([truth], [truth], thresholds=Thresholds.of(limits))
+
+
+def test_outputs_without_a_direction_are_not_compared_one_by_one() -> None:
+    """Integers and single numbers would all have a cosine of 1."""
+    scores, label = normal(5, 4), np.arange(5)
+    found = compare([scores, label], [scores, label[::-1]])
+    assert [output.name for output in found.outputs] == ["pooled"]
+    depth = normal(5, 6, 7)
+    found = compare([scores, depth], [scores, depth], tokens=False)
+    assert found.patch_cosine_mean is None
+    assert [output.name for output in found.outputs] == ["pooled", "last_hidden_state"]
+    assert compare([scores, depth], [scores, depth]).patch_cosine_mean == 1
 
 
 def test_agreement_over_more_images_than_one_block() -> None:

@@ -1,6 +1,7 @@
 """What is missing is said before anything is measured; the real libraries refuse in one line."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,10 @@ def test_the_cpu_is_always_there(tmp_path: Path) -> None:
     for found, truth in zip(ran.outputs, session.run(None, {"pixel_values": images}), strict=True):
         np.testing.assert_allclose(found, truth, rtol=1e-4, atol=1e-5)
     assert ran.lap is None
+    with open_runner(replace(loading, outputs=("last_hidden_state",))) as runner:
+        turned = runner.run(images).outputs
+    for one, other in zip(turned, reversed(ran.outputs), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", GPU_RUNNERS)

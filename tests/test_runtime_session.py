@@ -64,6 +64,36 @@ def test_runs_from_a_path_and_from_bytes(model_file: Path, integers: bool, arena
         np.testing.assert_array_equal(flat, images.reshape(5, -1))
 
 
+def test_outputs_in_the_order_asked_for(model_file: Path) -> None:
+    images = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
+    plain = OrtSession(model_file).run(images)
+    for first in (["flat"], ["flat", "pooled"]):
+        encode = OrtSession(model_file, outputs=first)
+        assert encode.output_names == ["flat", "pooled"]
+        for one, other in zip(encode.run(images), reversed(plain), strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(InputError, match="has no output 'tokens', only pooled, flat"):
+        OrtSession(model_file, outputs=["tokens"])
+
+
+@pytest.mark.parametrize("batch", ["batch", 5])
+def test_several_inputs(batch: int | str) -> None:
+    """What the others take is filled up along with the images."""
+    infos = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3])
+        for name in ("images", "before", "sum")
+    ]
+    node = helper.make_node("Add", ["images", "before"], ["sum"])
+    graph = helper.make_graph([node], "tail", infos[:2], infos[2:])
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    content = bytes(model.SerializeToString())
+    images = np.arange(6, dtype=np.float32).reshape(2, 3)
+    (found,) = OrtSession(content, inputs=2).run(images, 10 * images)
+    np.testing.assert_array_equal(found, 11 * images)
+    with pytest.raises(InputError, match="needs one image input, float32 or uint8, has images"):
+        OrtSession(content)
+
+
 def test_a_fixed_batch_is_filled_up() -> None:
     images = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
     encode = OrtSession(encoder(batch=5))

@@ -15,6 +15,7 @@ MEASURED = {
     "sqnr_db": 30.0,
     "nn_agreement": 0.9,
     "patch_cosine_mean": 0.99,
+    "top1_agreement": 0.97,
     "knn_top1_drop": 0.01,
 }
 
@@ -77,6 +78,7 @@ def test_what_is_not_asked_for_is_not_held_against() -> None:
     ("limit", "advice"),
     [
         ("patch_cosine_mean", "no output with a row for every patch"),
+        ("top1_agreement", "not known to be class scores: add --class-scores if it is"),
         ("knn_top1_drop", "--gallery"),
         ("block_cosine_mean", "--per-layer"),
     ],
@@ -95,6 +97,8 @@ def test_what_the_options_leave_out_is_known_ahead() -> None:
         kept.ask_for(knn=False, blocks=True)
     with pytest.raises(InputError, match="block_cosine_mean: not measured: add --per-layer"):
         kept.ask_for(knn=True, blocks=False)
+    with pytest.raises(InputError, match=r"top1_agreement: not measured: .* --class-scores"):
+        Thresholds.of({"top1_agreement": 0.9}).ask_for(knn=True, blocks=True, scores=False)
 
 
 @given(value=st.floats(-1, 1), limit=st.floats(-1, 1))

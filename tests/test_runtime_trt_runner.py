@@ -3,6 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -242,6 +243,15 @@ class TestOnHostMemory:
             assert ran.lap is not None
             assert min(ran.lap.to_device, ran.lap.compute, ran.lap.to_host) > 0
             assert memory.waits == waits + 3  # each part is waited for, so that it counts apart
+
+    def test_outputs_in_the_order_asked_for(self, runner: TensorRtRunner, tmp_path: Path) -> None:
+        images = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+        plain, last = runner.run(images).outputs, runner._outputs[-1]
+        turned = replace(loading(tmp_path / "m.engine", RunnerName.TENSORRT), outputs=(last,))
+        with TensorRtRunner(turned) as other:
+            found = other.run(images).outputs
+        for one, truth in zip(found, reversed(plain), strict=True):
+            np.testing.assert_array_equal(one, truth)
 
     def test_a_view_of_images_is_copied_whole(self, runner: TensorRtRunner) -> None:
         images = np.random.default_rng(0).random((4, 3, 8, 8), np.float32)[::2]

@@ -30,7 +30,8 @@ from regcache.compiler.cli_options import (
 from regcache.compiler.cli_parity import parity_command
 from regcache.compiler.cli_reproduce import reproduce_command
 from regcache.compiler.cli_tables import print_tables
-from regcache.compiler.inspection import inspect_encoder, inspection_tables
+from regcache.compiler.inspection import inspect_encoder
+from regcache.compiler.inspection_tables import inspection_tables
 from regcache.compiler.manifest import Manifest
 from regcache.compiler.options import AttentionChoice, CompileOptions, RegisterChoice, Rounding
 from regcache.compiler.pipeline import compile_encoder

@@ -5,6 +5,36 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.detach_weights import detach_weights
 
+# BEiT's index of relative positions has a million at 512 pixels.
+_LONGEST_ROW = 1 << 22
+# What onnx's own tools raise; they share no base.
+ONNX_ERRORS = (
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    onnx.version_converter.ConvertError,
+    RuntimeError,
+    ValueError,
+    IndexError,
+)
+
+
+def check_message(model: onnx.ModelProto) -> None:
+    """Run onnx's checker, which insists on some shape of inputs and outputs, where files have none.
+
+    Serialises the model. Raises onnx.checker.ValidationError where the graph is not valid.
+    """
+    unknown = [
+        item
+        for item in (*model.graph.input, *model.graph.output)
+        if item.type.WhichOneof("value") in {None, "tensor_type"}
+        and not item.type.tensor_type.HasField("shape")
+    ]
+    for item in unknown:
+        item.type.tensor_type.shape.dim.add()
+    onnx.checker.check_model(model)
+    for item in unknown:
+        item.type.tensor_type.ClearField("shape")
+
 
 def check_and_infer(graph: gs.Graph) -> None:
     """Run onnx's checker and strict shape inference, and write the shapes found onto the graph.
@@ -13,23 +43,37 @@ def check_and_infer(graph: gs.Graph) -> None:
     or onnx.shape_inference.InferenceError where the graph is not valid.
     """
     model = _without_weights(graph)
-    unknown = [item for item in model.graph.output if not item.type.tensor_type.HasField("shape")]
-    for item in unknown:
-        item.type.tensor_type.shape.dim.add()  # the checker insists on some shape
-    onnx.checker.check_model(model)
-    for item in unknown:
-        item.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(
-        model, check_type=True, strict_mode=True, data_prop=True
-    )
+    check_message(model)
+    _refuse_long_rows(model)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(
+            model, check_type=True, strict_mode=True, data_prop=True
+        )
+    except (RuntimeError, ValueError) as error:  # a type that there is not, a size that overflows
+        raise onnx.shape_inference.InferenceError(str(error)) from error
     found = {
         info.name: info.type.tensor_type
         for info in (*inferred.graph.value_info, *inferred.graph.output)
+        if info.type.tensor_type.elem_type  # not of sequences
     }
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, gs.Variable) and name in found and tensor.inputs:
             tensor.shape = _dims(found[name])
             tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(found[name].elem_type)
+
+
+def _refuse_long_rows(model: onnx.ModelProto) -> None:
+    """Raise InferenceError for a row that data propagation would take gigabytes for.
+
+    It makes a symbol of 140 bytes for every number of a tensor of one dimension.
+    """
+    plain = onnx.shape_inference.infer_shapes(model).graph
+    for info in (*plain.input, *plain.value_info, *plain.output):
+        dims = info.type.tensor_type.shape.dim
+        if len(dims) == 1 and dims[0].dim_value > _LONGEST_ROW:
+            raise onnx.shape_inference.InferenceError(
+                f"the tensor {info.name!r} has {dims[0].dim_value} numbers in a row"
+            )
 
 
 def _dims(tensor_type: onnx.TypeProto.Tensor) -> list[int | str] | None:

@@ -150,13 +150,23 @@ def _best(view: EncoderView, usable: Sequence[gs.Tensor]) -> tuple[gs.Tensor, st
         best = (vectors or usable)[0]
         return best, _only(best, view.graph.outputs)
     if vectors:
-        best = max(vectors, key=lambda item: (not _made_as_scores(item), depths[item.name]))
-        return best, f"the deepest of {len(vectors)} outputs with one vector for each image"
+        return _deepest(vectors, depths)
     best = _named(usable, _TOKENS, depths)
     if best is not None:
         return best, f"named {best.name}; no output has one vector for each image"
     best = max(usable, key=lambda item: depths[item.name])
     return best, "the deepest output; none has one vector for each image"
+
+
+def _deepest(vectors: Sequence[gs.Tensor], depths: Mapping[str, int]) -> tuple[gs.Tensor, str]:
+    """Of several vectors without a name that says anything, the deepest, class scores last."""
+    others = [item for item in vectors if not _made_as_scores(item)]
+    best = max(others or vectors, key=lambda item: depths[item.name])
+    if not others or len(others) == len(vectors):
+        return best, f"the deepest of {len(vectors)} outputs with one vector for each image"
+    if len(others) == 1:
+        return best, "the only vector for each image but class scores"
+    return best, f"the deepest of {len(others)} vectors for each image that are no class scores"
 
 
 def _only(output: gs.Tensor, outputs: Sequence[gs.Tensor]) -> str:

@@ -1,6 +1,10 @@
 """The errors a user can cause; the command line prints each as one line and exits with 2."""
 
+import re
 from collections.abc import Callable
+
+# onnx's C++ tools begin with a place of the machine that they were built on.
+_WHERE = re.compile(r"^(/\S+\.(cc|h):\d+: \S+: )?(Assertion `.*?` failed: )?")
 
 
 class RegcacheError(Exception):
@@ -34,5 +38,13 @@ def _missing_extra(what: str, extra: str, module: str) -> MissingExtraError:
 
 
 def first_line(error: Exception) -> str:
-    """What another library's error says, cut to the one line that a message has room for."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """What another library's error says, cut to the one line that a message has room for.
+
+    Left out is where in that library's source it failed, and which condition.
+
+    >>> first_line(RuntimeError("/project/onnx/a.h:61: f(): Assertion `x` failed: no x.\\nMore"))
+    'no x.'
+    """
+    text = str(error).strip()
+    line = text.splitlines()[0] if text else ""
+    return _WHERE.sub("", line) or line or type(error).__name__

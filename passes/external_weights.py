@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from regcache.passes.errors import InputError
+from regcache.passes.message_graphs import subgraphs
 from regcache.passes.stored_tensors import shape_and_type
 
 Array = NDArray[np.generic]
@@ -96,5 +97,5 @@ def _node_tensors(
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _graph_tensors(graph)
+        for graph in subgraphs(node):
+            yield from _graph_tensors(graph)

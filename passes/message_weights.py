@@ -14,7 +14,7 @@ from regcache.passes.external_weights import (
     read_external,
     stored_tensors,
 )
-from regcache.passes.stored_tensors import read_tensor, shape_and_type
+from regcache.passes.stored_tensors import check_finite, read_tensor, shape_and_type
 
 
 def take_weights(model: onnx.ModelProto, path: Path) -> Weights:
@@ -42,9 +42,8 @@ def take_weights(model: onnx.ModelProto, path: Path) -> Weights:
     for tensor in stored_tensors(model):
         if is_external(tensor):
             read_external(tensor, path)
-        if not np.issubdtype(shape_and_type(tensor, repr(tensor.name))[1], np.integer):
-            where = f"weight {tensor.name!r}"
-            _check_finite(read_tensor(tensor, where), where)
+        where = f"weight {tensor.name!r}"
+        check_finite(read_tensor(tensor, where), where)
     # Files of IR version 3 list their initializers among the inputs.
     listed = {*weights, *(tensor.name for tensor in graph.initializer)}
     inputs = [item for item in graph.input if item.name not in listed]
@@ -56,7 +55,7 @@ def take_weights(model: onnx.ModelProto, path: Path) -> Weights:
 def _take(tensor: onnx.TensorProto, path: Path, where: str) -> NDArray[np.generic]:
     values = map_external(tensor, path) if is_external(tensor) else read_tensor(tensor, where)
     tensor.ClearField("raw_data")  # the message is as large as the file until then
-    _check_finite(values, where)
+    check_finite(values, where)
     return values
 
 
@@ -77,12 +76,3 @@ def _hoist_constants(graph: onnx.GraphProto) -> None:
     if len(nodes) < len(graph.node):
         del graph.node[:]
         graph.node.extend(map(onnx.NodeProto.FromString, nodes))
-
-
-def _check_finite(values: NDArray[np.generic], where: str) -> None:
-    if values.dtype.kind in "iub":
-        return
-    # A mask constant may hold -inf on purpose; a weight matrix or vector may not.
-    floats = values.astype(np.float32) if values.dtype.itemsize < 4 else values
-    if np.isnan(floats).any() or (floats.size > 1 and (floats == np.inf).any()):
-        raise InputError(f"{where} holds NaN or infinity")

@@ -1,16 +1,18 @@
 """Read an ONNX file that may be broken or hostile, and write one that is neither."""
 
 import os
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import EncodeError
 
 from regcache.passes.errors import InputError, first_line
+from regcache.passes.external_weights import is_external, read_external, stored_tensors
 from regcache.passes.model_files import data_file
+from regcache.passes.read_graph import read_message, refuse_quantized
+from regcache.passes.stored_tensors import check_finite, read_tensor
 
 # protobuf's limit is 2 GiB; leave room for the nodes.
 LARGEST_SINGLE_FILE = 2_000_000_000
@@ -23,20 +25,18 @@ def load_model(path: Path) -> onnx.ModelProto:
     when external data is missing, too short or outside the file's folder; when onnx's checker
     refuses the graph; when a float weight holds NaN or infinity; or when it is quantized already.
     """
+    model = read_message(path)
+    refuse_quantized(model, path)
+    for tensor in stored_tensors(model):
+        if is_external(tensor):
+            read_external(tensor, path)
+        where = f"{path}: weight {tensor.name!r}"
+        check_finite(read_tensor(tensor, where), where)
     try:
-        model = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except (DecodeError, ValueError) as error:
-        raise InputError(f"{path}: not an ONNX file, or truncated") from error
-    if not model.opset_import or not model.graph.node:
-        raise InputError(f"{path}: not an ONNX file, or truncated (no graph in it)")
-    _check_external_data(model, path)
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"{path}: external data: {first_line(error)}") from error
-    _check_graph(model, path)
+        if weight_bytes(model) < LARGEST_SINGLE_FILE:
+            onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a valid ONNX graph: {first_line(error)}") from error
     return model
 
 
@@ -87,62 +87,3 @@ def weight_bytes(model: onnx.ModelProto) -> int:
         * onnx.helper.tensor_dtype_to_np_dtype(weight.data_type).itemsize
         for weight in model.graph.initializer
     )
-
-
-def _external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            yield tensor
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.t.data_location == onnx.TensorProto.EXTERNAL:
-                yield attribute.t
-
-
-def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
-    folder = path.parent.resolve()
-    for tensor in _external_tensors(model):
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        where = f"{path}: external data of {tensor.name!r}"
-        parts = PurePosixPath(location.replace("\\", "/"))
-        target = (folder / location).resolve()
-        if not location or parts.is_absolute() or not target.is_relative_to(folder):
-            raise InputError(f"{where} points outside the model's folder: {location!r}")
-        if not target.is_file():
-            raise InputError(f"{where} is missing: {location!r}")
-        try:
-            end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
-        except ValueError as error:
-            raise InputError(f"{where} has an offset or length that is no number") from error
-        if end > target.stat().st_size:
-            raise InputError(f"{where} is truncated: {location!r}")
-
-
-def _check_graph(model: onnx.ModelProto, path: Path) -> None:
-    try:
-        if weight_bytes(model) < LARGEST_SINGLE_FILE:
-            onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a valid ONNX graph: {first_line(error)}") from error
-    quantized = {"QuantizeLinear", "DequantizeLinear", "QLinearMatMul", "MatMulInteger"}
-    for node in model.graph.node:
-        if node.op_type in quantized:
-            raise InputError(f"{path}: quantized already ({node.op_type} {node.name!r})")
-    for weight in model.graph.initializer:
-        _check_finite(weight, path)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.HasField("t"):
-                _check_finite(attribute.t, path, name=node.output[0])
-
-
-def _check_finite(weight: onnx.TensorProto, path: Path, name: str = "") -> None:
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type)
-    if not np.issubdtype(dtype, np.floating):
-        return
-    values = onnx.numpy_helper.to_array(weight)
-    # A mask constant may hold -inf on purpose; a weight matrix or vector may not.
-    bad = np.isnan(values).any() or (values.size > 1 and np.isposinf(values).any())
-    if bad:
-        raise InputError(f"{path}: weight {name or weight.name!r} holds NaN or infinity")

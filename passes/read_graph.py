@@ -10,10 +10,12 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
+from regcache.passes.check import ONNX_ERRORS
 from regcache.passes.detach_weights import attach_weights
 from regcache.passes.errors import InputError, first_line
+from regcache.passes.message_graphs import all_nodes, texts_are_valid
 from regcache.passes.message_weights import take_weights
-from regcache.passes.raise_opset import all_nodes, raise_opset
+from regcache.passes.raise_opset import raise_opset
 from regcache.passes.sort_nodes import sort_nodes
 
 
@@ -28,14 +30,14 @@ def read_graph(path: Path) -> gs.Graph:
     refuse_quantized(model, path)
     try:
         sort_nodes(model.graph)
-        model = _inline_functions(model)
-        refuse_quantized(model, path)
         weights = take_weights(model, path)
-        model = raise_opset(model)
+        if model.functions:
+            model = _inline_functions(model)
+            weights |= take_weights(model, path)  # those inside the functions
+        graph = _import(raise_opset(model))
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise InputError(f"{path}: {reason}") from error
-    graph = gs.import_onnx(model)
     attach_weights(graph, weights)
     return graph
 
@@ -53,6 +55,8 @@ def read_message(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path}: not an ONNX file, or truncated") from error
     if not model.opset_import or not model.graph.node:
         raise InputError(f"{path}: not an ONNX file, or truncated (no graph in it)")
+    if not texts_are_valid(model):
+        raise InputError(f"{path}: not an ONNX file, or damaged (a name in it is no text)")
     return model
 
 
@@ -72,12 +76,23 @@ def refuse_quantized(model: onnx.ModelProto, path: Path) -> None:
 
 def _inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """Replace calls of the model's own functions by what is in them."""
-    if not model.functions:
-        return model
     from onnx import inliner  # onnx imports it on demand only
 
     try:
-        inlined: onnx.ModelProto = inliner.inline_local_functions(model, convert_version=True)
-    except (RuntimeError, ValueError) as error:
+        # Functions of another opset than the model's are converted, which takes shapes.
+        typed = onnx.shape_inference.infer_shapes(model)
+        inlined: onnx.ModelProto = inliner.inline_local_functions(typed, convert_version=True)
+    except ONNX_ERRORS as error:
         raise InputError(f"its functions cannot be inlined: {first_line(error)}") from error
     return inlined
+
+
+def _import(model: onnx.ModelProto) -> gs.Graph:
+    """The message as a graph; raises InputError where onnx-graphsurgeon cannot read it."""
+    if model.graph.sparse_initializer:
+        name = model.graph.sparse_initializer[0].values.name
+        raise InputError(f"weight {name!r} is stored as a sparse tensor")
+    try:
+        return gs.import_onnx(model)
+    except UnicodeDecodeError as error:
+        raise InputError(f"an attribute in it is no text: {first_line(error)}") from error

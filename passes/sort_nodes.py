@@ -5,30 +5,32 @@ from collections.abc import Iterator
 import onnx
 
 from regcache.passes.errors import InputError
+from regcache.passes.message_graphs import subgraphs
 
 
 def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Sort the nodes of a graph in place, keeping their order wherever it is free.
+    """Sort the nodes of a graph and of its subgraphs in place, keeping what order is free.
 
     Some converters (ONNX Runtime's to float16, for one) append nodes at the end. Nodes of
     subgraphs count as readers of what they take from outside. Raises InputError, naming a tensor,
     when nodes read each other in a circle or two of them write the same tensor.
     """
+    for node in graph.node:
+        for inner in subgraphs(node):
+            sort_nodes(inner)
     makers: dict[str, int] = {}
     for number, node in enumerate(graph.node):
         for name in filter(None, node.output):
             if name in makers:
                 raise InputError(f"the tensor {name!r} is written by two nodes")
             makers[name] = number
-    needs = [
-        {makers[name] for name in _reads(node) if name in makers} - {number}
-        for number, node in enumerate(graph.node)
-    ]
+    needs = [{makers[name] for name in _reads(node) if name in makers} for node in graph.node]
     if all(need < number for number, group in enumerate(needs) for need in group):
         return
     order = _order(needs)
     if len(order) < len(needs):
-        stuck = next(n for n in range(len(needs)) if n not in set(order))
+        placed = set(order)
+        stuck = next(n for n in range(len(needs)) if n not in placed)
         name = next(iter(graph.node[stuck].output), graph.node[stuck].name)
         raise InputError(f"the nodes around {name!r} read each other in a circle")
     nodes = [onnx.NodeProto.FromString(graph.node[n].SerializeToString()) for n in order]
@@ -61,8 +63,9 @@ def _order(needs: list[set[int]]) -> list[int]:
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     """Names that a node reads, those that its subgraphs take from outside included."""
     yield from node.input
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-            for inner in graph.node:
-                yield from _reads(inner)
-            yield from (item.name for item in graph.output)
+    for graph in subgraphs(node):
+        own = {item.name for item in graph.input} | {item.name for item in graph.initializer}
+        own |= {name for inner in graph.node for name in inner.output}
+        found = [name for inner in graph.node for name in _reads(inner)]
+        yield from (name for name in found if name not in own)
+        yield from (item.name for item in graph.output if item.name not in own)

@@ -8,6 +8,14 @@ from regcache.passes.errors import InputError, first_line
 
 # More numbers than any weight has: a declared size beyond it is a broken or hostile file.
 _MOST_VALUES = 1 << 36
+_TYPES = frozenset(
+    [
+        *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+        *("float16", "bfloat16", "float32", "float64"),
+    ]
+)
+
+_PIECE = 1 << 22
 
 
 def shape_and_type(
@@ -16,7 +24,8 @@ def shape_and_type(
     """The shape and numpy type that a tensor declares.
 
     Raises InputError, beginning with `where`, for a negative or absurd size and for a type that
-    numpy has no name for, or that holds no numbers (strings).
+    ONNX does not know, or that no encoder computes with: text, complex numbers, and those of less
+    than a byte or of FP8, which quantized files hold.
     """
     shape = tuple(tensor.dims)
     count = 1
@@ -28,8 +37,9 @@ def shape_and_type(
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{where} has an unknown data type: {tensor.data_type}") from error
-    if dtype == np.dtype(object):
-        raise InputError(f"{where} holds text, not numbers")
+    if dtype.name not in _TYPES:
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        raise InputError(f"{where} is of type {kind}, which no float encoder computes with")
     return shape, dtype
 
 
@@ -44,3 +54,16 @@ def read_tensor(tensor: onnx.TensorProto, where: str) -> NDArray[np.generic]:
     except (ValueError, TypeError, KeyError, NotImplementedError, OverflowError) as error:
         raise InputError(f"{where} cannot be read: {first_line(error)}") from error
     return np.asarray(values)
+
+
+def check_finite(values: NDArray[np.generic], where: str) -> None:
+    """Raise InputError where a float is no number; piece by piece, in little memory."""
+    if values.dtype.kind in "iub":
+        return
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE]
+        floats = piece.astype(np.float32) if piece.dtype.itemsize < 4 else piece
+        # A mask constant may hold -inf on purpose; a weight matrix or vector may not.
+        if np.isnan(floats).any() or (flat.size > 1 and (floats == np.inf).any()):
+            raise InputError(f"{where} holds NaN or infinity")

@@ -15,13 +15,16 @@ from many_outputs import many_outputs
 from mutations import copy_artifact
 from test_compiler_cli import RECIPE, assert_refused, photos
 from tiny_artifact import SPEC
+from tiny_vit import TinyVit
 
 import regcache
+from regcache.compiler import measure
 from regcache.compiler.artifact import Artifact
 from regcache.compiler.manifest import read_manifest
 from regcache.compiler.seal import seal
 from regcache.export.onnx_file import sidecar
 from regcache.runtime.images import read_image
+from regcache.runtime.session import OrtSession
 
 pytestmark = pytest.mark.xdist_group("outputs")  # one worker makes the artifacts for all
 
@@ -110,6 +113,22 @@ def test_the_user_decides(folder: Path) -> None:
     assert manifest.encoder.embedding_why == "asked for with --output"
     with regcache.load(artifact, threads=1) as embedder:
         assert embedder.embed(np.zeros((20, 20, 3), np.uint8)).shape[1:] == (17, SPEC.width)
+
+
+def test_pytorch_in_the_order_of_the_artifact(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reference gives the pooled embedding first, whatever was asked for."""
+    onnx.save(TinyVit(SPEC).model(), folder / "ours.onnx")
+    sidecar(folder / "ours.onnx").write_text(RECIPE.to_json())
+    options = ("--output", "last_hidden_state", "--target", "tensorrt")
+    artifact = compiled(folder, "ours", *options)
+    with OrtSession(folder / "ours.onnx", threads=1) as session:
+        monkeypatch.setattr(measure, "_pytorch", lambda *_: session.run)
+        code, found, _ = parity(artifact)
+    assert (code, found["reference"]) == (0, "pytorch")
+    assert [item["name"] for item in found["outputs"]] == ["last_hidden_state", "pooled"]
+    assert found["patch_cosine_mean"] is None
 
 
 def test_inspect_says_which_and_why(folder: Path) -> None:

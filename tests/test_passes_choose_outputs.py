@@ -124,8 +124,12 @@ def test_by_rank_where_no_name_helps() -> None:
 
 def test_by_depth_but_class_scores_last() -> None:
     assert given(a=vector, b=projected(24), c=vector).embedding == "b"
-    found = given(a=vector, b=projected(10), c=vector)
+    found = given(a=vector, b=projected(10), c=projected(24))
+    assert (found.embedding, found.class_scores) == ("c", False)
+    assert found.why == "the deepest of 2 vectors for each image that are no class scores"
+    found = given(a=vector, b=projected(10))
     assert (found.embedding, found.class_scores) == ("a", False)
+    assert found.why == "the only vector for each image but class scores"
     for classes in (10, 1000):
         found = given(out=projected(classes))
         assert (found.embedding, found.why) == ("out", "the only output")

@@ -162,14 +162,17 @@ def test_a_graph_the_checker_refuses(vit: TinyVit, tmp_path: Path) -> None:
 def test_a_quantized_graph_is_refused(vit: TinyVit, tmp_path: Path) -> None:
     model = vit.model()
     model.graph.node.insert(
-        0, onnx.helper.make_node("DynamicQuantizeLinear", ["pixel_values"], ["q", "s", "z"])
+        0, onnx.helper.make_node("DynamicQuantizeLinear", ["pixel_values"], ["q", "s", "z"], "ql")
     )
     model.graph.node.insert(
         1, onnx.helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "dq")
     )
     path = tmp_path / "quantized.onnx"
     path.write_bytes(model.SerializeToString())
-    assert "quantized already (DequantizeLinear 'dq')" in refusal(path)
+    assert "quantized already (DynamicQuantizeLinear 'ql')" in refusal(path)
+    model.graph.node[0].op_type = "Identity"
+    path.write_bytes(model.SerializeToString())
+    assert "quantized already (DequantizeLinear 'dq'); bring the float file" in refusal(path)
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:

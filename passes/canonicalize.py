@@ -15,6 +15,7 @@ from regcache.passes.fuse_rms_norm import FuseRmsNorm
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.merge_transposes import MergeTransposes
 from regcache.passes.onnx_file import import_graph
+from regcache.passes.order_qkv import OrderQkv
 from regcache.passes.raise_opset import raise_opset
 from regcache.passes.resolve_shapes import ResolveShapes
 from regcache.passes.split_gemm import SplitGemm
@@ -31,6 +32,7 @@ PASSES: tuple[Pass, ...] = (
     DropMasks(),
     MergeTransposes(),
     FreeTokens(),
+    OrderQkv(),
 )
 
 

@@ -12,6 +12,7 @@ from regcache.passes.free_tokens import FreeTokens
 from regcache.passes.fuse_gelu import FuseGelu
 from regcache.passes.fuse_layer_norm import FuseLayerNorm
 from regcache.passes.fuse_rms_norm import FuseRmsNorm
+from regcache.passes.fuse_softmax import FuseSoftmax
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.merge_transposes import MergeTransposes
 from regcache.passes.onnx_file import import_graph
@@ -28,6 +29,7 @@ PASSES: tuple[Pass, ...] = (
     FuseLayerNorm(),
     FuseRmsNorm(),
     FuseGelu(),
+    FuseSoftmax(),
     SplitGemm(),
     DropMasks(),
     MergeTransposes(),

@@ -16,6 +16,10 @@ from regcache.passes.walk import is_constant
 
 # Larger results stay computed: a file that expands one number to gigabytes is no reason to.
 _LARGEST_BYTES = 1 << 28
+# The result's size is a value among the inputs: nothing else bounds it.
+_SIZED_BY_VALUES = frozenset(
+    ["ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"]
+)
 # They need not end, or give other numbers each time.
 _NEVER = frozenset(["Loop", "Scan", "If", "SequenceMap", "Multinomial", "Bernoulli"])
 
@@ -38,6 +42,7 @@ class FoldConstants:
 
     def rewrite(self, graph: gs.Graph) -> Log:
         """Fold in place; the nodes that are left without consumers fall to the clean-up."""
+        _write_floats(graph)
         before = [(node.op, node.name, node.outputs[0]) for node in graph.nodes if node.outputs]
         fold_shapes(graph)
         with _silent():
@@ -53,6 +58,15 @@ class FoldConstants:
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
         """Folding only removes nodes."""
         assert len(after.nodes) <= len(before.nodes)
+
+
+def _write_floats(graph: gs.Graph) -> None:
+    """Give Constant nodes of plain floats a tensor; onnx-graphsurgeon takes them for FP64."""
+    for node in graph.nodes:
+        for key in ("value_float", "value_floats") if node.op == "Constant" else ():
+            if key in node.attrs:
+                values = np.array(node.attrs.pop(key), np.float32)
+                node.attrs["value"] = gs.Constant(f"{node.outputs[0].name}/value", values)
 
 
 def _fold(graph: gs.Graph) -> None:
@@ -81,7 +95,10 @@ def _foldable(node: gs.Node) -> bool:
         return False
     for item in node.outputs:
         shape = item.shape
-        if shape is not None and all(isinstance(dim, int) for dim in shape):
+        known = shape is not None and all(isinstance(dim, int) for dim in shape)
+        if node.op in _SIZED_BY_VALUES and not known:
+            return False  # not before what it is sized by is folded
+        if known:
             size = 4 if item.dtype is None else np.dtype(item.dtype).itemsize
             if prod(shape) * size > _LARGEST_BYTES:
                 return False

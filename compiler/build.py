@@ -12,6 +12,8 @@ from regcache.compiler.manifest import Manifest
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.signed_model import REWRITE, engine_source, has_zero_points
 from regcache.compiler.staging import recover
+from regcache.passes.quantized_products import quantized_products
+from regcache.runtime.engine_layers import narrow_products
 
 
 class _Record(BaseModel):
@@ -94,11 +96,18 @@ def _build(
     reporter.step(f"building {model.name} with {toolchain.description}")
     with engine_source(model, artifact, reporter) as source:
         built = toolchain.build(source)
+        quantized = quantized_products(source)
     rewrite = REWRITE if source != model else None
     for warning in built.warnings:
         reporter.warn(warning)
     if not built.layers:
         reporter.warn(f"the list of layers of {toolchain.description} could not be read")
+    narrow = narrow_products(built.layers)
+    if built.layers and narrow < quantized:
+        reporter.warn(
+            f"{toolchain.description} computes {narrow} of {quantized} quantized products of "
+            f"{model.name} in 8 bits, the others in float"
+        )
     record = EngineRecord.of(
         built, model=model.name, engine=toolchain.engine, inputs=key, rewrite=rewrite
     )

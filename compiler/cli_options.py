@@ -12,7 +12,9 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="FILE.onnx, hf:ID_OR_DIR, timm:NAME, openclip:ARCH/TAG_OR_FILE, sample:dinov2-small",
+        help="FILE.onnx, hf:ID_OR_DIR, timm:NAME, timm:NAME/FILE, timm:hf-hub:ID, "
+        "timm:local-dir:DIR (timm's with ?OPTION=VALUE behind), openclip:ARCH/TAG_OR_FILE, "
+        "sample:dinov2-small",
     ),
 ]
 ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A compiled folder.")]

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 
 from regcache.compiler.equalization import Equalization, choose_equalizations
 from regcache.compiler.folds import Folded, Halved, Observed
-from regcache.compiler.manifest import PassRecord
+from regcache.compiler.pass_record import PassRecord, pass_record
 from regcache.compiler.prepare import FloatEncoder
 from regcache.compiler.quantizer import Quantizer
 from regcache.compiler.shifting import Shift, choose_shifts, refine_shifts
-from regcache.compiler.stages import pass_record
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass, run
 from regcache.passes.encoder import EncoderView

@@ -20,7 +20,6 @@ from regcache.compiler.manifest import (
     FileRecord,
     Manifest,
     ParityRecord,
-    PassRecord,
     QuantizationRecord,
     SiteRecord,
     SourceRecord,
@@ -28,6 +27,8 @@ from regcache.compiler.manifest import (
     hash_files,
 )
 from regcache.compiler.options import CompileOptions, RegisterChoice
+from regcache.compiler.outside_blocks import outside_blocks
+from regcache.compiler.pass_record import PassRecord, say_slower
 from regcache.compiler.placement import Placement
 from regcache.compiler.prepare import FloatEncoder, prepare
 from regcache.compiler.quantization import Finisher
@@ -48,6 +49,7 @@ from regcache.compiler.staging import staged_folder
 from regcache.compiler.statistics import ChannelRange
 from regcache.compiler.study import evenly
 from regcache.compiler.targets import Precision, runs_integers
+from regcache.passes.model_files import model_files, remove_model
 from regcache.passes.onnx_file import save_graph
 from regcache.runtime.images import ImageFolder, Skipped, list_images
 from regcache.runtime.parity import ParityResult
@@ -95,9 +97,9 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
         parity = _first_look(encoder, folder, options, staging, reporter)
         speed = _speed(encoder, folder, _linears(equalized, quantized), options, staging, reporter)
         (staging / PREPROCESS).write_text(encoder.recipe.to_json(), encoding="utf-8")
-        source_hash = FileRecord.of(encoder.path).sha256
+        source_hash = FileRecord.of(*model_files(encoder.path)).sha256
         if not options.keep_float:
-            encoder.remove_file()
+            remove_model(encoder.path)
         manifest = Manifest(
             regcache=version("regcache"),
             versions=installed_versions(LIBRARIES),
@@ -109,12 +111,20 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
             calibration=calibration,
             curation=curated.record,
             quantization=_quantization_record(equalized, placement, quantizer, quantized),
-            passes=[*passes, *ready.passes, *equalized.logs, *quantized.logs],
+            passes=[
+                *encoder.passes,
+                *outside_blocks(encoder.view),
+                *passes,
+                *ready.passes,
+                *equalized.logs,
+                *quantized.logs,
+            ],
             parity=ParityRecord(result=parity),
             speed=speed,
             files=hash_files(staging),
         )
         manifest.write(staging)
+        say_slower(manifest.passes, reporter)
     return manifest
 
 

@@ -10,12 +10,13 @@ from typing import Literal, Protocol
 import onnx_graphsurgeon as gs
 
 from regcache.compiler.adoption import adopt_file
+from regcache.compiler.pass_record import PassRecord, pass_record
 from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import OnnxFileSource
 from regcache.export.recipe import at_resolution, for_input
 from regcache.export.recipe_file import read_recipe
 from regcache.export.source import open_source
-from regcache.passes.canonicalize import canonicalize_graph
+from regcache.passes.canonicalize import canonicalize_logged
 from regcache.passes.choose_outputs import OutputChoice, choose_outputs
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
@@ -56,6 +57,7 @@ class FloatEncoder:
 
     `path` is its ONNX file as exported, `graph` the canonical form, `recipe_from` says whether the
     recipe came with the source, from an option, or had to be assumed. `outputs`: which is what.
+    `passes`: what led from the file to the canonical form.
     """
 
     path: Path
@@ -64,16 +66,12 @@ class FloatEncoder:
     recipe: Preprocess
     recipe_from: RecipeFrom
     outputs: OutputChoice
+    passes: tuple[PassRecord, ...] = ()
 
     def batch(self, wanted: int) -> int:
         """The batch size to run with: the graph's own where it is fixed."""
         shape = self.graph.inputs[0].shape
         return shape[0] if shape and isinstance(shape[0], int) else wanted
-
-    def remove_file(self) -> None:
-        """Delete the ONNX file and its external data."""
-        for path in self.path.parent.glob(f"{self.path.name}*"):
-            path.unlink()
 
 
 def prepare(
@@ -91,7 +89,7 @@ def prepare(
         options.source, path, options.resolution, reporter, recipe=given, verify=verify
     )
     try:
-        graph = canonicalize_graph(read_graph(path))
+        graph, logs = canonicalize_logged(read_graph(path))
         image = find_image(graph)
         view = view_encoder(graph)
         outputs = choose_outputs(view, options.output)
@@ -111,7 +109,8 @@ def prepare(
         f"{len(view.linears)} linears"
     )
     reporter.step(outputs.describe())
-    return FloatEncoder(path, graph, view, recipe, recipe_from, outputs)
+    passes = tuple(pass_record(name, log) for name, log in logs)
+    return FloatEncoder(path, graph, view, recipe, recipe_from, outputs, passes)
 
 
 def export_source(

@@ -13,13 +13,14 @@ from regcache.compiler.curation_record import SensitivityRecord
 from regcache.compiler.equalized import Equalized, as_it_is, equalize_encoder
 from regcache.compiler.folds import Halved
 from regcache.compiler.options import AttentionChoice, CompileOptions, Rounding
+from regcache.compiler.pass_record import pass_record
 from regcache.compiler.placement import Placement, place_int8
 from regcache.compiler.prepare import FloatEncoder
 from regcache.compiler.quantizer import Quantizer, Scale
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.rotation import rotation_work
 from regcache.compiler.rounding import Rounded, block_bits, nearest_blocks, round_weights
-from regcache.compiler.stages import Quantized, pass_record, remove_model
+from regcache.compiler.stages import Quantized
 from regcache.compiler.statistics import ChannelRange
 from regcache.compiler.study import ReferenceImages, Study, evenly
 from regcache.compiler.targets import runs_integers
@@ -28,6 +29,7 @@ from regcache.passes.correct_bias import CorrectBias
 from regcache.passes.encoder import Site
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.keep_bias_apart import KeepBiasApart
+from regcache.passes.model_files import remove_model
 from regcache.passes.pack_weights import PackWeights
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.runtime.images import ImageFolder
@@ -102,7 +104,7 @@ class Finisher:
         for step in steps:
             result = run(step, graph)
             graph = result.graph
-            if result.changed:
+            if result.changed or result.log.skips:
                 logs.append(pass_record(step.name, result.log))
         return Quantized(graph, scales, logs)
 

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from regcache.compiler.manifest import PassRecord
 from regcache.compiler.options import CompileOptions
+from regcache.compiler.pass_record import PassRecord, pass_record
 from regcache.compiler.prepare import FloatEncoder
-from regcache.compiler.stages import pass_record
 from regcache.compiler.targets import Precision
 from regcache.passes.base import Pass, run
 from regcache.passes.encoder import EncoderView

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from regcache.compiler.artifact import Artifact
+from regcache.compiler.pass_record import pass_record, say_slower
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import TargetName
 from regcache.passes.base import run
@@ -69,7 +70,9 @@ def write_signed(model: Path, folder: Path, reporter: Reporter) -> Path:
     reporter.step(f"moving the zero points of {model.name} to 0, as TensorRT needs")
     try:
         for step in _PASSES:
-            graph = run(step, graph).graph
+            result = run(step, graph)
+            graph = result.graph
+            say_slower([pass_record(step.name, result.log)], reporter)
     except InputError as error:
         raise _refused(f"{model}: {error}") from error
     path = folder / model.name

@@ -16,8 +16,8 @@ from regcache.compiler.calibration import (
 )
 from regcache.compiler.curation import Curated, SearchOptions, UnsearchableError, curate
 from regcache.compiler.curation_record import CurationRecord
-from regcache.compiler.manifest import PassRecord
 from regcache.compiler.options import AttentionChoice, CompileOptions, RegisterChoice
+from regcache.compiler.pass_record import PassRecord, pass_record
 from regcache.compiler.prepare import FloatEncoder
 from regcache.compiler.quantizer import FLOAT8_CALIBRATORS, Quantizer, Scale
 from regcache.compiler.reporter import Reporter
@@ -31,9 +31,10 @@ from regcache.compiler.targets import (
     runs_integers,
     simulate,
 )
-from regcache.passes.base import Log, run
+from regcache.passes.base import run
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.model_files import remove_model
 from regcache.passes.split_qkv import SplitQkv
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.session import u8s8_saturates
@@ -53,11 +54,11 @@ def shape_for_target(
 ) -> tuple[FloatEncoder, list[PassRecord]]:
     """Bring the float graph into the form that the target computes as its formats say.
 
-    TensorRT computes a packed qkv in float; blocks of weights are wider for v than for q and k.
+    TensorRT computes most packed qkv in float; blocks of weights are wider for v than for q and k.
     """
     if runs_integers(target.name) and target.block_size is None:
         return encoder, []
-    result = run(SplitQkv(), encoder.graph)
+    result = run(SplitQkv(for_tensorrt=not runs_integers(target.name)), encoder.graph)
     shaped = replace(encoder, graph=result.graph, view=view_encoder(result.graph))
     return shaped, [pass_record(SplitQkv.name, result.log)]
 
@@ -165,12 +166,6 @@ def calibrate(
     return statistics
 
 
-def remove_model(path: Path) -> None:
-    """Delete an ONNX file and its external data."""
-    for part in path.parent.glob(f"{path.name}*"):
-        part.unlink()
-
-
 def quantize(
     encoder: FloatEncoder, statistics: Mapping[str, Activation], quantizer: Quantizer
 ) -> Quantized:
@@ -179,8 +174,3 @@ def quantize(
     step = quantizer.step(scales)
     result = run(step, encoder.graph)
     return Quantized(result.graph, scales, [pass_record(step.name, result.log)])
-
-
-def pass_record(name: str, log: Log) -> PassRecord:
-    skips = [f"{skip.site}: {skip.reason}" for skip in log.skips]
-    return PassRecord(name=name, edits=len(log.edits), skips=skips)

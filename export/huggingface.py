@@ -8,6 +8,7 @@ from typing import Any, Self
 from regcache.export.extras import loading_errors, quiet, reason, require
 from regcache.export.recipe import at_resolution, from_image_processor
 from regcache.export.source import Reference
+from regcache.export.suggest import suggest_checkpoint
 from regcache.export.to_onnx import write_onnx
 from regcache.export.tower import Tower, as_reference
 from regcache.export.vit_families import FAMILIES
@@ -29,6 +30,8 @@ class HuggingFaceSource:
         folder = Path(checkpoint).expanduser()
         if folder.is_dir():
             return cls(text, str(folder))
+        if folder.is_file():
+            raise InputError(f"{text}: is a file; did you mean the folder, hf:{folder.parent}?")
         looks_local = checkpoint.startswith((".", "~", os.sep)) or checkpoint.count("/") > 1
         if looks_local or folder.exists():
             raise InputError(f"{text}: no such folder")
@@ -55,9 +58,11 @@ class HuggingFaceSource:
 
         try:
             with quiet():
-                return AutoConfig.from_pretrained(self.checkpoint)
+                return AutoConfig.from_pretrained(self.checkpoint, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{self.name}: {reason(error)}") from error
+            on_hub = isinstance(error, OSError) and not Path(self.checkpoint).is_dir()
+            hint = suggest_checkpoint(self.checkpoint) if on_hub else ""
+            raise InputError(f"{self.name}: {reason(error)}{hint}") from error
 
     def load(self, model_class: str, config: Any, **options: Any) -> Any:
         """A model of transformers in float32 and eval mode, `config` being its part of the whole.
@@ -107,7 +112,7 @@ class HuggingFaceSource:
         try:
             with quiet():
                 processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                    self.checkpoint, config=config, backend="pil"
+                    self.checkpoint, config=config, backend="pil", trust_remote_code=False
                 )
         except (OSError, ValueError, ImportError) as error:
             file = Path(self.checkpoint, "preprocessor_config.json")

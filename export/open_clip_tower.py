@@ -1,16 +1,19 @@
 """openclip:ARCH/TAG_OR_FILE: vision towers of open_clip."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 from regcache.export import timm_vit
+from regcache.export.checkpoint import SUFFIXES, check_file, misfit, read_weights
 from regcache.export.extras import loading_errors, quiet, reason, require
 from regcache.export.library_recipes import open_clip_recipe
 from regcache.export.recipe import at_resolution
 from regcache.export.source import Reference
 from regcache.export.static_forward import freeze_multihead, freeze_tokens
+from regcache.export.suggest import did_you_mean
 from regcache.export.to_onnx import write_onnx
 from regcache.export.tower import Tower, as_reference
 from regcache.passes.errors import InputError
@@ -64,13 +67,19 @@ class OpenClipSource:
 
         config = open_clip.get_model_config(self.architecture)
         if config is None:
-            raise InputError(f"{self.name}: open_clip has no architecture {self.architecture}")
+            hint = did_you_mean(self.architecture, open_clip.list_models(), "openclip:")
+            raise InputError(
+                f"{self.name}: open_clip has no architecture {self.architecture}{hint}"
+            )
         tag = open_clip.get_pretrained_cfg(self.architecture, self.weights)
         if not tag and not Path(self.weights).expanduser().is_file():
-            known = ", ".join(open_clip.list_pretrained_tags_by_model(self.architecture))
+            tags = open_clip.list_pretrained_tags_by_model(self.architecture)
+            if Path(self.weights).suffix in SUFFIXES or os.sep in self.weights:
+                check_file(Path(self.weights).expanduser(), self.name)
+            hint = did_you_mean(self.weights, tags)
             raise InputError(
-                f"{self.name}: {self.weights} is no file and no tag of {self.architecture}; "
-                f"its tags are {known or 'none'}"
+                f"{self.name}: {self.weights} is no file and no tag of {self.architecture}{hint}; "
+                f"its tags are {', '.join(tags) or 'none'}"
             )
         if tag and tag.get("quick_gelu", False) != config.get("quick_gelu", False):
             other = "with" if tag.get("quick_gelu") else "without"
@@ -152,36 +161,17 @@ class OpenClipSource:
         """Put the tower's part of a checkpoint into `visual`, positions resized to its grid."""
         from open_clip.model import resize_pos_embed
 
-        weights = self._read(checkpoint)
+        weights = read_weights(checkpoint, self.name, _PREFIX)
         if not weights:
             raise InputError(f"{self.name}: {checkpoint.name} holds no weights named {_PREFIX}*")
-        resize_pos_embed(weights, SimpleNamespace(visual=visual))
-        own = {key.removeprefix(_PREFIX): tensor.float() for key, tensor in weights.items()}
         try:
+            resize_pos_embed(weights, SimpleNamespace(visual=visual))
+            own = {key.removeprefix(_PREFIX): tensor.float() for key, tensor in weights.items()}
             visual.load_state_dict(own, assign=True)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, IndexError) as error:
             raise InputError(
-                f"{self.name}: {checkpoint.name} does not fit {self.architecture}: "
-                f"{' '.join(str(error).split())[:200]}"
+                f"{self.name}: {checkpoint.name} does not fit {self.architecture}: {misfit(error)}"
             ) from error
-
-    def _read(self, checkpoint: Path) -> "dict[str, Tensor]":
-        """The tensors of the vision tower; never unpickles anything but tensors."""
-        import torch
-        from safetensors import safe_open
-
-        try:
-            if checkpoint.suffix == ".safetensors":
-                with safe_open(checkpoint, framework="pt") as file:
-                    names = [name for name in file.keys() if name.startswith(_PREFIX)]  # noqa: SIM118
-                    return {name: file.get_tensor(name) for name in names}
-            with quiet():
-                state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        except loading_errors() as error:
-            raise InputError(f"{self.name}: {checkpoint.name}: {reason(error)}") from error
-        state = state.get("state_dict", state)
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-        return {name: tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
 
 
 def _is_plain(visual: Any) -> bool:

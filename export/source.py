@@ -7,13 +7,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from regcache.export.suggest import suggest_file, suggest_source
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 
 Reference = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 """float32 images [B, 3, H, W] -> [pooled [B, D], last_hidden_state [B, T, C]], both float32."""
 
-_FORMS = "FILE.onnx, hf:ID_OR_DIR, timm:NAME, openclip:ARCH/TAG_OR_FILE or sample:dinov2-small"
+_FORMS = (
+    "FILE.onnx, hf:ID_OR_DIR, timm:NAME[/FILE], timm:hf-hub:ID, openclip:ARCH/TAG_OR_FILE "
+    "or sample:dinov2-small"
+)
 
 
 class Source(Protocol):
@@ -42,20 +46,23 @@ class Source(Protocol):
 def open_source(text: str) -> Source:
     """Find the source that `text` names; weights are read only by its methods.
 
-    Raises InputError for an unknown prefix or a missing file, MissingExtraError where the
-    libraries that the source needs are not installed.
+    Raises InputError for an unknown prefix or a missing file, with what may have been meant;
+    MissingExtraError where the libraries that the source needs are not installed.
     """
     prefix, colon, rest = text.partition(":")
     if colon and rest and prefix in _OPENERS:
         return _OPENERS[prefix](text, rest)
     if text.endswith(".onnx"):
         return _open_onnx(text)
-    raise InputError(f"{text!r} is no source; expected {_FORMS}")
+    raise InputError(f"{text!r} is no source{suggest_source(text)}; expected {_FORMS}")
 
 
 def _open_onnx(text: str) -> Source:
     from regcache.export.onnx_file import OnnxFileSource
 
+    path = Path(text).expanduser()
+    if not path.exists():
+        raise InputError(f"{text}: no such file{suggest_file(path)}")
     return OnnxFileSource.open(text)
 
 

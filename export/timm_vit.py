@@ -1,14 +1,21 @@
-"""timm:NAME: plain vision transformers of timm."""
+"""timm:NAME and its other forms: plain vision transformers of timm, weights of anybody."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from regcache.export.checkpoint import misfit, read_weights
 from regcache.export.extras import loading_errors, quiet, reason, require
 from regcache.export.library_recipes import timm_recipe
 from regcache.export.recipe import at_resolution
 from regcache.export.source import Reference
 from regcache.export.static_forward import freeze_tokens, softmax_attention, split_heads
+from regcache.export.suggest import did_you_mean, timm_names
+from regcache.export.timm_name import TimmName
+from regcache.export.timm_saved import SavedModel, find_weights, read_saved
 from regcache.export.to_onnx import write_onnx
 from regcache.export.tower import Tower, as_reference
 from regcache.passes.errors import InputError
@@ -18,26 +25,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MODULES = ("vision_transformer", "deit")
+_PATCHES = "patch_embed.proj.weight"
 
 
 @dataclass(frozen=True)
 class TimmSource:
-    """A pretrained model by the name timm knows it by, such as vit_base_patch16_224."""
+    """A model that timm knows by name, with its own weights, a file's, a hub's, or random ones."""
 
     name: str
-    model_name: str
+    wanted: TimmName
 
     @classmethod
-    def open(cls, text: str, model_name: str) -> Self:
-        """Raises MissingExtraError when torch or timm is not installed."""
+    def open(cls, text: str, rest: str) -> Self:
+        """Raises InputError as TimmName does, MissingExtraError without torch or timm."""
         require("exporting timm: sources", "torch", "timm", "onnxscript")
-        return cls(text, model_name)
+        return cls(text, TimmName.parse(text, rest))
 
     def export(self, path: Path, *, resolution: int | None = None) -> Preprocess | None:
         """Write the model as ONNX; see Source.
 
         Raises InputError for a name timm does not know, a model that is no plain vision
-        transformer, weights that cannot be fetched, or a resolution it cannot take.
+        transformer, weights that cannot be fetched, read or do not fit, or a resolution it
+        cannot take.
         """
         recipe = self._recipe(resolution)
         write_onnx(lambda: self._tower(recipe), path)
@@ -47,29 +56,54 @@ class TimmSource:
         """timm's own model; see Source. Raises InputError as `export` does."""
         return as_reference(self._tower(self._recipe(resolution)))
 
+    @cached_property
+    def _model(self) -> SavedModel:
+        """What is to be made; only saved models bring more than a name."""
+        wanted = self.wanted
+        if wanted.model is not None:
+            return SavedModel(wanted.model, {}, dict(wanted.options))
+        saved = read_saved(wanted, self.name)
+        return replace(saved, options={**saved.options, **wanted.options})
+
     def _recipe(self, resolution: int | None) -> Preprocess:
         import timm
         from timm.models import is_model_in_modules
 
+        model = self._model
+        name = model.architecture
         try:
-            config = timm.get_pretrained_cfg(self.model_name)
+            config = timm.get_pretrained_cfg(name)
         except RuntimeError as error:
-            raise InputError(f"{self.name}: {reason(error)}") from error
-        if config is None or not timm.is_model(self.model_name):
-            raise InputError(f"{self.name}: timm has no model of that name")
-        if not is_model_in_modules(self.model_name, _MODULES):
+            hint = did_you_mean(name, timm.list_pretrained(f"{name.partition('.')[0]}.*"), "timm:")
+            raise InputError(f"{self.name}: {reason(error)}{hint}") from error
+        if config is None or not timm.is_model(name):
+            hint = did_you_mean(name.partition(".")[0], timm_names(_MODULES), "timm:")
+            raise InputError(f"{self.name}: timm has no model of that name{hint}")
+        if not is_model_in_modules(name, _MODULES):
             raise InputError(
-                f"{self.name}: {self.model_name} is not supported; "
+                f"{self.name}: {name} is not supported; "
                 f"of timm's models those in {' and '.join(_MODULES)} are"
             )
+        side = self.wanted.options.get("img_size", resolution)
+        if resolution is not None and side != resolution:
+            raise InputError(f"{self.name}: img_size={side}, but the resolution is {resolution}")
+        own = model.options.get("img_size")  # a saved model's, which resizes its positions
+        asked = side if side is not None else own
+        asked = None if asked is None else int(asked)
         try:
-            return at_resolution(data_recipe(asdict(config)), resolution)
+            return at_resolution(data_recipe(model.data or asdict(config)), asked)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            if not model.data:
+                raise
+            raise InputError(f"{self.name}: config.json: {reason(error)}") from error
 
     def _tower(self, recipe: Preprocess) -> Tower:
         model = self._create((recipe.height, recipe.width))
         check_plain(model, self.name)
+        if not model.global_pool:
+            raise InputError(f"{self.name}: it pools no tokens, so there is no embedding")
         return Tower(
             module=model.eval(),
             outputs=lambda images: _outputs(model, images),
@@ -81,11 +115,26 @@ class TimmSource:
     def _create(self, size: tuple[int, int]) -> Any:
         import timm
 
+        model, origin = self._model, self.wanted.origin
+        options: dict[str, Any] = {**model.options, "img_size": size}
+        options["pretrained"] = origin != "random"
+        fitting = ""
+        if origin not in {"timm", "random"}:
+            place = Path(self.wanted.place) if origin == "file" else None
+            file = place or find_weights(self.wanted, self.name)
+            weights = _own_weights(read_weights(file, self.name), f"{self.name}: {file.name}")
+            own: dict[str, Any] = {"state_dict": weights, "label_offset": 0}
+            classes = options.get("num_classes", _classes(weights))
+            if classes is not None:  # the head is not exported, but it has to fit
+                options["num_classes"] = own["num_classes"] = classes
+            options["pretrained_cfg_overlay"] = own
+            fitting = f"{file.name} does not fit {model.architecture}: "
+        errors: tuple[type[Exception], ...] = (*loading_errors(), AttributeError, IndexError)
         try:
-            with quiet():
-                return timm.create_model(self.model_name, pretrained=True, img_size=size)
-        except loading_errors() as error:
-            raise InputError(f"{self.name}: {reason(error)}") from error
+            with quiet(), _repeatable():
+                return timm.create_model(model.architecture, **options)
+        except errors as error:
+            raise InputError(f"{self.name}: {fitting}{misfit(error)}") from error
 
 
 def data_recipe(pretrained_cfg: dict[str, Any]) -> Preprocess:
@@ -110,6 +159,37 @@ def check_plain(model: Any, name: str) -> None:
             f"{name}: {type(model).__name__} is not supported; "
             "of timm's models only those built on VisionTransformer with PatchEmbed are"
         )
+
+
+def _own_weights(weights: "dict[str, Tensor]", where: str) -> "dict[str, Tensor]":
+    """Those of the encoder alone, without what a larger model puts before their names.
+
+    Raises InputError where there are several encoders.
+    """
+    prefixes = [key.removesuffix(_PATCHES) for key in weights if key.endswith(_PATCHES)]
+    if len(prefixes) > 1:
+        raise InputError(f"{where} holds several encoders: {', '.join(map(repr, prefixes))}")
+    if not prefixes or not prefixes[0]:
+        return weights  # timm converts what it knows of other layouts
+    own = prefixes[0]
+    return {key.removeprefix(own): weights[key] for key in weights if key.startswith(own)}
+
+
+def _classes(weights: "dict[str, Tensor]") -> int | None:
+    """How many classes the head has; None in a layout that is not timm's own."""
+    if "head.weight" in weights:
+        return int(weights["head.weight"].shape[0])
+    return 0 if _PATCHES in weights else None
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Random weights are the same every time."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def _outputs(model: Any, images: "Tensor") -> "tuple[Tensor, Tensor]":

@@ -43,10 +43,14 @@ class Edit:
 
 @dataclass(frozen=True)
 class Skip:
-    """One place that looked like a match and was left alone, with the reason."""
+    """One place that looked like a match and was left alone, with the reason.
+
+    `slower`: what that costs in speed, in words ("TensorRT computes it in float"); None: nothing.
+    """
 
     site: str
     reason: str
+    slower: str | None = None
 
 
 @dataclass(frozen=True)

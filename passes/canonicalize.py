@@ -3,7 +3,7 @@
 import onnx
 import onnx_graphsurgeon as gs
 
-from regcache.passes.base import Pass, run
+from regcache.passes.base import Log, Pass, run
 from regcache.passes.check import check_and_infer
 from regcache.passes.drop_masks import DropMasks
 from regcache.passes.errors import InputError, first_line
@@ -12,9 +12,11 @@ from regcache.passes.free_tokens import FreeTokens
 from regcache.passes.fuse_gelu import FuseGelu
 from regcache.passes.fuse_layer_norm import FuseLayerNorm
 from regcache.passes.fuse_rms_norm import FuseRmsNorm
+from regcache.passes.fuse_softmax import FuseSoftmax
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.merge_transposes import MergeTransposes
 from regcache.passes.onnx_file import import_graph
+from regcache.passes.order_qkv import OrderQkv
 from regcache.passes.raise_opset import raise_opset
 from regcache.passes.resolve_shapes import ResolveShapes
 from regcache.passes.split_gemm import SplitGemm
@@ -27,10 +29,12 @@ PASSES: tuple[Pass, ...] = (
     FuseLayerNorm(),
     FuseRmsNorm(),
     FuseGelu(),
+    FuseSoftmax(),
     SplitGemm(),
     DropMasks(),
     MergeTransposes(),
     FreeTokens(),
+    OrderQkv(),
 )
 
 
@@ -45,10 +49,19 @@ def canonicalize(model: onnx.ModelProto) -> gs.Graph:
 
 def canonicalize_graph(graph: gs.Graph) -> gs.Graph:
     """The same for a graph of opset 20 or later."""
+    return canonicalize_logged(graph)[0]
+
+
+def canonicalize_logged(graph: gs.Graph) -> tuple[gs.Graph, list[tuple[str, Log]]]:
+    """The same, and what each pass that found something to do or to skip did, by its name."""
     try:
         check_and_infer(graph)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise InputError(f"the graph's shapes do not fit: {first_line(error)}") from error
+    logs = []
     for step in PASSES:
-        graph = run(step, graph).graph
-    return graph
+        result = run(step, graph)
+        graph = result.graph
+        if result.changed or result.log.skips:
+            logs.append((step.name, result.log))
+    return graph, logs

@@ -47,17 +47,24 @@ def count_flops(graph: gs.Graph) -> Flops:
     matmul = conv = elementwise = 0
     for node in graph.nodes:
         if node.op in {"MatMul", "Gemm"}:
-            source = _dims(node, node.inputs[0])
-            inner = source[0] if node.attrs.get("transA", 0) else source[-1]
-            matmul += 2 * prod(_dims(node, node.outputs[0])) * inner
+            matmul += product_flops(node)
         elif node.op == "Attention":
             matmul += _attention(node)
         elif node.op == "Conv":
-            weight = _dims(node, node.inputs[1])
-            conv += 2 * prod(_dims(node, node.outputs[0])) * prod(weight[1:])
+            conv += product_flops(node)
         elif node.op in _PER_ELEMENT or node.op in _ARITHMETIC:
             elementwise += _PER_ELEMENT.get(node.op, 1) * prod(_dims(node, node.outputs[0]))
     return Flops(matmul, conv, elementwise)
+
+
+def product_flops(node: gs.Node) -> int:
+    """The operations of a MatMul, Gemm or Conv; see count_flops."""
+    if node.op == "Conv":
+        inner = prod(_dims(node, node.inputs[1])[1:])
+    else:
+        source = _dims(node, node.inputs[0])
+        inner = source[0] if node.attrs.get("transA", 0) else source[-1]
+    return 2 * prod(_dims(node, node.outputs[0])) * inner
 
 
 def _attention(node: gs.Node) -> int:

@@ -31,6 +31,13 @@ _SOFTMAX_OPS = SHAPE_OPS | frozenset(["Mul", "Div", "Add", "Where", "IsNaN"])
 # Between a linear and its residual add: bias and layer scale.
 _BRANCH_OPS = SHAPE_OPS | frozenset(["Mul", "Add"])
 
+# What stands before attention in blocks that are none of these, and what that says of them.
+_WINDOWS = ": attention within windows, as in Swin and SAM, is not supported"
+_OTHER_BLOCKS = {
+    **dict.fromkeys(("Concat", "Pad", "Slice"), _WINDOWS),
+    "Add": ": norms behind attention and MLP (post-norm, res-post-norm) are not supported",
+}
+
 
 class _MismatchError(Exception):
     """A node that does not fit the pattern of a block."""
@@ -127,7 +134,8 @@ def _norm_behind(tensor: gs.Tensor, at: gs.Node) -> gs.Node:
     node = producer(tensor)
     if node is None or node.op not in NORMS:
         found = "a graph input" if node is None else f"{node.op} {node.name!r}"
-        raise _MismatchError(at, f"its input is {found}, not a layer norm")
+        why = "" if node is None else _OTHER_BLOCKS.get(node.op, "")
+        raise _MismatchError(at, f"its input is {found}, not a layer norm{why}")
     return node
 
 

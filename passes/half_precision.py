@@ -24,6 +24,7 @@ _POWERS = frozenset({"CumSum", "Exp", "Log", "Pow", "Reciprocal", "Sqrt"})
 # Ops that hand numbers on or choose among them: where those are FLOAT, FLOAT16 loses for nothing.
 _CHOOSE = {"Abs", "GatherElements", "Neg", "ReduceMax", "ReduceMin", "ScatterElements", "TopK"}
 _MOVES = SHAPE_OPS - _QDQ - {"Cast"} | _CHOOSE | {"Concat", "Expand"}
+_PRODUCTS = frozenset({"Attention", "Conv", "Gemm", "MatMul"})
 # The largest number in a quantized type; what is not here is FP8 or has 4 bits.
 _REACH = {np.dtype(np.int8): 128, np.dtype(np.uint8): 255}
 
@@ -86,7 +87,9 @@ class HalfPrecision:
         log = Log(
             tuple(Edit(_name(node), "FLOAT16") for node in graph.nodes if id(node) in changed),
             tuple(
-                Skip(_name(node), reasons[id(node)]) for node in graph.nodes if id(node) in reasons
+                Skip(_name(node), reasons[id(node)], _slower(node))
+                for node in graph.nodes
+                if id(node) in reasons
             ),
         )
         for output in made:
@@ -139,6 +142,13 @@ class HalfPrecision:
             if node.op in _MOVES and any(item.name in found for item in node.inputs):
                 found |= {item.name for item in node.outputs}
         return found
+
+
+def _slower(node: gs.Node) -> str | None:
+    """What it costs that a node keeps FLOAT: next to nothing but where it multiplies floats."""
+    makers = [producer(item) for item in node.inputs]
+    integers = all(maker is not None and maker.op in _QDQ for maker in makers)
+    return "TensorRT computes it in FP32" if node.op in _PRODUCTS and not integers else None
 
 
 def _float_pairs(graph: gs.Graph, beyond: set[str]) -> dict[int, str]:

@@ -62,7 +62,7 @@ class QuantizeAttention:
             site, attention = f"blocks.{block.index}.attention", block.attention
             reason = self._refusal(attention)
             if reason is not None:
-                skips.append(Skip(site, reason))
+                skips.append(Skip(site, reason, "its products are not in int8"))
                 continue
             for node in (attention.scores, attention.context):
                 for slot, tensor in enumerate(node.inputs):

@@ -69,6 +69,12 @@ def products_by_precision(layers: Iterable[EngineLayer]) -> dict[str, int]:
     return layers_by_precision(layer for layer in layers if layer.multiplies)
 
 
+def narrow_products(layers: Iterable[EngineLayer]) -> int:
+    """How many matrix products and convolutions, without fused attentions, compute in 8 bits."""
+    products = [layer for layer in layers if layer.multiplies and not layer.fused_attention]
+    return sum(layer.precision in {"INT8", "FP8"} for layer in products)
+
+
 def layers_by_precision(layers: Iterable[EngineLayer]) -> dict[str, int]:
     """How many kernels of any kind read which number format, the most frequent first."""
     return dict(Counter(layer.precision for layer in layers).most_common())

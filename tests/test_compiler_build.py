@@ -66,6 +66,7 @@ def test_an_engine_is_added_once(artifact: Path) -> None:
     before = contents(artifact)
     built = run_regcache("build", artifact)
     assert built.code == 0, built
+    assert "warning" not in built.err
     assert built.out.startswith("built in ")
     assert str(artifact / FILE) in built.out
     after = contents(artifact)
@@ -100,7 +101,11 @@ def test_an_engine_is_added_once(artifact: Path) -> None:
 def test_what_makes_it_build_again(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("build", artifact, "--compute-capability", "8.9", "--max-batch", 4)
     assert run_regcache(*options).out.startswith("built in ")
-    assert run_regcache(*options, "--force").out.startswith("built in ")
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "quantized_products", lambda _: 5)
+        forced = run_regcache(*options, "--force")
+    assert forced.out.startswith("built in ")
+    assert "computes 4 of 5 quantized products of model.onnx in 8 bits" in forced.err
     assert run_regcache(*options, "--opt-batch", 2).out.startswith("built in ")
     names = sorted(record.file for record in Artifact.open(artifact).manifest.engines)
     stem = "engines/model-tensorrt-rtx-8.9-batch-1"

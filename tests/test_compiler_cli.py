@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
 from command_line import Outcome, run_regcache
@@ -20,6 +21,9 @@ from PIL import Image
 from tiny_vit import Spec, TinyVit
 
 from regcache.export.onnx_file import sidecar
+from regcache.passes.canonicalize import canonicalize
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.onnx_file import save_graph
 from regcache.passes.preprocess import Preprocess
 
 SPEC = Spec(width=32, heads=4, hidden=64, depth=3, grid=4)
@@ -179,6 +183,31 @@ def test_a_packed_projection_is_split_for_tensorrt_only(
         stored = [weight for weight in weights if weight.name.endswith("/quantized")]
         assert len(stored) == linears * SPEC.depth
         assert cli("parity", artifact, "--images", calibration).code == 0
+
+
+def test_what_is_left_slower_is_said(cli: Cli, calibration: Path, tmp_path: Path) -> None:
+    """Packed projections with a step behind them that no pass follows."""
+    graph = canonicalize(TinyVit(replace(SPEC, qkv="fused")).model())
+    for block in view_encoder(graph).blocks:
+        (reshape,) = block.attention.projections[0].output.outputs
+        scaled = gs.Variable(f"{block.index}/scaled", np.float32)
+        number = gs.Constant(f"{block.index}/number", np.array(1.1, np.float32))
+        inputs = [reshape.inputs[0], number]
+        graph.nodes.append(gs.Node("Mul", f"{block.index}/scale", {}, inputs, [scaled]))
+        reshape.inputs[0] = scaled
+    path, artifact = tmp_path / "packed.onnx", tmp_path / "artifact"
+    save_graph(graph.toposort(), path)
+    sidecar(path).write_text(RECIPE.to_json())
+    command = ("compile", path, "--images", calibration, "-o", artifact)
+    compiled = cli(*command, "--target", "tensorrt-rtx", "--registers", "off", "--no-equalize")
+    assert compiled.code == 0, compiled
+    line = (
+        "split_qkv left blocks.0.qkv and 2 more alone: the way to its parts is none that is known"
+        "; TensorRT computes it in float"
+    )
+    assert compiled.err.count(f"warning: {line}\n") == 1
+    passes = json.loads((artifact / "manifest.json").read_text())["passes"]
+    assert [record["slower"] for record in passes if record["name"] == "split_qkv"] == [[line]]
 
 
 def test_compiling_twice_gives_the_same_bytes(

@@ -38,3 +38,13 @@ def test_builds_are_for_all_that_was_named(
     options = [part for one in given for part in ("--compute-capability", one)]
     assert run_regcache("build", "artifact", *options).code == 0
     assert asked == [expected]
+
+
+@pytest.mark.parametrize(
+    "command", ["export", "inspect", "compile", "parity", "build", "bench", "bundle", "reproduce"]
+)
+def test_every_command_can_be_asked_for_help(command: str) -> None:
+    """A bracket in a help text is markup to what prints it, and may end in a traceback."""
+    asked = run_regcache(command, "--help")
+    assert asked.code == 0
+    assert "Usage" in asked.out

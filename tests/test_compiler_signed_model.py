@@ -81,7 +81,7 @@ def test_integers_that_cannot_move_name_their_node(model: Path) -> None:
 
 
 def test_the_rewrite_has_a_version() -> None:
-    assert REWRITE == "split_qkv 1 + signed_integers 1"
+    assert REWRITE == "split_qkv 2 + signed_integers 1"
 
 
 def test_a_packed_projection_is_split_before(tmp_path: Path) -> None:

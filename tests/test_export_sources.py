@@ -37,6 +37,7 @@ def tiny_model(path: Path, external: bool = False) -> Path:
     ("text", "reason"),
     [
         ("nonsense", "is no source; expected FILE.onnx, hf:ID_OR_DIR"),
+        ("", "is no source; expected"),
         ("ftp:model", "is no source"),
         ("hf:", "is no source"),
         ("missing.onnx", "no such file"),
@@ -53,9 +54,12 @@ def test_a_bad_name_is_refused_at_once(text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("timm:no_such_model", "timm has no model of that name"),
+        ("timm:no_such_model", "timm has no model of that name$"),
         ("timm:vit_base_patch16_224.no_tag", "Invalid pretrained tag"),
-        ("openclip:no-such-arch/tag", "open_clip has no architecture no-such-arch"),
+        ("openclip:no-such-arch/tag", "open_clip has no architecture no-such-arch$"),
+        ("openclip:vitb16/openai", "did you mean openclip:ViT-B-16"),
+        ("openclip:ViT-B-16/laion2b_s34b", r"; did you mean laion2b_s34b_b88k\?; its tags are"),
+        ("openclip:ViT-B-16/no.safetensors", "no.safetensors: no such file$"),
         ("openclip:ViT-B-16/no-tag", "no file and no tag of ViT-B-16; its tags are .*laion2b"),
         ("openclip:ViT-B-16/openai", "trained with QuickGELU"),
     ],
@@ -66,12 +70,78 @@ def test_a_name_its_library_does_not_know(text: str, reason: str, tmp_path: Path
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("HF:facebook/dinov2-small", "hf:facebook/dinov2-small"),
+        ("huggingface:facebook/dinov2-small", "hf:facebook/dinov2-small"),
+        ("https://huggingface.co/facebook/dinov2-small", "hf:facebook/dinov2-small"),
+        ("facebook/dinov2-small", "hf:facebook/dinov2-small"),
+        ("somebody/of_mine.v2", "hf:somebody/of_mine.v2"),
+        ("dinov2-base", "hf:facebook/dinov2-base"),
+        ("clip-vit-base-patch32", "hf:openai/clip-vit-base-patch32"),
+        ("sampel:dinov2-small", "sample:dinov2-small"),
+        ("sample", "sample:dinov2-small"),
+        ("Timm:vit_base_patch16_224", "timm:vit_base_patch16_224"),
+        ("vit_base_patch16_224", "timm:vit_base_patch16_224"),
+        ("vit_base_patch16_224.augreg_in1k", "timm:vit_base_patch16_224.augreg_in1k"),
+        ("vit_base_patch61_224", "timm:vit_base_patch16_224"),
+        ("vit_base_patch16_224/mine.pth", "timm:vit_base_patch16_224/mine.pth"),
+        ("timm/vit_base_patch16_224.augreg_in1k", "timm:hf-hub:timm/vit_base_patch16_224."),
+        ("open_clip:ViT-B-16/openai", "openclip:ViT-B-16/openai"),
+        ("ViT-B-16/openai", "openclip:ViT-B-16/openai"),
+        ("vit-b-16", "openclip:ViT-B-16"),
+    ],
+)
+def test_what_was_meant_is_asked(text: str, meant: str) -> None:
+    with pytest.raises(InputError) as caught:
+        open_source(text)
+    assert f"is no source; did you mean {meant}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_and_files_say_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, config in (("of_hf", {"model_type": "vit"}), ("of_timm", {"architecture": "v"})):
+        Path(folder).mkdir()
+        Path(folder, "config.json").write_text(json.dumps(config))
+    Path("of_onnx").mkdir()
+    for file in ("of_onnx/encoder.onnx", "best.safetensors", "of_hf/model.safetensors"):
+        Path(file).touch()
+    for text, meant in (
+        ("of_hf", "is no source; did you mean hf:of_hf?"),
+        (f"{tmp_path}/of_timm/", f"is no source; did you mean timm:local-dir:{tmp_path}/of_timm/?"),
+        ("of_onnx", "is no source; did you mean of_onnx/encoder.onnx?"),
+        ("best.safetensors", "did you mean timm:NAME/best.safetensors or openclip:ARCH/best.safe"),
+        ("hf:of_hf/model.safetensors", "is a file; did you mean the folder, hf:of_hf?"),
+        ("of_onnx/Encodr.onnx", "no such file; did you mean of_onnx/encoder.onnx?"),
+        ("of_nothing/encoder.onnx", "no such file; there is no folder of_nothing"),
+        ("of_hf/encoder.onnx", "of_hf/encoder.onnx: no such file"),
+    ):
+        with pytest.raises(InputError) as caught:
+            open_source(text)
+        assert meant in str(caught.value)
+
+
+def test_a_hub_that_does_not_know_a_name_may_know_another(tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        for name in ("dinov2-smal", "facebook/dinov2-smal"):
+            with pytest.raises(InputError, match="did you mean hf:facebook/dinov2-small"):
+                open_source(f"hf:{name}").export(tmp_path / "m.onnx")
+
+
 def test_no_network_is_one_clear_line(tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        for text in ("hf:nobody/no-model", "timm:vit_tiny_patch16_224", "openclip:ViT-B-16/dfn2b"):
+        names = ("hf:nobody/no-model", "timm:vit_tiny_patch16_224", "openclip:ViT-B-16/dfn2b")
+        for text in (*names, "timm:hf-hub:nobody/no-model"):
             with pytest.raises(InputError) as caught:
                 open_source(text).export(tmp_path / "m.onnx")
             assert str(caught.value).startswith(f"{text}: ")
@@ -121,6 +191,28 @@ def test_a_pickle_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
     assert not trace.exists()
     pickle.loads(pickle.dumps(Malicious(trace)))
     assert trace.exists()  # the trap works
+
+
+def test_code_that_comes_with_a_checkpoint_never_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tmp_path / "ran"
+    source = zoo.FAMILIES["deit-s16"](tmp_path / "hf")
+    (tmp_path / "hf" / "mine.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
+    for file, classes in (
+        ("config.json", {"AutoConfig": "mine.C", "AutoModel": "mine.M"}),
+        ("preprocessor_config.json", {"AutoImageProcessor": "mine.P"}),
+    ):
+        path = tmp_path / "hf" / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": classes}))
+    monkeypatch.setattr("builtins.input", lambda _: "y")  # `yes |`
+    assert source.reference() is not None
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mine"}))
+    with pytest.raises(InputError) as caught:
+        source.reference()
+    assert "\n" not in str(caught.value)
+    assert not trace.exists()
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:

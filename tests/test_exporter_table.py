@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from exporter_cell import Cell, measure
-from exporter_forms import Form, all_forms
+from exporter_forms import BATCH_FORMS, Form, all_forms
 
-TABLE = Path(__file__).parents[1] / "docs" / "sources.md"
+PAGE = Path(__file__).parents[1] / "docs" / "sources.md"
 
 
 @pytest.mark.parametrize("form", all_forms(), ids=str)
@@ -15,11 +15,18 @@ def test_every_form_compiles_to_integers(form: Form, tmp_path: Path) -> None:
     if found.refused is None:
         assert found.good, found
         assert found.batch == "batch"
-    assert row_of(form, found) in TABLE.read_text(encoding="utf-8").splitlines()
+    assert written(form) == said(found)
 
 
-def row_of(form: Form, cell: Cell) -> str:
-    """The form's line in the table of docs/sources.md."""
-    kernels = "" if cell.refused else f"{cell.kernels} of {cell.linears}"
-    said = "cannot be written" if cell.refused else "compiled, any batch"
-    return f"| {form.family} | {form.exporter} | {form.batch} | {said} | {kernels} |"
+def said(cell: Cell) -> str:
+    """What the page says of a form; a torch that writes it, or no longer does, changes that."""
+    return "not written" if cell.refused else f"{cell.kernels} of {cell.linears}"
+
+
+def written(form: Form) -> str:
+    """The form's cell in the table of docs/sources.md."""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[:2] == [form.family, form.exporter]:
+            return cells[2 + BATCH_FORMS.index(form.batch)]
+    raise AssertionError(f"{PAGE.name} has no row for {form}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from running import run_graph
 from test_passes_canonicalize import SPELLINGS, ops
 from test_passes_signed_integers import quantized
-from tiny_vit import Spec, TinyVit
+from tiny_vit import Spec, TinyVit, with_batch
 
 from regcache.passes.base import Result, run
 from regcache.passes.canonicalize import canonicalize
@@ -28,12 +28,9 @@ from regcache.runtime.optimised_graph import integer_matmuls, optimised_ops
 ROWS, COLUMNS = 5, 3
 
 
-def with_batch(vit: TinyVit, batch: int) -> gs.Graph:
+def fixed(vit: TinyVit, batch: int) -> gs.Graph:
     """The canonical graph of an export that fixed the batch."""
-    model = vit.model()
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = batch
-    return canonicalize(model)
+    return canonicalize(with_batch(vit.model(), batch))
 
 
 def apply(graph: gs.Graph) -> Result:
@@ -56,7 +53,7 @@ def kernels(graph: gs.Graph) -> int:
 )
 def test_every_linear_of_a_fixed_batch_is_an_integer_kernel(name: str, kind: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = quantized(with_batch(vit, 2), kind)
+    graph = quantized(fixed(vit, 2), kind)
     linears = view_encoder(graph).linears
     result = apply(graph)
     assert kernels(graph) == 0
@@ -80,12 +77,12 @@ def test_a_free_batch_is_left_alone(name: str) -> None:
 
 
 def test_float_linears_are_left_alone() -> None:
-    graph = with_batch(TinyVit(Spec()), 1)
+    graph = fixed(TinyVit(Spec()), 1)
     assert apply(graph).graph is graph
 
 
 def test_only_the_biases_change() -> None:
-    graph = quantized(with_batch(TinyVit(Spec()), 1))
+    graph = quantized(fixed(TinyVit(Spec()), 1))
     result = apply(graph).graph
     assert ops(result) == ops(graph)
     widened = 0
@@ -190,7 +187,7 @@ def test_what_onnx_runtime_does_not_merge(form: str) -> None:
 def test_passes_for_tensorrt_read_what_is_left() -> None:
     """A fixed batch, compiled for ONNX Runtime: projections split, zero points moved to 0."""
     vit = TinyVit(Spec(qkv="fused"))
-    kept = apply(quantized(with_batch(vit, 2))).graph
+    kept = apply(quantized(fixed(vit, 2))).graph
     split = run(SplitQkv(), kept)
     assert [edit.site for edit in split.log.edits] == ["blocks.0.qkv", "blocks.1.qkv"]
     signed = run(SignedIntegers(), split.graph).graph

@@ -11,18 +11,22 @@ import pytest
 import zoo
 from building import assert_builds, int8_products, needs_tensorrt
 from numpy.typing import NDArray
+from packing import FORMS as PACKINGS
+from packing import repack
 from running import run_graph
 from test_passes_canonicalize import SPELLINGS, ops
 from test_passes_correct_bias import drop_biases
+from test_passes_quantize_linears import scales
 from test_passes_signed_integers import FORMATS
 from test_passes_signed_integers import quantized as for_ort
 from test_registers_build import quantized, with_registers
-from tiny_vit import Spec, TinyVit
+from tiny_vit import Spec, TinyVit, with_batch
 
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import load_model
+from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.passes.signed_integers import SignedIntegers
 from regcache.passes.split_qkv import SplitQkv
 from regcache.passes.walk import is_constant, producer
@@ -55,18 +59,67 @@ def test_weights_are_the_thirds_of_the_packed_one() -> None:
     assert ops(result.graph)["MatMul"] == ops(graph)["MatMul"] + 2 * vit.spec.depth
 
 
-def test_another_order_is_left_alone() -> None:
-    graph = canonicalize(TinyVit(Spec(qkv="fused")).model())
-    packed = view_encoder(graph).blocks[0].attention.projections[0]
-    turned = packed.output.outputs[0].outputs[0].outputs[0]
-    assert turned.op == "Transpose"
-    turned.attrs["perm"] = [2, 0, 1, 3, 4]
-    turned.outputs[0].shape = None
-    result = SplitQkv().rewrite(graph)
-    assert [(skip.site, skip.reason) for skip in result.skips] == [
-        ("blocks.0.qkv", "the packed axes are not in timm's order")
+@pytest.mark.parametrize("kind", ["float", *FORMATS])
+@pytest.mark.parametrize("form", PACKINGS)
+def test_other_ways_to_the_thirds(form: str, kind: str) -> None:
+    """Whichever way leads to them, and with the batch free and fixed; float, and quantized."""
+    vit = TinyVit(Spec(width=24, heads=3, qkv="fused"))
+    for batch in (None, 2):
+        graph = repack(canonicalize(with_batch(vit.model(), batch)), form)
+        images = vit.images(2)
+        for found, wanted in zip(run_graph(graph, images), vit.reference(images), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+        graph = graph if kind == "float" else for_ort(graph, kind)
+        result = run(SplitQkv(for_tensorrt=False), graph)
+        assert [edit.site for edit in result.log.edits] == ["blocks.0.qkv", "blocks.1.qkv"]
+        assert not result.log.skips
+        onnx.checker.check_model(gs.export_onnx(result.graph), full_check=True)
+        assert [one.name for one in view_encoder(result.graph).blocks[1].linears[:3]] == [
+            "blocks.1.q",
+            "blocks.1.k",
+            "blocks.1.v",
+        ]
+        pair = (run_graph(one, images) for one in (result.graph, graph))
+        for found, wanted in zip(*pair, strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-6)
+        assert not run(SplitQkv(for_tensorrt=False), result.graph).changed
+
+
+@pytest.mark.parametrize("form", PACKINGS)
+def test_thirds_in_place_stay_together_for_tensorrt(form: str) -> None:
+    graph = repack(canonicalize(TinyVit(Spec(qkv="fused")).model()), form)
+    result = run(SplitQkv(), graph)
+    assert result.changed == (form not in ("slice columns", "gather columns"))
+    assert not result.log.skips
+
+
+def test_no_other_way_is_followed() -> None:
+    """What else reads the packed tensor, and a step that changes numbers, are said."""
+    graph = canonicalize(TinyVit(Spec(depth=3, qkv="fused")).model())
+    first, second, third = (
+        block.attention.projections[0].output.outputs[0] for block in view_encoder(graph).blocks
+    )
+    size = gs.Variable("size", np.float32, first.outputs[0].shape)
+    graph.nodes.append(gs.Node("Abs", "size", {}, [first.outputs[0]], [size]))
+    graph.outputs.append(size)
+    (turned,) = second.outputs[0].outputs
+    scaled = gs.Variable("scaled", np.float32)
+    two = gs.Constant("two", np.array(2, np.float32))
+    graph.nodes.append(gs.Node("Mul", "scaled", {}, [turned.outputs[0], two], [scaled]))
+    for node in list(turned.outputs[0].outputs):
+        if node.op == "Gather":
+            node.inputs[0] = scaled
+    result = run(SplitQkv(), graph.toposort())
+    assert [(skip.site, skip.slower) for skip in result.log.skips] == [
+        (f"blocks.{index}.qkv", "TensorRT computes it in float") for index in (0, 1)
     ]
-    assert len(result.edits) == 1
+    assert [edit.site for edit in result.log.edits] == ["blocks.2.qkv"]
+    assert third.op == "Reshape"
+
+
+def signed(graph: gs.Graph) -> gs.Graph:
+    """Quantized as TensorRT takes it."""
+    return run(QuantizeLinears(scales(graph, "int8")), graph).graph
 
 
 def weight_of(matmul: gs.Node) -> gs.Node:
@@ -198,3 +251,12 @@ def test_integers_of_onnx_runtime_compute_in_int8(name: str, folder: Path) -> No
     blocks = len(view_encoder(packed).blocks)
     assert int8_products(assert_builds(run(SignedIntegers(), packed).graph)) == 3 * blocks
     assert int8_products(assert_builds(split)) == 4 * blocks
+
+
+@needs_tensorrt
+@pytest.mark.parametrize("form", ["split heads", "gather columns"])
+def test_torchscript_and_multihead_attention_compute_in_int8(form: str) -> None:
+    """timm's unbind as TorchScript writes it, split; nn.MultiheadAttention's thirds, left whole."""
+    spec = Spec(width=64, heads=2, hidden=128, patch=8, grid=4, qkv="fused")
+    graph = repack(canonicalize(TinyVit(spec).model()), form)
+    assert int8_products(assert_builds(signed(run(SplitQkv(), graph).graph))) == 4 * spec.depth

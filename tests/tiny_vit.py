@@ -141,7 +141,7 @@ class TinyVit:
 
     def model(self) -> onnx.ModelProto:
         """The graph: pixel_values [batch, 3, S, S] -> pooled [batch, W], last_hidden_state."""
-        return _Builder(self).build()
+        return Builder(self).build()
 
     def images(self, batch: int, seed: int = 0) -> NDArray[np.float32]:
         """Random input images."""
@@ -216,6 +216,14 @@ class TinyVit:
         return np.asarray(inner @ w[f"{i}.fc2"] + w[f"{i}.fc2.b"])
 
 
+def with_batch(model: onnx.ModelProto, batch: int | None) -> onnx.ModelProto:
+    """The model with its batch fixed, or as it is."""
+    if batch is not None:
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+    return model
+
+
 def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = (centred**2).mean(axis=-1, keepdims=True)
@@ -239,7 +247,7 @@ def activate(name: str, x: Array) -> Array:
     return np.asarray(x / (1 + np.exp(-(1.702 if name == "quick_gelu" else 1.0) * x)))
 
 
-class _Builder:
+class Builder:
     """Writes the nodes one by one, as an exporter does."""
 
     def __init__(self, vit: TinyVit) -> None:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from regcache.export.cache import written_whole
 from regcache.export.onnx_file import sidecar
 from regcache.export.source import Source, open_source
+from regcache.export.timm_name import TimmName
 from regcache.export.timm_vit import TimmSource
 from regcache.passes.preprocess import Preprocess
 
@@ -153,11 +154,13 @@ class UntrainedTimmSource(TimmSource):
 
     def _create(self, size: tuple[int, int]) -> Any:
         with seeded():
-            return randomize(timm.create_model(self.model_name, img_size=size, depth=DEPTH))
+            return randomize(
+                timm.create_model(self._model.architecture, img_size=size, depth=DEPTH)
+            )
 
 
 def _timm(name: str) -> Callable[[Path], Source]:
-    return lambda _: UntrainedTimmSource(f"timm:{name}", name)
+    return lambda _: UntrainedTimmSource(f"timm:{name}", TimmName(name))
 
 
 def _open_clip(architecture: str) -> Callable[[Path], Source]:

@@ -1,0 +1,51 @@
+"""What a pass did: for the manifest, and what it leaves slower than it could be, for the user."""
+
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict
+
+from regcache.compiler.reporter import Reporter
+from regcache.passes.base import Log, Skip
+
+
+class PassRecord(BaseModel):
+    """What one pass did.
+
+    `slower`: what computes slower for what it skipped, one line for each way.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    edits: int
+    skips: list[str]
+    slower: list[str] = []
+
+
+def pass_record(name: str, log: Log) -> PassRecord:
+    """The log of a pass as the manifest keeps it."""
+    skips = [f"{skip.site}: {skip.reason}" for skip in log.skips]
+    return PassRecord(name=name, edits=len(log.edits), skips=skips, slower=_slower(name, log.skips))
+
+
+def say_slower(records: Iterable[PassRecord], reporter: Reporter) -> None:
+    """Warn of all that passes left slower than it could be."""
+    for record in records:
+        for line in record.slower:
+            reporter.warn(line)
+
+
+def _slower(name: str, skips: Iterable[Skip]) -> list[str]:
+    ways: dict[str, list[Skip]] = {}
+    for skip in skips:
+        if skip.slower is not None:
+            ways.setdefault(skip.slower, []).append(skip)
+    return [f"{name} left {_listed(some)}; {slower}" for slower, some in ways.items()]
+
+
+def _listed(skips: list[Skip]) -> str:
+    """What was left alone, and why, in a few words whatever its number."""
+    first, reasons = skips[0], {skip.reason for skip in skips}
+    sites = first.site if len(skips) == 1 else f"{first.site} and {len(skips) - 1} more"
+    others = "" if len(reasons) == 1 else " and the like"
+    return f"{sites} alone: {first.reason}{others}"

@@ -199,3 +199,24 @@ def replace_everywhere(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
 def count_ops(graph: gs.Graph, op: str) -> int:
     """How many nodes of one kind a graph has."""
     return sum(node.op == op for node in graph.nodes)
+
+
+def hand_on(graph: gs.Graph, node: gs.Node, source: gs.Tensor) -> bool:
+    """Let everything that reads the node's first output read `source`; the node falls to clean-up.
+
+    An output of the graph keeps its name: what makes `source` writes it. False, and nothing is
+    changed, where nothing in the graph makes it or it is an output itself.
+    """
+    result = node.outputs[0]
+    old, new = (source, result) if is_output(graph, result) else (result, source)
+    if old is source:
+        if not source.inputs or is_output(graph, source):
+            return False
+        maker = source.inputs[0]
+        node.outputs.clear()
+        maker.outputs = [result if item is source else item for item in maker.outputs]
+    node.outputs.clear()
+    node.inputs.clear()
+    for reader in list(old.outputs):
+        reader.inputs = [new if item is old else item for item in reader.inputs]
+    return True

@@ -60,6 +60,18 @@ def check_and_infer(graph: gs.Graph) -> None:
         if isinstance(tensor, gs.Variable) and name in found and tensor.inputs:
             tensor.shape = _dims(found[name])
             tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(found[name].elem_type)
+    _refuse_perms(graph)
+
+
+def _refuse_perms(graph: gs.Graph) -> None:
+    """Raise InferenceError for a Transpose that leaves axes out, which onnx lets pass."""
+    for node in graph.nodes:
+        if node.op == "Transpose" and "perm" in node.attrs and node.inputs[0].shape is not None:
+            perm, rank = list(node.attrs["perm"]), len(node.inputs[0].shape)
+            if sorted(perm) != list(range(rank)):
+                raise onnx.shape_inference.InferenceError(
+                    f"Transpose {node.name!r} of {rank} axes has perm {perm}"
+                )
 
 
 def _refuse_long_rows(model: onnx.ModelProto) -> None:

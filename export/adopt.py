@@ -22,7 +22,7 @@ from regcache.passes.keep_vision import KeepVision, other_inputs
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.pin_image import PinImage
 from regcache.passes.read_graph import read_graph
-from regcache.passes.settle import settle
+from regcache.passes.settle import check_settled, loops, settle
 from regcache.passes.to_float32 import ToFloat32
 from regcache.passes.unfuse_microsoft import UnfuseMicrosoft
 from regcache.passes.walk import is_constant
@@ -38,7 +38,8 @@ class Adopted:
     """A file in our own form.
 
     `notes`: what was done to it that a user would want to know. `half`: whether it computed in less
-    than FP32. `masks`: inputs that were set to a number that masks nothing.
+    than FP32. `masks`: inputs that were set to a number that masks nothing. `loops`: whether the
+    file, in what is dropped of it, holds a loop, so that running it need not end.
     """
 
     graph: gs.Graph
@@ -46,6 +47,7 @@ class Adopted:
     notes: tuple[str, ...]
     half: bool
     masks: Mapping[str, float]
+    loops: bool
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,10 +71,11 @@ def adopt(
     that its preprocessing makes, for such a file when no resolution is given. `free_batch`: whether
     a batch that the file fixes may be freed.
     Raises InputError where the file cannot be read, holds operators that cannot be understood,
-    takes no image, leaves the size open, or does not compute at that size.
+    takes no image, leaves the size open, does not compute at that size, or loops.
     """
     notes: list[str] = []
     graph = read_graph(path)
+    looping = any(loops(graph))
     graph, converted = _edit(ToFloat32(), graph)
     if converted:
         notes.append("its weights are taken in FP32: some of the file is in another precision")
@@ -91,9 +94,10 @@ def adopt(
             notes.append(_dropped(graph, edits))
         graph, note = _fix_shapes(graph, image, height, width, free_batch)
     notes += note
+    check_settled(graph)
     shape = image.at(graph.inputs[0].shape[0], height, width)
     pinned = ImageInput(image.name, image.layout, image.dtype, shape, image.pixels)
-    return Adopted(graph, pinned, tuple(notes), half=bool(converted), masks=masks)
+    return Adopted(graph, pinned, tuple(notes), half=bool(converted), masks=masks, loops=looping)
 
 
 def _edit(step: Pass, graph: gs.Graph) -> tuple[gs.Graph, tuple[Edit, ...]]:

@@ -15,6 +15,7 @@ _MOST_NODES = 50_000
 _DEEPEST = 16
 # Of what local functions become where they are called; a message ends at 2 GB.
 _MOST_BYTES = 1 << 30
+_LARGEST_OPSET = 1_000_000
 _LARGEST_DIM = (1 << 31) - 1
 _MOST_VALUES = 1 << 40
 
@@ -35,10 +36,15 @@ def check_structure(model: onnx.ModelProto) -> None:
     called; functions that call themselves; graphs nested deeper than exporters do; inputs, outputs
     and tensors of a type that there is not, or of no size that there can be; names that two inputs,
     outputs or weights share; attributes that refer to a function's outside of one, or are of a kind
-    that is not read. Rewritten in place: -1 in a shape, which some exporters write, becomes unknown,
-    and so does the type of an inner tensor that is given as undefined.
+    that is not read; opsets that no number of ONNX's can be. Rewritten in place: -1 in a shape,
+    which some exporters write, becomes unknown, and so does the type of an inner tensor that is
+    given as undefined.
     """
     _check_size(model)
+    for imports in (model.opset_import, *(item.opset_import for item in model.functions)):
+        for item in imports:
+            if not 0 < item.version <= _LARGEST_OPSET:
+                raise InputError(f"there is no opset {item.version} of {item.domain or 'ai.onnx'}")
     _check_graph(model.graph)
     for function in model.functions:
         for graph in _inner_graphs(function.node):

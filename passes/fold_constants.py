@@ -19,8 +19,8 @@ _LARGEST_BYTES = 1 << 28
 _MOST_WORK = 1 << 34
 # What they make is of no more numbers than what they read, but for indices.
 _NO_LARGER = frozenset(
-    ["Cast", "Compress", "Flatten", "Identity", "NonZero", "Reshape", "Slice", "Squeeze"]
-    + ["Transpose", "Unique", "Unsqueeze"]
+    {"Cast", "Compress", "Flatten", "Identity", "NonZero", "Reshape", "Slice", "Squeeze"}
+    | {"Transpose", "Unique", "Unsqueeze"}
 )
 _INDEX_BYTES = 64  # for each byte read, where NonZero writes eight numbers of eight
 _PRODUCTS = frozenset(["Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"])
@@ -75,8 +75,8 @@ def _fold(graph: gs.Graph) -> None:
                 recurse_subgraphs=False,
                 error_ok=False,
                 size_threshold=_LARGEST_BYTES,
-                should_exclude_node=lambda node, names=names: not names.issuperset(
-                    item.name for item in node.outputs
+                should_exclude_node=lambda node, names=names: (
+                    not names.issuperset(item.name for item in node.outputs)
                 ),
             )
         except Exception:  # ONNX Runtime's exceptions share no other base

@@ -21,6 +21,7 @@ import typer
 
 from regcache.compiler.prepare import export_source
 from regcache.compiler.reporter import Reporter
+from regcache.passes.model_files import model_size
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.session import OrtSession
@@ -59,7 +60,7 @@ def main(
         seconds = time.perf_counter() - start
         # The largest process so far; the export above ran in a child too, when it ran at all.
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        megabytes = model.stat().st_size / 1e6
+        megabytes = model_size(model) / 1e6
         once = float_pass(model, recipe, images, batch_size)
     figures = {
         "float_pass_s": once,

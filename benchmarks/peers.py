@@ -10,6 +10,7 @@ The seconds are those of the peer's whole process. What it printed stays in the 
 environments, as NAME.log. A peer that cannot be installed or run has its reason in the table.
 """
 
+import glob
 import inspect
 import json
 import os
@@ -364,7 +365,8 @@ def _recipe(model: Path) -> Preprocess:
 
 def _megabytes(model: Path) -> float:
     """Of the file and its external data, as far as that is named after it."""
-    return sum(file.stat().st_size for file in model.parent.glob(f"{model.name}*")) / 1e6
+    files = model.parent.glob(f"{glob.escape(model.name)}*")
+    return sum(file.stat().st_size for file in files) / 1e6
 
 
 def table_of(rows: list[Row], bench: Bench) -> Table:

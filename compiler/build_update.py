@@ -14,6 +14,7 @@ from regcache.compiler.manifest import FileRecord, Manifest, read_manifest
 from regcache.compiler.prepare import FLOAT
 from regcache.compiler.staging import MANIFEST, staged_folder
 from regcache.passes.errors import InputError
+from regcache.passes.model_files import data_file
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,8 @@ class NewEngine:
 
 def model_hashes(manifest: Manifest, model: str) -> dict[str, str]:
     """SHA-256 of an ONNX file of the artifact and of its external data, by file."""
-    return {
-        name: record.sha256 for name, record in manifest.files.items() if name.startswith(model)
-    }
+    names = {model, data_file(Path(model)).name}
+    return {name: record.sha256 for name, record in manifest.files.items() if name in names}
 
 
 def add_engines(folder: Path, opened: Manifest, new: Sequence[NewEngine]) -> Manifest:

@@ -15,6 +15,7 @@ from regcache.compiler.bundle_record import (
     staged_bundle,
 )
 from regcache.passes.errors import InputError, first_line
+from regcache.passes.model_files import model_files
 from regcache.runtime.session import LOG_NOTHING
 
 RUNNER, ORT_MODEL = "run.py", "model.ort"
@@ -47,7 +48,7 @@ def bundle_edge(artifact: Artifact, output: Path, *, ort_format: bool = False) -
         raise InputError(
             f"{artifact.folder}: is for {target.value}; compile it with --target ort-cpu"
         )
-    if any(file.startswith(f"{MODEL}.") for file in artifact.manifest.files):
+    if len(model_files(artifact.model)) > 1:
         raise InputError(f"{artifact.folder}: its weights pass 2 GB, too much for one file")
     with staged_bundle(output, artifact.folder) as staging:
         if ort_format:

@@ -16,6 +16,7 @@ from regcache.compiler.bundle_record import (
 from regcache.compiler.bundle_triton_config import TensorSpec, TritonConfig, graph_tensors
 from regcache.compiler.engine_record import EngineKind, EngineRecord
 from regcache.passes.errors import InputError
+from regcache.passes.model_files import model_files
 from regcache.passes.preprocess import Preprocess
 
 DEFAULT_MAX_BATCH = 8
@@ -99,8 +100,7 @@ def _onnx_config(
         threads=options.threads,
         accelerator=_accelerator(inputs[0], max_batch) if gpu else None,
     )
-    weights = [file for file in artifact.manifest.files if file.startswith(MODEL)]
-    return config, {file: artifact.folder / file for file in weights}
+    return config, {file.name: file for file in model_files(artifact.model)}
 
 
 def _plan_config(

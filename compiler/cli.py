@@ -43,6 +43,7 @@ from regcache.compiler.staging import staged_file, write_text
 from regcache.compiler.targets import Precision, Simulation, TargetName
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import RegcacheError, one_line
+from regcache.passes.model_files import data_file
 from regcache.passes.quiet import silence_graphs
 from regcache.runtime.session import silence_runtime
 
@@ -202,12 +203,16 @@ app.command("bench")(bench_command)
 
 
 def _print_artifact(manifest: Manifest, output: Path) -> None:
-    megabytes = {name: record.size / 1e6 for name, record in manifest.files.items()}
+    def megabytes(model: str) -> str:
+        names = (model, data_file(Path(model)).name)
+        sizes = [manifest.files[name].size for name in names if name in manifest.files]
+        return f"{sum(sizes) / 1e6:.1f} MB"
+
     result = manifest.parity.result
     lines = [
         manifest.curation.reason,
-        f"wrote {output}: model.onnx {megabytes[MODEL]:.1f} MB"
-        + (f", float {megabytes[FLOAT]:.1f} MB" if FLOAT in megabytes else ""),
+        f"wrote {output}: model.onnx {megabytes(MODEL)}"
+        + (f", float {megabytes(FLOAT)}" if FLOAT in manifest.files else ""),
         f"on {result.n_images} of the calibration images: cosine {result.cosine_mean:.5f}, "
         f"worst {result.cosine_min:.5f}; prove it on others with: regcache parity {output}",
     ]

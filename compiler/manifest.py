@@ -35,17 +35,19 @@ class FileRecord(_Record):
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> Self:
-        """Measure a file."""
+    def of(cls, *paths: Path) -> Self:
+        """Measure a file, or several as if they were one behind the other."""
         digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while chunk := stream.read(_HASHED):
-                digest.update(chunk)
-        return cls(size=path.stat().st_size, sha256=digest.hexdigest())
+        for path in paths:
+            with path.open("rb") as stream:
+                while chunk := stream.read(_HASHED):
+                    digest.update(chunk)
+        size = sum(path.stat().st_size for path in paths)
+        return cls(size=size, sha256=digest.hexdigest())
 
 
 class SourceRecord(_Record):
-    """Where the encoder came from; `sha256` is of its ONNX form before any pass."""
+    """Where the encoder came from; `sha256` is of its ONNX form before any pass, weights last."""
 
     name: str
     sha256: str

@@ -49,6 +49,7 @@ from regcache.compiler.staging import staged_folder
 from regcache.compiler.statistics import ChannelRange
 from regcache.compiler.study import evenly
 from regcache.compiler.targets import Precision, runs_integers
+from regcache.passes.model_files import model_files, remove_model
 from regcache.passes.onnx_file import save_graph
 from regcache.runtime.images import ImageFolder, Skipped, list_images
 from regcache.runtime.parity import ParityResult
@@ -96,9 +97,9 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
         parity = _first_look(encoder, folder, options, staging, reporter)
         speed = _speed(encoder, folder, _linears(equalized, quantized), options, staging, reporter)
         (staging / PREPROCESS).write_text(encoder.recipe.to_json(), encoding="utf-8")
-        source_hash = FileRecord.of(encoder.path).sha256
+        source_hash = FileRecord.of(*model_files(encoder.path)).sha256
         if not options.keep_float:
-            encoder.remove_file()
+            remove_model(encoder.path)
         manifest = Manifest(
             regcache=version("regcache"),
             versions=installed_versions(LIBRARIES),

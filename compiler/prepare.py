@@ -73,11 +73,6 @@ class FloatEncoder:
         shape = self.graph.inputs[0].shape
         return shape[0] if shape and isinstance(shape[0], int) else wanted
 
-    def remove_file(self) -> None:
-        """Delete the ONNX file and its external data."""
-        for path in self.path.parent.glob(f"{self.path.name}*"):
-            path.unlink()
-
 
 def prepare(
     options: SourceOptions, folder: Path, reporter: Reporter, *, verify: bool = True

@@ -20,7 +20,7 @@ from regcache.compiler.quantizer import Quantizer, Scale
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.rotation import rotation_work
 from regcache.compiler.rounding import Rounded, block_bits, nearest_blocks, round_weights
-from regcache.compiler.stages import Quantized, remove_model
+from regcache.compiler.stages import Quantized
 from regcache.compiler.statistics import ChannelRange
 from regcache.compiler.study import ReferenceImages, Study, evenly
 from regcache.compiler.targets import runs_integers
@@ -29,6 +29,7 @@ from regcache.passes.correct_bias import CorrectBias
 from regcache.passes.encoder import Site
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.keep_bias_apart import KeepBiasApart
+from regcache.passes.model_files import remove_model
 from regcache.passes.pack_weights import PackWeights
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.runtime.images import ImageFolder

@@ -34,6 +34,7 @@ from regcache.compiler.targets import (
 from regcache.passes.base import run
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.model_files import remove_model
 from regcache.passes.split_qkv import SplitQkv
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.session import u8s8_saturates
@@ -163,12 +164,6 @@ def calibrate(
     unreadable = {item.path for item in folder.skipped}
     folder.paths = [path for path in folder.paths if path not in unreadable]
     return statistics
-
-
-def remove_model(path: Path) -> None:
-    """Delete an ONNX file and its external data."""
-    for part in path.parent.glob(f"{path.name}*"):
-        part.unlink()
 
 
 def quantize(

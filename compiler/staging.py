@@ -1,5 +1,6 @@
 """Folders and files that appear whole or not at all."""
 
+import glob
 import os
 import shutil
 import sys
@@ -103,7 +104,7 @@ def recover(output: Path) -> None:
     One killed in the instant between moving the old artifact aside and the new one into its place
     left no artifact: the old one is put back.
     """
-    for path in sorted(output.parent.glob(f".{output.name}{_PARTIAL}*")):
+    for path in sorted(output.parent.glob(f".{glob.escape(output.name)}{_PARTIAL}*")):
         owner = path.name.partition(_PARTIAL)[2].partition("-")[0]
         if not owner.isdigit() or _alive(int(owner)):
             continue

@@ -92,3 +92,11 @@ def axes_of(node: gs.Node, slot: int) -> list[int] | None:
     if len(node.inputs) > slot and not node.inputs[slot].is_empty():
         return int_values(node.inputs[slot], node)
     return None
+
+
+def slice_axes(node: gs.Node) -> list[int]:
+    """The axes that a Slice cuts, counted from the front, in the order of its starts."""
+    rank = len(static_shape(node.inputs[0], node))
+    if len(node.inputs) > 3 and not node.inputs[3].is_empty():
+        return [axis % rank for axis in int_values(node.inputs[3], node)]
+    return list(range(len(int_values(node.inputs[1], node))))

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from regcache.passes.batch_place import (
     Place,
     StuckError,
+    axes_of,
     int_values,
     reshaped_places,
+    slice_axes,
     static_shape,
 )
 from regcache.passes.follow_batch import ELEMENTWISE, follow_single, only_place
-from regcache.passes.walk import is_constant
-
-_END = np.iinfo(np.int64).max
+from regcache.passes.walk import is_constant, read_tensors
 
 
 @dataclass
@@ -43,7 +43,7 @@ class BatchTracker:
     def follow(self) -> None:
         """Find the place in every tensor, and plan the edits; raises StuckError."""
         for node in self.graph.nodes:
-            if any(id(item) in self.places for item in node.inputs):
+            if any(id(item) in self.places for item in read_tensors(node)):
                 found = self._outputs(node)
                 for tensor, place in zip(node.outputs, found, strict=False):
                     self._check(node, tensor, place)
@@ -71,6 +71,8 @@ class BatchTracker:
             return [self._concat(node)]
         if node.op == "Attention":
             return self._attention(node)
+        if node.op == "CastLike" and id(node.inputs[0]) not in self.places:
+            return []  # it reads the images' type alone
         place = only_place(node, self.places)
         reshapes = node.op in {"Reshape", "Flatten"}
         found = (
@@ -82,7 +84,7 @@ class BatchTracker:
     def _reshaped(self, node: gs.Node, place: Place) -> Place:
         source, result = (static_shape(item, node) for item in (node.inputs[0], node.outputs[0]))
         places = reshaped_places(place, source, result, self.batch)
-        if not places:
+        if 0 in result or not places:
             raise StuckError(node, f"tears the batch apart: {list(source)} -> {list(result)}")
         if len(places) == 1:
             return places[0]
@@ -99,38 +101,46 @@ class BatchTracker:
             self.edits.append(lambda: _reshape(node, shape))
         elif node.op == "Expand":
             shape[result.axis] = 1  # keeps what is there
-            self._edit_input(node, 1, np.array(shape, np.int64))
+            self._edit_input(node, 1, shape)
         elif node.op == "Slice":
             self._edit_slice(node, place)
+        elif node.op == "Squeeze" and axes_of(node, 1) is None:
+            ones = [axis for axis, dim in enumerate(static_shape(node.inputs[0], node)) if dim == 1]
+            axes = gs.Constant(f"{node.outputs[0].name}/axes", np.array(ones, np.int64))
+            self.edits.append(lambda: setattr(node, "inputs", [node.inputs[0], axes]))
         elif node.op == "Resize" and len(node.inputs) > 3 and not node.inputs[3].is_empty():
-            sizes = int_values(node.inputs[3], node)
-            axes = node.attrs.get("axes") or list(range(len(sizes)))
-            kept = [(a, n) for a, n in zip(axes, sizes, strict=True) if a != place.axis]
-            self._edit_input(node, 3, np.array([size for _, size in kept], np.int64))
-            self.edits.append(lambda: node.attrs.update(axes=[axis for axis, _ in kept]))
+            self._edit_resize(node, place)
+
+    def _edit_resize(self, node: gs.Node, place: Place) -> None:
+        """Leave the batch out of a Resize's sizes."""
+        sizes, rank = int_values(node.inputs[3], node), len(static_shape(node.inputs[0], node))
+        axes = [int(axis) % rank for axis in node.attrs.get("axes") or range(rank)]
+        kept = {a: size for a, size in zip(axes, sizes, strict=True) if a != place.axis}
+        self._edit_input(node, 3, list(kept.values()))
+        self.edits.append(lambda: node.attrs.update(axes=list(kept)))
 
     def _edit_slice(self, node: gs.Node, place: Place) -> None:
-        ends, rank = int_values(node.inputs[2], node), len(static_shape(node.inputs[0], node))
-        axes = list(range(len(ends)))
-        if len(node.inputs) > 3 and not node.inputs[3].is_empty():
-            axes = [axis % rank for axis in int_values(node.inputs[3], node)]
+        """Let a Slice that leaves the batch whole do so for any number of images."""
+        axes = slice_axes(node)
         if place.axis in axes:
-            ends[axes.index(place.axis)] = _END
-            self._edit_input(node, 2, np.array(ends, np.int64))
+            end = np.iinfo(node.inputs[2].dtype).max
+            for slot, limit in ((1, 0), (2, end)):
+                values = int_values(node.inputs[slot], node)
+                values[axes.index(place.axis)] = limit
+                self._edit_input(node, slot, values)
 
-    def _edit_input(self, node: gs.Node, slot: int, values: NDArray[np.generic]) -> None:
-        name = f"{node.outputs[0].name}/{node.inputs[slot].name}/free"
+    def _edit_input(
+        self, node: gs.Node, slot: int, values: Sequence[int] | NDArray[np.generic]
+    ) -> None:
+        """Plan to exchange a constant input for another of the same type."""
+        array = np.array(values, node.inputs[slot].dtype)
+        constant = gs.Constant(f"{node.outputs[0].name}/{slot}/{node.inputs[slot].name}", array)
+        self.edits.append(lambda: node.inputs.__setitem__(slot, constant))
 
-        def edit() -> None:
-            node.inputs[slot] = gs.Constant(name, values)
-
-        self.edits.append(edit)
-
-    def _broadcast(self, node: gs.Node, slots: Sequence[int], rank: int, offset: int = 0) -> Place:
+    def _broadcast(self, node: gs.Node, slots: Sequence[int], rank: int) -> Place:
         """The place that operands aligned at the right agree on, in a result of `rank`.
 
-        `offset`: how many axes at the right are not aligned (a MatMul's two). Plans to cut the
-        constants that repeat themselves for every image.
+        Plans to cut the constants that repeat themselves for every image.
         """
         operands = [(slot, node.inputs[slot]) for slot in slots if not node.inputs[slot].is_empty()]
         placed = set()
@@ -228,7 +238,7 @@ class BatchTracker:
 
         `one`: as _one_image splits it, the images' place at `axis` + 1.
         """
-        name = f"{node.outputs[0].name}/{node.inputs[slot].name}"
+        name = f"{node.outputs[0].name}/{slot}/{node.inputs[slot].name}"
         merged = [*one.shape[:axis], -1, *one.shape[axis + 3 :]]
         if one.shape[axis] == one.shape[axis + 2] == 1:
             one, place = one.reshape([1 if dim == -1 else dim for dim in merged]), axis

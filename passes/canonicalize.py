@@ -12,9 +12,11 @@ from regcache.passes.free_tokens import FreeTokens
 from regcache.passes.fuse_gelu import FuseGelu
 from regcache.passes.fuse_layer_norm import FuseLayerNorm
 from regcache.passes.fuse_rms_norm import FuseRmsNorm
+from regcache.passes.fuse_softmax import FuseSoftmax
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.merge_transposes import MergeTransposes
 from regcache.passes.onnx_file import import_graph
+from regcache.passes.order_qkv import OrderQkv
 from regcache.passes.raise_opset import raise_opset
 from regcache.passes.resolve_shapes import ResolveShapes
 from regcache.passes.split_gemm import SplitGemm
@@ -27,10 +29,12 @@ PASSES: tuple[Pass, ...] = (
     FuseLayerNorm(),
     FuseRmsNorm(),
     FuseGelu(),
+    FuseSoftmax(),
     SplitGemm(),
     DropMasks(),
     MergeTransposes(),
     FreeTokens(),
+    OrderQkv(),
 )
 
 

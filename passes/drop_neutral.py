@@ -76,7 +76,8 @@ class DropNeutral:
         """What the node computes as it is; None where the mask has a say."""
         if node.op == "Where":
             condition = _uniform(node.inputs[0])
-            return None if condition is None else node.inputs[1 if condition else 2]
+            chosen = None if condition is None else node.inputs[1 if condition else 2]
+            return None if chosen is None or is_constant(chosen) else chosen
         neutral = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}.get(node.op)
         slots = (0, 1) if node.op in {"Add", "Mul"} else (1,)
         for slot in slots if neutral is not None else ():

@@ -47,6 +47,7 @@ class FoldConstants:
 
     def rewrite(self, graph: gs.Graph) -> Log:
         """Fold in place; the nodes that are left without consumers fall to the clean-up."""
+        _write_floats(graph)
         before = [(node.op, node.name, node.outputs[0]) for node in graph.nodes if node.outputs]
         fold_shapes(graph)
         with quiet():
@@ -62,6 +63,15 @@ class FoldConstants:
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
         """Folding only removes nodes."""
         assert len(after.nodes) <= len(before.nodes)
+
+
+def _write_floats(graph: gs.Graph) -> None:
+    """Give Constant nodes of plain floats a tensor; onnx-graphsurgeon takes them for FP64."""
+    for node in graph.nodes:
+        for key in ("value_float", "value_floats") if node.op == "Constant" else ():
+            if key in node.attrs:
+                values = np.array(node.attrs.pop(key), np.float32)
+                node.attrs["value"] = gs.Constant(f"{node.outputs[0].name}/value", values)
 
 
 def _fold(graph: gs.Graph) -> None:

@@ -9,6 +9,7 @@ from regcache.passes.batch_place import (
     StuckError,
     axes_of,
     int_values,
+    slice_axes,
     static_shape,
 )
 
@@ -25,7 +26,6 @@ ELEMENTWISE = frozenset(
         "BitwiseNot",
         "BitwiseOr",
         "Cast",
-        "CastLike",
         "Ceil",
         "Celu",
         "Clip",
@@ -114,6 +114,12 @@ def _first_axis(node: gs.Node, place: Place, batch: int) -> Sequence[Place]:
     return _same(node, place, batch)
 
 
+def _batch_norm(node: gs.Node, place: Place, batch: int) -> Sequence[Place]:
+    if node.attrs.get("training_mode", 0):
+        raise StuckError(node, "takes the statistics of the batch")
+    return _first_axis(node, place, batch)
+
+
 def _along_axis(default: int) -> _Rule:
     """An operator that works along its attribute `axis` and leaves the others alone."""
 
@@ -179,13 +185,13 @@ def _gather(node: gs.Node, place: Place, batch: int) -> Sequence[Place]:
 
 
 def _slice(node: gs.Node, place: Place, batch: int) -> Sequence[Place]:
-    starts = int_values(node.inputs[1], node)
-    axes = list(range(len(starts)))
-    if len(node.inputs) > 3 and not node.inputs[3].is_empty():
-        axes = int_values(node.inputs[3], node)
-    if place.axis in {axis % _rank(node) for axis in axes}:
-        whole = static_shape(node.inputs[0], node) == static_shape(node.outputs[0], node)
-        if not whole or (len(node.inputs) > 4 and -1 in int_values(node.inputs[4], node)):
+    axes = slice_axes(node)
+    if place.axis in axes:
+        before, after = (
+            static_shape(t, node)[place.axis] for t in (node.inputs[0], node.outputs[0])
+        )
+        steps = int_values(node.inputs[4], node) if len(node.inputs) > 4 else [1] * len(axes)
+        if before != after or steps[axes.index(place.axis)] != 1:
             raise StuckError(node, "cuts the batch")
     return [place]
 
@@ -214,6 +220,10 @@ def _expand(node: gs.Node, place: Place, batch: int) -> Sequence[Place]:
 def _resize(node: gs.Node, place: Place, batch: int) -> Sequence[Place]:
     if place.axis in _resized_axes(node):
         raise StuckError(node, "resizes the batch")
+    if node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise StuckError(node, "has sizes that depend on one another")
+    if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        raise StuckError(node, "crops by a region")
     return [place]
 
 
@@ -231,7 +241,8 @@ def _trilu(node: gs.Node, place: Place, batch: int) -> Sequence[Place]:
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(["Softmax", "LogSoftmax", "Hardmax", "TopK", "Split"], _along_axis(-1)),
     "Split": _along_axis(0),
-    "BatchNormalization": _first_axis,
+    "BatchNormalization": _batch_norm,
+    "CastLike": _same,
     **dict.fromkeys(
         [
             "AveragePool",

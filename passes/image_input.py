@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from regcache.passes.errors import InputError
@@ -12,6 +13,10 @@ from regcache.passes.walk import consumers, is_constant
 
 Pixels = Literal["bytes", "unit"]
 
+_OPEN: dict[Layout, tuple[str, ...]] = {
+    "nchw": ("batch", "channels", "height", "width"),
+    "nhwc": ("batch", "height", "width", "channels"),
+}
 _NAMES = ("pixel_values", "image", "img", "pixels", "input", "x")
 _MOVES = frozenset(["Cast", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze"])
 
@@ -58,14 +63,23 @@ def find_image(graph: gs.Graph) -> ImageInput:
     image = min(found, key=lambda item: (_likeliness(item.name), graph.inputs.index(item)))
     layout = _layout(image)
     assert layout is not None
-    shape = tuple(image.shape or ("batch", 3, "height", "width"))
-    if image.dtype is not None and np.dtype(image.dtype) == np.uint8:
+    names = _OPEN[layout]
+    shape = tuple(
+        dim if isinstance(dim, str) or is_size(dim) else name
+        for dim, name in zip(image.shape or names, names, strict=True)
+    )
+    if _type_name(image) == "uint8":
         return ImageInput(image.name, layout, "uint8", shape, "bytes")
     return ImageInput(image.name, layout, "float32", shape, _pixels(image))
 
 
+def is_size(dim: object) -> bool:
+    """Whether a dimension is a number of entries: some exporters write 0 or -1 for an open one."""
+    return isinstance(dim, int) and dim > 0
+
+
 def _layout(item: gs.Tensor) -> Layout | None:
-    if item.dtype is not None and np.dtype(item.dtype).name not in ("float32", "uint8"):
+    if _type_name(item) not in {"", "float32", "uint8"}:
         return None
     if item.shape is None:
         return "nchw"
@@ -76,7 +90,7 @@ def _layout(item: gs.Tensor) -> Layout | None:
         return "nchw"
     if last == 3:
         return "nhwc"
-    if isinstance(first, int):
+    if is_size(first):
         return None
     moved = [node for node in item.outputs if node.op == "Transpose"]
     to_front = any(list(node.attrs.get("perm", ())) == [0, 3, 1, 2] for node in moved)
@@ -89,8 +103,15 @@ def _likeliness(name: str) -> int:
 
 
 def _described(item: gs.Tensor) -> str:
-    kind = "" if item.dtype is None else f"{np.dtype(item.dtype).name} "
-    return f"{kind}{'of unknown shape' if item.shape is None else list(item.shape)}"
+    shape = "of unknown shape" if item.shape is None else str(list(item.shape))
+    return f"{_type_name(item)} {shape}".strip()
+
+
+def _type_name(item: gs.Tensor) -> str:
+    """The type as numpy names it, or as ONNX does where numpy has none; empty where unknown."""
+    if not isinstance(item.dtype, int):
+        return "" if item.dtype is None else str(np.dtype(item.dtype).name)
+    return str(onnx.TensorProto.DataType.Name(item.dtype)).lower() if item.dtype else ""
 
 
 def _pixels(image: gs.Tensor) -> Pixels | None:

@@ -7,6 +7,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Exact, Log, Parity
 from regcache.passes.errors import InputError
+from regcache.passes.walk import read_tensors
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,8 @@ def other_inputs(graph: gs.Graph, image: str) -> dict[str, set[str]]:
     known: dict[int, frozenset[str]] = {key: frozenset([name]) for key, name in names.items()}
     for node in graph.nodes:  # sorted
         found: frozenset[str] = frozenset()
-        for item in _reads(node):
+        for item in read_tensors(node):
             found |= known.get(id(item), frozenset())
         for item in node.outputs:
             known[id(item)] = found
     return {item.name: set(known.get(id(item), frozenset())) for item in graph.outputs}
-
-
-def _reads(node: gs.Node) -> list[gs.Tensor]:
-    """What a node reads, what its subgraphs take from outside included."""
-    found = list(node.inputs)
-    for value in node.attrs.values():
-        if isinstance(value, gs.Graph):
-            found += [item for inner in value.nodes for item in _reads(inner)]
-            found += value.outputs
-    return found

@@ -10,6 +10,7 @@ from google.protobuf.message import EncodeError
 
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.external_weights import is_external, read_external, stored_tensors
+from regcache.passes.model_files import data_file
 from regcache.passes.read_graph import read_message, refuse_quantized
 from regcache.passes.stored_tensors import check_finite, read_tensor
 
@@ -70,7 +71,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
             model,
             path,
             save_as_external_data=external,
-            location=f"{path.name}.data" if external else None,
+            location=data_file(path).name if external else None,
         )
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error

@@ -10,7 +10,9 @@ from regcache.passes.walk import consumers, is_constant, is_output, producer, sk
 
 REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"})
 _PASSED = frozenset({"Cast", "Identity"})
-_ROOT_OPS = _PASSED | {"Add", "Clip", "Div", "Expand", "Max", "Mul", "Pow", "Reciprocal", "Sqrt"}
+# One number for each token may lose its axis and get it back, and be repeated for every channel.
+_SPREAD = _PASSED | {"Expand", "Reshape", "Unsqueeze"}
+_ROOT_OPS = _SPREAD | {"Add", "Clip", "Div", "Max", "Mul", "Pow", "Reciprocal", "Sqrt"}
 _LONGEST = 8
 # Mean squares that a root is evaluated at: its square must be linear in them.
 _PROBES = np.array([0.0, 1e-3, 1.0, 7.0, 300.0])
@@ -43,13 +45,15 @@ def find_root_mean_square(graph: gs.Graph, reduction: gs.Node) -> RootMeanSquare
     normalised like this), and a type that changes on the way.
     """
     source = _squared(reduction)
-    if source is None or not _reduces_last_axis(reduction):
+    if source is None or not reduces_last_axis(reduction):
         return None
     width = source.shape[-1] if source.shape else None
     applied = _root(reduction.outputs[0])
     if applied is None or not isinstance(width, int):
         return None
     root, node = applied
+    if not _for_each_token(root, source):
+        return None
     fitted = _fit(reduction, root, width, inverse=node.op == "Mul")
     followed = _follow(graph, source, width, root, node)
     if fitted is None or followed is None:
@@ -67,9 +71,11 @@ def subtracted_mean(tensor: gs.Tensor) -> gs.Tensor | None:
     node = producer(skip_back(tensor, _PASSED))
     if node is None or node.op != "Sub":
         return None
-    source, mean = node.inputs[0], producer(skip_back(node.inputs[1], _PASSED))
-    averages = mean is not None and mean.op == "ReduceMean" and _reduces_last_axis(mean)
-    return source if averages and mean and same_values(mean.inputs[0], source) else None
+    source, mean = node.inputs[0], producer(skip_back(node.inputs[1], _SPREAD))
+    if mean is None or mean.op != "ReduceMean" or not reduces_last_axis(mean):
+        return None
+    fits = _for_each_token(node.inputs[1], source) and same_values(mean.inputs[0], source)
+    return source if fits else None
 
 
 def same_values(one: gs.Tensor, other: gs.Tensor, depth: int = 4) -> bool:
@@ -82,6 +88,10 @@ def same_values(one: gs.Tensor, other: gs.Tensor, depth: int = 4) -> bool:
     first, second = producer(one), producer(other)
     if depth == 0 or first is None or second is None or len(first.outputs) != 1:
         return False
+    if first.op == second.op == "ReduceMean":  # the last axis has two numbers
+        last = reduces_last_axis(first) and reduces_last_axis(second)
+        alike = first.attrs.get("keepdims", 1) == second.attrs.get("keepdims", 1)
+        return last and alike and same_values(first.inputs[0], second.inputs[0], depth - 1)
     pairs = list(zip(first.inputs, second.inputs, strict=False))
     return (
         (first.op, len(first.inputs), first.attrs) == (second.op, len(second.inputs), second.attrs)
@@ -103,13 +113,23 @@ def _squared(reduction: gs.Node) -> gs.Tensor | None:
     return first if square else None
 
 
-def _reduces_last_axis(node: gs.Node) -> bool:
-    """Whether a Reduce node takes the last axis alone and leaves a dimension of 1 there."""
+def reduces_last_axis(node: gs.Node) -> bool:
+    """Whether a Reduce node takes the last axis alone."""
     axes = node.attrs.get("axes")
     if axes is None and len(node.inputs) > 1 and is_constant(node.inputs[1]):
         axes = node.inputs[1].values.tolist()
     rank = len(node.inputs[0].shape or ())
-    return axes in ([-1], [rank - 1] if rank else [-1]) and node.attrs.get("keepdims", 1) == 1
+    return axes in ([-1], [rank - 1] if rank else [-1])
+
+
+def _for_each_token(numbers: gs.Tensor, source: gs.Tensor) -> bool:
+    """Whether a tensor has one number, perhaps repeated, where `source` has all channels."""
+    shape, wanted = numbers.shape, source.shape
+    if shape is None or wanted is None or len(shape) != len(wanted):
+        return False
+    pairs = list(zip(shape, wanted, strict=True))
+    same = all(a == b for a, b in pairs[:-1] if isinstance(a, int) and isinstance(b, int))
+    return same and pairs[-1][0] in (1, pairs[-1][1])
 
 
 def _root(tensor: gs.Variable) -> tuple[gs.Variable, gs.Node] | None:
@@ -122,7 +142,7 @@ def _root(tensor: gs.Variable) -> tuple[gs.Variable, gs.Node] | None:
         others = [item for item in node.inputs if item is not tensor and not _is_scalar(item)]
         if others and (node.op == "Mul" or (node.op == "Div" and node.inputs[1] is tensor)):
             return tensor, node
-        if node.op not in _ROOT_OPS or (others and node.op != "Expand"):
+        if node.op not in _ROOT_OPS or (others and node.op not in _SPREAD):
             return None
         tensor = node.outputs[0]
     return None

@@ -14,7 +14,8 @@ from regcache.passes.walk import is_constant, name_of
 class SplitGemm:
     """Replace Gemm by MatMul + Add.
 
-    Matched: constant weight, transA = 0, alpha = beta = 1. Refused: any other Gemm.
+    Matched: constant weight, transA = 0; alpha goes into the weight, beta into a constant bias.
+    Refused: any other Gemm.
     """
 
     name: ClassVar[str] = "split_gemm"
@@ -31,13 +32,7 @@ class SplitGemm:
             if reason:
                 skips.append(Skip(node.name, reason))
                 continue
-            weight = node.inputs[1]
-            if node.attrs.get("transB", 0):
-                weight = gs.Constant(
-                    f"{weight.name}/{name_of(node)}/transposed",
-                    np.ascontiguousarray(weight.values.T),
-                )
-            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            weight, bias = _weight(node), _bias(node)
             source, output = node.inputs[0], node.outputs[0]
             node.op, node.attrs = "MatMul", {}
             node.inputs = [source, weight]
@@ -65,6 +60,29 @@ def _refusal(node: gs.Node) -> str | None:
         return "the weight is not constant"
     if node.attrs.get("transA", 0):
         return "transA is set"
-    if (node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)) != (1.0, 1.0):
-        return "alpha or beta is not 1"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and not is_constant(bias) and _factor(node, "beta") != 1:
+        return "beta is not 1 and the bias not constant"
     return None
+
+
+def _factor(node: gs.Node, name: str) -> np.float32:
+    return np.float32(node.attrs.get(name, 1.0))
+
+
+def _weight(node: gs.Node) -> gs.Constant:
+    """The weight [K, N], alpha in it."""
+    weight, alpha = node.inputs[1], _factor(node, "alpha")
+    if not node.attrs.get("transB", 0) and alpha == 1:
+        return weight
+    values = weight.values.T if node.attrs.get("transB", 0) else weight.values
+    values = np.ascontiguousarray(values if alpha == 1 else values * alpha)
+    return gs.Constant(f"{weight.name}/{name_of(node)}/transposed", values)
+
+
+def _bias(node: gs.Node) -> gs.Tensor | None:
+    """What is added to the product, beta in it; None where nothing is."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None or bias.is_empty() or _factor(node, "beta") == 1:
+        return None if bias is None or bias.is_empty() else bias
+    return gs.Constant(f"{bias.name}/{name_of(node)}/scaled", bias.values * _factor(node, "beta"))

@@ -13,6 +13,7 @@ from regcache.passes.walk import is_constant, replace_everywhere
 
 _FLOAT = onnx.TensorProto.FLOAT
 _OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+_TYPE_ATTRIBUTES = frozenset(["to", "dtype", "stash_type", "softmax_precision"])
 _NAMES = frozenset(["float16", "bfloat16", "float64"])
 
 
@@ -59,7 +60,7 @@ def _convert(graph: gs.Graph) -> Iterator[str]:
         for key, value in list(node.attrs.items()):
             if isinstance(value, gs.Graph):
                 yield from _convert(value)
-            elif key in {"to", "dtype"} and type_number(value) in _OTHER_FLOATS:
+            elif key in _TYPE_ATTRIBUTES and type_number(value) in _OTHER_FLOATS:
                 node.attrs[key] = _FLOAT
                 yield node.name or node.op
             elif isinstance(value, gs.Constant) and _other(value.values.dtype):
@@ -69,6 +70,8 @@ def _convert(graph: gs.Graph) -> Iterator[str]:
 
 def type_number(value: Any) -> int:
     """ONNX's number of a type that graphsurgeon may hold as a numpy type; 0 where it has none."""
+    if value is None:  # numpy would take it for float64
+        return 0
     if isinstance(value, int):
         return value
     try:

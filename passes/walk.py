@@ -77,6 +77,16 @@ def clips_integers(node: gs.Node) -> bool:
     return bool(node.inputs[0].inputs[0].op == "QuantizeLinear")
 
 
+def read_tensors(node: gs.Node) -> list[gs.Tensor]:
+    """What a node reads, what its subgraphs take from outside included."""
+    found = list(node.inputs)
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            found += [item for inner in value.nodes for item in read_tensors(inner)]
+            found += value.outputs
+    return found
+
+
 def data_inputs(node: gs.Node) -> list[gs.Tensor]:
     """The inputs that carry data at run time: variables, without shapes, indices and axes."""
     kept = node.inputs[:1] if node.op in SHAPE_OPS else node.inputs

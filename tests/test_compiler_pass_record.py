@@ -62,18 +62,18 @@ def test_much_work_outside_the_blocks_is_said() -> None:
     """A patch convolution is much of one narrow block's work, and little of eight wider ones'."""
     spec = Spec(width=48, depth=8, hidden=192, patch=2)
     assert outside_blocks(view_encoder(canonicalize(TinyVit(spec).model()))) == []
-    view = view_encoder(canonicalize(TinyVit(Spec(depth=1)).model()))
+    view = view_encoder(canonicalize(TinyVit(Spec(depth=1, patch=8)).model()))
     (record,) = outside_blocks(view)
-    conv, blocks = 9 * 16 * 3 * 4 * 4, 10 * (4 * 16 * 16 + 2 * 16 * 32)
+    conv, blocks = 9 * 16 * 3 * 8 * 8, 10 * (4 * 16 * 16 + 2 * 16 * 32)
     (line,) = record.slower
     assert line.startswith(f"{conv / (conv + blocks):.0%} of the work with weights lies outside")
     assert "in float: Conv " in line
     assert len(record.skips) == 1
-    longer = gs.Constant("head", np.ones((16, 1000), np.float32))
+    longer = gs.Constant("head", np.ones((16, 2000), np.float32))
     output = gs.Variable("scores", np.float32)
     pooled = view.graph.outputs[0]
     view.graph.nodes.append(gs.Node("MatMul", "head", {}, [pooled, longer], [output]))
-    output.shape = ["batch", 1000]
+    output.shape = ["batch", 2000]
     (record,) = outside_blocks(view_encoder(view.graph))
     assert record.slower[0].endswith("in float: MatMul head and 1 more")
 

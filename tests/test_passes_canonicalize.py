@@ -163,14 +163,38 @@ def test_resolve_shapes_removes_the_arithmetic() -> None:
 
 def test_split_gemm_counts_and_refusals() -> None:
     graph = ready(Spec(gemm=True, depth=1))
-    first = next(node for node in graph.nodes if node.op == "Gemm")
-    first.attrs["alpha"] = 0.5
-    result = run(SplitGemm(), graph)
-    assert len(result.log.edits) == 5
-    assert [(s.site, s.reason) for s in result.log.skips] == [
-        (first.name, "alpha or beta is not 1")
+    first, second, third, *_ = (node for node in graph.nodes if node.op == "Gemm")
+    first.attrs["transA"] = 1
+    for node in (second, third):
+        node.inputs[2] = gs.Variable(f"{node.name}/bias", np.float32, [16])
+        graph.inputs.append(node.inputs[2])
+    second.attrs["beta"] = 0.5
+    log = SplitGemm().rewrite(graph)
+    assert len(log.edits) == 4
+    assert [(s.site, s.reason) for s in log.skips] == [
+        (first.name, "transA is set"),
+        (second.name, "beta is not 1 and the bias not constant"),
     ]
-    assert ops(result.graph)["Gemm"] == 1
+    assert ops(graph)["Gemm"] == 2
+
+
+def test_split_gemm_takes_alpha_and_beta_in() -> None:
+    vit = TinyVit(Spec(gemm=True, depth=1))
+    graph = ready(vit.spec)
+    for node, alpha, beta in zip(
+        [node for node in graph.nodes if node.op == "Gemm"],
+        (2, 1, 0.25, 0.5, 4, 1),
+        (1, 0.5, 4, 2, 1, 1),
+        strict=True,
+    ):
+        node.attrs |= {"alpha": float(alpha), "beta": float(beta)}
+        node.inputs[1] = gs.Constant(f"{node.name}/w", node.inputs[1].values / np.float32(alpha))
+        node.inputs[2] = gs.Constant(f"{node.name}/b", node.inputs[2].values / np.float32(beta))
+    result = run(SplitGemm(), graph)
+    assert (len(result.log.edits), result.log.skips) == (6, ())
+    images = vit.images(2)
+    for found, wanted in zip(run_graph(result.graph, images), vit.reference(images), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_an_opset_without_conversion_is_refused() -> None:

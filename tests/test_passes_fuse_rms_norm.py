@@ -33,6 +33,7 @@ def graph_of(body: str, constants: Mapping[str, Any] | None = None, opset: int =
         "two": np.float32(2), "width": np.float32(WIDTH), "minus_half": np.float32(-0.5),
         "half": np.float32(0.5), "minus_one": np.float32(-1),
         "last": np.array([-1]), "third": np.array([2]),
+        "one_wide": np.array([-1, 5, 1]),
     } | dict(constants or {})  # fmt: skip
     text = (
         f'<ir_version: 8, opset_import: ["" : {opset}]>'
@@ -89,6 +90,8 @@ SPELLINGS = {
     "weights on the input": f"{MEAN} r = Sqrt(e) g = Mul(x, w) y = Div(g, r)",
     "casts": """f = Cast<to = 1>(x) s = Pow(f, two) m = ReduceMean(s, last) e = Add(m, eps)
         r = Sqrt(e) i = Reciprocal(r) n = Mul(f, i) h = Cast<to = 1>(n) y = Mul(w, h)""",
+    "an axis lost and found": """s = Mul(x, x) m = ReduceMean<keepdims = 0>(s, last)
+        u = Unsqueeze(m, last) e = Add(u, eps) r = Sqrt(e) n = Div(x, r) y = Mul(n, w)""",
     "cast twice": """f = Cast<to = 1>(x) s = Pow(f, two) m = ReduceMean(s, last) e = Add(m, eps)
         r = Sqrt(e) i = Reciprocal(r) g = Cast<to = 1>(x) n = Mul(g, i) y = Mul(w, n)""",
 }  # fmt: skip
@@ -148,6 +151,9 @@ UNFIT = {
     "a cube": "s = Pow(x, three) m = ReduceMean(s, last) r = Sqrt(m) y = Div(x, r)",
     "another axis": SPELLINGS["division"].replace("last", "second"),
     "another numerator": SPELLINGS["division"].replace("Div(x, r)", "Div(s, r)"),
+    "a mean of other tokens": """s = Mul(x, x) m = ReduceMean<keepdims = 0>(s, last)
+        t = Transpose(m) u = Reshape(t, one_wide) e = Add(u, eps) r = Sqrt(e) n = Div(x, r)
+        y = Mul(n, w)""",
     "no root": f"{MEAN} n = Div(x, e) y = Mul(n, w)",
     "a root of the root": f"{MEAN} r = Sqrt(e) q = Sqrt(r) n = Div(x, q) y = Mul(n, w)",
     "the root divided": f"{MEAN} r = Sqrt(e) n = Div(r, x) y = Mul(n, w)",
@@ -178,6 +184,9 @@ LAYER_NORMS = {
     "power": f"{CENTRED} e = Add(m, eps) i = Pow(e, minus_half) n = Mul(c, i)",
     "mean twice": f"""{CENTRED} e = Add(m, eps) r = Sqrt(e) h = ReduceMean(x, last) d = Sub(x, h)
         n = Div(d, r)""",
+    "variance without its axis": """a = ReduceMean(x, last) c = Sub(x, a) s = Mul(c, c)
+        v = ReduceMean<keepdims = 0>(s, last) m = Reshape(v, one_wide)
+        h = ReduceMean(x, third) d = Sub(x, h) e = Add(m, eps) r = Sqrt(e) n = Div(d, r)""",
     "casts": """f = Cast<to = 1>(x) a = ReduceMean(f, last) c = Sub(f, a) s = Mul(c, c)
         m = ReduceMean(s, last) e = Add(m, eps) r = Sqrt(e) n = Div(c, r)""",
 }

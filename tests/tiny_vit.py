@@ -141,7 +141,7 @@ class TinyVit:
 
     def model(self) -> onnx.ModelProto:
         """The graph: pixel_values [batch, 3, S, S] -> pooled [batch, W], last_hidden_state."""
-        return _Builder(self).build()
+        return Builder(self).build()
 
     def images(self, batch: int, seed: int = 0) -> NDArray[np.float32]:
         """Random input images."""
@@ -247,7 +247,7 @@ def activate(name: str, x: Array) -> Array:
     return np.asarray(x / (1 + np.exp(-(1.702 if name == "quick_gelu" else 1.0) * x)))
 
 
-class _Builder:
+class Builder:
     """Writes the nodes one by one, as an exporter does."""
 
     def __init__(self, vit: TinyVit) -> None:

@@ -42,7 +42,7 @@ class ToFloat32:
         assert not any(
             is_constant(tensor) and _other(tensor.dtype) for tensor in after.tensors().values()
         )
-        assert len(after.nodes) <= len(before.nodes)
+        assert len(after.nodes) <= len(before.nodes)  # unused ones go
 
 
 def _convert(graph: gs.Graph) -> Iterator[str]:

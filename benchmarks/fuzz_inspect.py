@@ -1,10 +1,11 @@
 """Broken and hostile ONNX files through `regcache inspect`: is every one refused in one clear line?
 
     PYTHONPATH=tests python benchmarks/fuzz_inspect.py [--count 5000] [--first 0] [--seconds 20]
-        [--megabytes 1024] [--folder build/fuzz] [--json FILE]
+        [--megabytes 1024] [--compile] [--folder build/fuzz] [--json FILE]
 
 tests/onnx_mutations.py draws the files, the same for the same seed. A pool of forked workers runs
 the command line on them; one that dies, hangs or takes too much memory is ended and replaced.
+With --compile those that inspect accepts are compiled on four small images, which takes seconds.
 For each distinct cause a sample with the fewest changes is kept in the folder. Exit code 1 where
 anything but a report or a clean refusal came out. Linux only.
 """
@@ -13,6 +14,7 @@ import faulthandler
 import json
 import multiprocessing
 import os
+import random
 import re
 import resource
 import shutil
@@ -55,7 +57,7 @@ class Outcome:
 # --- In a worker.
 
 
-def work(connection: Connection, folder: Path) -> None:
+def work(connection: Connection, folder: Path, images: Path | None) -> None:
     """Take seeds and send outcomes until the connection ends."""
     # what hangs, and what is killed for its memory, leaves its stack here
     with (folder / "stack").open("w") as stack:
@@ -73,19 +75,27 @@ def work(connection: Connection, folder: Path) -> None:
                 return
             for name in ("out", "err", "stack"):
                 os.truncate(folder / name, 0)
-            connection.send(inspect_mutated(seed, folder))
+            outcome = run_mutated(seed, folder, ["inspect"])
+            if images is not None and outcome.kind == "ok":
+                for name in ("out", "err", "stack"):
+                    os.truncate(folder / name, 0)
+                options = ["--images", str(images), "-o", str(folder / "artifact")]
+                options += ["--registers", "off", "--accept-slower", "--threads", "1"]
+                outcome = run_mutated(seed, folder, ["compile", *options])
+            connection.send(outcome)
 
 
-def inspect_mutated(seed: int, folder: Path) -> Outcome:
-    """Write the file of that seed and run the command line on it."""
+def run_mutated(seed: int, folder: Path, command: list[str]) -> Outcome:
+    """Write the file of that seed and run a command on it."""
     from regcache.compiler import cli
 
     home = folder / "file"
-    shutil.rmtree(home, ignore_errors=True)
+    for left in (home, folder / "artifact"):
+        shutil.rmtree(left, ignore_errors=True)
     home.mkdir()
     path = draw(seed).write(home)
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
-    sys.argv = ["regcache", "inspect", str(path)]
+    sys.argv = ["regcache", *command, str(path)]
     code: Any = 0
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, hard))  # not for its own files
@@ -171,6 +181,7 @@ class Worker:
     """A forked process, the seed that it is busy with, and since when."""
 
     folder: Path
+    images: Path | None = None
     context: Any = field(default_factory=lambda: multiprocessing.get_context("fork"))
     seed: int | None = None
     done: int = 0
@@ -180,7 +191,9 @@ class Worker:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.connection, theirs = self.context.Pipe()
-        self.process = self.context.Process(target=work, args=(theirs, self.folder), daemon=True)
+        self.process = self.context.Process(
+            target=work, args=(theirs, self.folder, self.images), daemon=True
+        )
         self.process.start()
         theirs.close()
         self.done = 0
@@ -248,10 +261,15 @@ class Worker:
 
 
 def run(
-    seeds: range, scratch: Path, workers: int, seconds: float, megabytes: float
+    seeds: range,
+    scratch: Path,
+    workers: int,
+    seconds: float,
+    megabytes: float,
+    images: Path | None = None,
 ) -> Iterator[Outcome]:
-    """The outcomes of all seeds, as they come."""
-    pool = [Worker(scratch / f"worker-{number}") for number in range(workers)]
+    """The outcomes of all seeds, as they come; with `images`, of compiling on them."""
+    pool = [Worker(scratch / f"worker-{number}", images) for number in range(workers)]
     for worker in pool:
         worker.start()
     waiting = iter(seeds)
@@ -271,6 +289,17 @@ def run(
     finally:
         for worker in pool:
             worker.stop()
+
+
+def _draw_images(folder: Path) -> Path:
+    """Four images of noise to calibrate on."""
+    from PIL import Image
+
+    folder.mkdir()
+    for number in range(4):
+        pixels = random.Random(number).randbytes(16 * 16 * 3)
+        Image.frombytes("RGB", (16, 16), pixels).save(folder / f"{number}.png")
+    return folder
 
 
 def keep_samples(outcomes: list[Outcome], folder: Path) -> dict[tuple[str, str], Path]:
@@ -315,6 +344,9 @@ def main(
     seconds: Annotated[float, typer.Option(help="That a file may take.")] = 20,
     megabytes: Annotated[float, typer.Option(help="Of memory that a file may take.")] = 1024,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    compile_too: Annotated[
+        bool, typer.Option("--compile", help="Compile those that can be inspected.")
+    ] = False,
     folder: Annotated[Path, typer.Option(help="For the samples.")] = Path("build/fuzz"),
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
@@ -326,7 +358,8 @@ def main(
     started, outcomes = time.perf_counter(), []
     seeds = range(first, first + count)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
-        for outcome in run(seeds, Path(scratch), workers, seconds, megabytes):
+        images = _draw_images(Path(scratch) / "images") if compile_too else None
+        for outcome in run(seeds, Path(scratch), workers, seconds, megabytes, images):
             outcomes.append(outcome)
             if len(outcomes) % 500 == 0:
                 print(f"{len(outcomes)} files", file=sys.stderr)

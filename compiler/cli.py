@@ -42,8 +42,9 @@ from regcache.compiler.speed_check import describe_speed
 from regcache.compiler.staging import staged_file, write_text
 from regcache.compiler.targets import Precision, Simulation, TargetName
 from regcache.export.onnx_file import sidecar
-from regcache.passes.errors import RegcacheError
+from regcache.passes.errors import RegcacheError, one_line
 from regcache.passes.model_files import data_file
+from regcache.passes.quiet import silence_graphs
 from regcache.runtime.session import silence_runtime
 
 app = typer.Typer(
@@ -79,7 +80,7 @@ def export(source: SourceArgument, out: OutOption, resolution: ResolutionOption 
         recipe = export_source(source, staged, resolution, reporter)
         if recipe is not None:
             sidecar(staged).write_text(recipe.to_json(), encoding="utf-8")
-    Console().print(f"wrote {out}", highlight=False, soft_wrap=True)
+    Console().print(f"wrote {out}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -224,6 +225,7 @@ def _print_artifact(manifest: Manifest, output: Path) -> None:
 def main() -> None:
     """Entry point: bad input and a full disk are one line on stderr and exit code 2."""
     silence_runtime()
+    silence_graphs()
     try:
         app()
     except RegcacheError as error:
@@ -235,5 +237,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"regcache: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"regcache: error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)

@@ -1,16 +1,18 @@
 """What `regcache inspect` found, as tables for a terminal."""
 
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from regcache.compiler.inspection import Inspection, OutlierRecord
+from regcache.passes.errors import one_line
 
 
 def inspection_tables(found: Inspection) -> list[Table]:
     """The inspection as tables for a terminal."""
     prefix = "unknown" if found.prefix_tokens is None else str(found.prefix_tokens)
     shape = Table(
-        title=f"{found.source}: {len(found.blocks)} blocks, width {found.width}, "
+        title=f"{escape(one_line(found.source))}: {len(found.blocks)} blocks, width {found.width}, "
         f"{found.heads} heads of {found.head_dim}, {found.tokens} tokens ({prefix} before patches)"
     )
     for name in ("block", "activation", "linears [K x N]"):
@@ -30,9 +32,13 @@ def _output_table(found: Inspection) -> Table:
     for item in found.outputs:
         why = f"the embedding ({kind}{found.embedding_why})"
         role = {"embedding": why, "tokens": "the tokens", None: ""}[item.role]
-        # As Text: brackets are no markup.
-        table.add_row(Text(item.name), Text(f"[{', '.join(map(str, item.shape))}]"), Text(role))
+        table.add_row(*map(_cell, (item.name, f"[{', '.join(map(str, item.shape))}]", role)))
     return table
+
+
+def _cell(text: str) -> Text:
+    """As Text: brackets are no markup."""
+    return Text(one_line(text))
 
 
 def _stream_table(found: Inspection) -> Table:

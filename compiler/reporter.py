@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from regcache.passes.errors import one_line
 from regcache.runtime.images import Batch, Skipped
 
 T = TypeVar("T")
@@ -20,11 +21,11 @@ class Reporter:
 
     def step(self, text: str) -> None:
         """Say what is being done now."""
-        self.console.print(Text(text))
+        self.console.print(Text(one_line(text)))
 
     def warn(self, text: str) -> None:
         """Say what the user has to know, in one line."""
-        self.console.print(Text.assemble(("warning: ", "yellow"), text))
+        self.console.print(Text.assemble(("warning: ", "yellow"), one_line(text)))
 
     def skipped(self, skipped: Skipped) -> None:
         """Say that an image was left out."""

@@ -23,7 +23,7 @@ from regcache.passes.keep_vision import KeepVision, other_inputs
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.pin_image import PinImage
 from regcache.passes.read_graph import read_graph
-from regcache.passes.settle import settle
+from regcache.passes.settle import check_settled, loops, settle
 from regcache.passes.to_float32 import ToFloat32
 from regcache.passes.unfuse_microsoft import UnfuseMicrosoft
 from regcache.passes.walk import is_constant
@@ -40,7 +40,8 @@ class Adopted:
 
     `notes`: what was done to it that a user would want to know. `half`: whether it computed in less
     than FP32. `masks`: inputs that were set to a number that masks nothing. `batch`: the batch size
-    that its own shapes hold, whatever its input says; None where they hold none.
+    that its own shapes hold, whatever its input says; None where they hold none. `loops`: whether
+    the file, in what is dropped of it, holds a loop, so that running it need not end.
     """
 
     graph: gs.Graph
@@ -49,6 +50,7 @@ class Adopted:
     half: bool
     masks: Mapping[str, float]
     batch: int | None
+    loops: bool
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,10 +74,11 @@ def adopt(
     that its preprocessing makes, for such a file when no resolution is given. `free_batch`: whether
     a batch that the file fixes may be freed.
     Raises InputError where the file cannot be read, holds operators that cannot be understood,
-    takes no image, leaves the size open, or does not compute at that size.
+    takes no image, leaves the size open, does not compute at that size, or loops.
     """
     notes: list[str] = []
     graph = read_graph(path)
+    looping = any(loops(graph))
     graph, converted = _edit(ToFloat32(), graph)
     if converted:
         notes.append("its weights are taken in FP32: some of the file is in another precision")
@@ -94,10 +97,11 @@ def adopt(
             notes.append(_dropped(graph, edits))
         fixed = _fix_shapes(graph, image, height, width, free_batch)
     notes += fixed.notes
+    check_settled(fixed.graph)
     shape = image.at(fixed.graph.inputs[0].shape[0], height, width)
     pinned = ImageInput(image.name, image.layout, image.dtype, shape, image.pixels)
     half = bool(converted)
-    return Adopted(fixed.graph, pinned, tuple(notes), half, masks, fixed.batch)
+    return Adopted(fixed.graph, pinned, tuple(notes), half, masks, fixed.batch, looping)
 
 
 def _edit(step: Pass, graph: gs.Graph) -> tuple[gs.Graph, tuple[Edit, ...]]:

@@ -65,6 +65,7 @@ def check_and_infer(graph: gs.Graph) -> None:
     for node in graph.nodes:
         if node.op == "Reshape":
             _check_reshape(node)
+    _refuse_perms(graph)
 
 
 def _check_reshape(node: gs.Node) -> None:
@@ -78,6 +79,17 @@ def _check_reshape(node: gs.Node) -> None:
         raise onnx.shape_inference.InferenceError(
             f"Reshape {node.name or node.outputs[0].name!r} makes {list(after)} of {list(before)}"
         )
+
+
+def _refuse_perms(graph: gs.Graph) -> None:
+    """Raise InferenceError for a Transpose that leaves axes out, which onnx lets pass."""
+    for node in graph.nodes:
+        if node.op == "Transpose" and "perm" in node.attrs and node.inputs[0].shape is not None:
+            perm, rank = list(node.attrs["perm"]), len(node.inputs[0].shape)
+            if sorted(perm) != list(range(rank)):
+                raise onnx.shape_inference.InferenceError(
+                    f"Transpose {node.name!r} of {rank} axes has perm {perm}"
+                )
 
 
 def _refuse_long_rows(model: onnx.ModelProto) -> None:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable
 
+# A name of any length may stand in a message; what is wrong with it stands at the end.
+_HEAD, _TAIL = 600, 250
 # onnx's C++ tools begin with a place of the machine that they were built on.
 _WHERE = re.compile(r"^(/\S+\.(cc|h):\d+: \S+: )?(Assertion `.*?` failed: )?")
 
@@ -48,3 +50,19 @@ def first_line(error: Exception) -> str:
     text = str(error).strip()
     line = text.splitlines()[0] if text else ""
     return _WHERE.sub("", line) or line or type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """A message as it is shown: one line, no control characters, cut in the middle if it is long.
+
+    Names in a message come from files, which may hold what a terminal takes for commands.
+
+    >>> one_line("no such operator:\\n\\x1b[31mConv")
+    'no such operator: \\\\x1b[31mConv'
+    """
+    line = " ".join(text.split())
+    if not line.isprintable():
+        line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+    if len(line) > _HEAD + _TAIL:
+        line = f"{line[:_HEAD]} [...] {line[-_TAIL:]}"
+    return line

@@ -1,25 +1,29 @@
 """Compute what does not depend on the input (onnx-graphsurgeon's constant folding)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.logger import G_LOGGER
 
 from regcache.passes.base import Close, Edit, Log, Parity
 from regcache.passes.fold_shapes import fold_shapes
+from regcache.passes.quiet import quiet
 from regcache.passes.walk import is_constant
 
 # Larger results stay computed: a file that expands one number to gigabytes is no reason to.
 _LARGEST_BYTES = 1 << 28
-# The result's size is a value among the inputs: nothing else bounds it.
-_SIZED_BY_VALUES = frozenset(
-    ["ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"]
+# Multiplications in one node, a second's worth; a weight is made of constants by fewer.
+_MOST_WORK = 1 << 34
+# What they make is of no more numbers than what they read, but for indices.
+_NO_LARGER = frozenset(
+    {"Cast", "Compress", "Flatten", "Identity", "NonZero", "Reshape", "Slice", "Squeeze"}
+    | {"Transpose", "Unique", "Unsqueeze"}
 )
+_INDEX_BYTES = 64  # for each byte read, where NonZero writes eight numbers of eight
+_PRODUCTS = frozenset(["Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"])
 # They need not end, or give other numbers each time.
 _NEVER = frozenset(["Loop", "Scan", "If", "SequenceMap", "Multinomial", "Bernoulli"])
 
@@ -29,8 +33,9 @@ class FoldConstants:
     """Replace every node whose inputs are constant, Shape nodes of static tensors included.
 
     Matched: Constant nodes, shape arithmetic, positional embeddings resized in the graph. Refused:
-    results of over 256 MB, loops, random numbers, operators of other domains, and nodes that ONNX
-    Runtime cannot evaluate, left as they are.
+    results of over 256 MB, or more of them at once than that and the weights; results of unknown
+    size, which the next run may know; products that take seconds; loops, random numbers, operators
+    of other domains, and nodes that ONNX Runtime cannot evaluate. They are left as they are.
     Needs shapes on the graph (check_and_infer) to fold Shape nodes.
     """
 
@@ -45,7 +50,7 @@ class FoldConstants:
         _write_floats(graph)
         before = [(node.op, node.name, node.outputs[0]) for node in graph.nodes if node.outputs]
         fold_shapes(graph)
-        with _silent():
+        with quiet():
             _fold(graph)
         tensors = graph.tensors()
         edits = [
@@ -72,6 +77,7 @@ def _write_floats(graph: gs.Graph) -> None:
 def _fold(graph: gs.Graph) -> None:
     """Fold all at once; where ONNX Runtime refuses, the integers alone that shapes are made of."""
     for allowed in (_foldable, lambda node: _foldable(node) and _counts(node)):
+        names = _affordable(graph, allowed)
         try:
             graph.fold_constants(
                 fold_shapes=False,
@@ -79,11 +85,53 @@ def _fold(graph: gs.Graph) -> None:
                 recurse_subgraphs=False,
                 error_ok=False,
                 size_threshold=_LARGEST_BYTES,
-                should_exclude_node=lambda node, allowed=allowed: not allowed(node),
+                should_exclude_node=lambda node, names=names: (
+                    not names.issuperset(item.name for item in node.outputs)
+                ),
             )
         except Exception:  # ONNX Runtime's exceptions share no other base
             continue
         return
+
+
+def _affordable(graph: gs.Graph, allowed: Callable[[gs.Node], bool]) -> set[str]:
+    """Names of the tensors that constants make, in little memory and time, by allowed nodes."""
+    sizes = {name: _bytes(item) for name, item in graph.tensors().items() if is_constant(item)}
+    left = max(_LARGEST_BYTES, sum(size or 0 for size in sizes.values()))
+    found = set[str]()
+    for node in graph.nodes:
+        read = [item for item in node.inputs if not item.is_empty()]
+        if not all(item.name in sizes for item in read) or not allowed(node):
+            continue
+        made = {item.name: _bytes(item) for item in node.outputs}
+        if None in made.values():
+            if node.op not in _NO_LARGER:
+                continue
+            most = _INDEX_BYTES * sum(sizes[item.name] or 0 for item in read)
+            made = {name: most if size is None else size for name, size in made.items()}
+        total = sum(size or 0 for size in made.values())
+        if total > min(left, _LARGEST_BYTES) or _work(node) > _MOST_WORK:
+            continue
+        left -= total
+        sizes |= made
+        found |= made.keys()
+    return found
+
+
+def _bytes(tensor: gs.Tensor) -> int | None:
+    """The size of a tensor's numbers; None where its shape is not known."""
+    if tensor.shape is None or not all(isinstance(dim, int) for dim in tensor.shape):
+        return None
+    return prod(tensor.shape) * (8 if tensor.dtype is None else np.dtype(tensor.dtype).itemsize)
+
+
+def _work(node: gs.Node) -> int:
+    """About how many multiplications a product takes, or more; 0 for other nodes."""
+    shape = node.outputs[0].shape if node.outputs else None
+    if node.op not in _PRODUCTS or not shape:
+        return 0
+    most = max((prod(item.shape[:-1]) for item in node.inputs if item.shape), default=1)
+    return prod(shape) * most
 
 
 def _foldable(node: gs.Node) -> bool:
@@ -93,15 +141,6 @@ def _foldable(node: gs.Node) -> bool:
         or node.domain not in (None, "", "ai.onnx")
     ):
         return False
-    for item in node.outputs:
-        shape = item.shape
-        known = shape is not None and all(isinstance(dim, int) for dim in shape)
-        if node.op in _SIZED_BY_VALUES and not known:
-            return False  # not before what it is sized by is folded
-        if known:
-            size = 4 if item.dtype is None else np.dtype(item.dtype).itemsize
-            if prod(shape) * size > _LARGEST_BYTES:
-                return False
     return all(
         item.dtype is None or np.dtype(item.dtype).name != "bfloat16" for item in node.inputs
     )
@@ -111,14 +150,3 @@ def _counts(node: gs.Node) -> bool:
     """Whether a node makes integers or truth values, as shape arithmetic does."""
     kinds = [item.dtype for item in node.outputs]
     return all(kind is not None and np.dtype(kind).kind in "iub" for kind in kinds)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep onnx-graphsurgeon's log off the terminal: it prints whole graphs to stdout."""
-    severity = G_LOGGER.severity
-    G_LOGGER.severity = G_LOGGER.CRITICAL
-    try:
-        yield
-    finally:
-        G_LOGGER.severity = severity

@@ -14,7 +14,8 @@ from regcache.passes.walk import read_tensors
 class KeepVision:
     """Drop the outputs that need more than the image, and the inputs that are then left unread.
 
-    `image`: the name of the image input. Refused: a graph without an output of the image alone.
+    An output that is the image itself is dropped too. `image`: the name of the image input.
+    Refused: a graph without an output of the image alone.
     """
 
     image: str
@@ -24,7 +25,8 @@ class KeepVision:
     def requires(self, graph: gs.Graph) -> None:
         """At least one output that depends on the image and on no other input."""
         others = other_inputs(graph, self.image)
-        if not any(needs == {self.image} for needs in others.values()):
+        made = {item.name for item in graph.outputs if item.inputs}
+        if not any(needs == {self.image} for name, needs in others.items() if name in made):
             found = "; ".join(
                 f"{name} needs {', '.join(sorted(needs)) or 'no input at all'}"
                 for name, needs in others.items()
@@ -34,8 +36,8 @@ class KeepVision:
     def rewrite(self, graph: gs.Graph) -> Log:
         """Shorten the lists of outputs and inputs; nodes left over fall to the clean-up."""
         needs = other_inputs(graph, self.image)
-        kept = [item for item in graph.outputs if needs[item.name] == {self.image}]
-        dropped = [item.name for item in graph.outputs if needs[item.name] != {self.image}]
+        kept = [item for item in graph.outputs if item.inputs and needs[item.name] == {self.image}]
+        dropped = [item.name for item in graph.outputs if not any(item is one for one in kept)]
         unread = [item.name for item in graph.inputs if item.name != self.image]
         graph.outputs = kept
         graph.inputs = [item for item in graph.inputs if item.name == self.image]

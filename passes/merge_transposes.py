@@ -26,7 +26,7 @@ class MergeTransposes:
         """Insert the Transpose; the three nodes fall to the clean-up."""
         edits = []
         for node in [
-            n for n in graph.nodes if n.op == "Transpose" and n.attrs["perm"] == [0, 2, 1]
+            n for n in graph.nodes if n.op == "Transpose" and n.attrs.get("perm") == [0, 2, 1]
         ]:
             before = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
             following = consumers(node.outputs[0])

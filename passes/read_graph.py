@@ -11,10 +11,12 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from regcache.passes.check import ONNX_ERRORS
+from regcache.passes.check_structure import check_structure, refuse_references
 from regcache.passes.detach_weights import attach_weights
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.message_graphs import all_nodes, texts_are_valid
 from regcache.passes.message_weights import take_weights
+from regcache.passes.quiet import quiet
 from regcache.passes.raise_opset import raise_opset
 from regcache.passes.sort_nodes import sort_nodes
 
@@ -29,6 +31,7 @@ def read_graph(path: Path) -> gs.Graph:
     model = read_message(path)
     refuse_quantized(model, path)
     try:
+        check_structure(model)
         sort_nodes(model.graph)
         weights = take_weights(model, path)
         if model.functions:
@@ -92,7 +95,9 @@ def _import(model: onnx.ModelProto) -> gs.Graph:
     if model.graph.sparse_initializer:
         name = model.graph.sparse_initializer[0].values.name
         raise InputError(f"weight {name!r} is stored as a sparse tensor")
+    refuse_references(model.graph)  # those of functions whose calls leave one out
     try:
-        return gs.import_onnx(model)
+        with quiet():
+            return gs.import_onnx(model)
     except UnicodeDecodeError as error:
         raise InputError(f"an attribute in it is no text: {first_line(error)}") from error

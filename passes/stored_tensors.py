@@ -33,14 +33,23 @@ def shape_and_type(
         count *= dim
         if dim < 0 or count > _MOST_VALUES:
             raise InputError(f"{where} has no such shape: {list(shape)}")
-    try:
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{where} has an unknown data type: {tensor.data_type}") from error
-    if dtype.name not in _TYPES:
-        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
-        raise InputError(f"{where} is of type {kind}, which no float encoder computes with")
+    dtype = known_type(tensor.data_type, where)
     return shape, dtype
+
+
+def known_type(number: int, where: str) -> np.dtype[np.generic]:
+    """The numpy type of one of ONNX's.
+
+    Raises InputError, beginning with `where`, as shape_and_type does.
+    """
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(number))
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{where} has an unknown data type: {number}") from error
+    if dtype.name not in _TYPES:
+        kind = onnx.TensorProto.DataType.Name(number)
+        raise InputError(f"{where} is of type {kind}, which no float encoder computes with")
+    return dtype
 
 
 def read_tensor(tensor: onnx.TensorProto, where: str) -> NDArray[np.generic]:

@@ -121,6 +121,18 @@ def skip_rotation(tensor: gs.Tensor) -> gs.Tensor:
     return tensor
 
 
+def keeps_channels(node: gs.Node) -> bool:
+    """Whether a node moves numbers, and the last axis stays what it is."""
+    if node.op == "Transpose":
+        perm = list(node.attrs.get("perm", [0]))
+        return bool(perm[-1] == len(perm) - 1)
+    if node.op not in {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"}:
+        return False
+    source, result = node.inputs[0].shape, node.outputs[0].shape
+    known = bool(source and result) and isinstance(source[-1], int)
+    return known and source[-1] == result[-1]
+
+
 def upstream(
     tensor: gs.Tensor, follow: Callable[[gs.Node], Iterable[gs.Tensor]]
 ) -> Iterator[gs.Node]:

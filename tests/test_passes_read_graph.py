@@ -170,7 +170,8 @@ def test_functions_that_call_themselves_are_refused(tmp_path: Path) -> None:
     one, two = function("One", [call("Two", "x", "y")]), function("Two", [call("One", "x", "y")])
     for functions in ([one, two], [function("Self", [call("Self", "x", "y")])]):
         message = refusal(write(calling(functions), tmp_path))
-        assert message.startswith("its functions cannot be inlined: Cycle detected")
+        assert message.startswith("its function ")
+        assert message.endswith(" calls itself")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """An ONNX file that somebody else exported becomes float.onnx, and is held against its original."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,27 +67,32 @@ def _difference(
 
     The sessions are opened one after the other: memory holds one model at a time.
     """
-    names = [item.name for item in adopted.graph.outputs]
     if adopted.loops:
         reporter.warn(f"{source.name}: not run to check its rewritten form: it holds a loop")
         return None
-    images = _random_images(adopted.image)
+    rows = adopted.graph.inputs[0].shape[0]
+    batch = rows if isinstance(rows, int) else 1
+    names = [o.name for o in adopted.graph.outputs if o.shape is None or _led(o.shape, rows)]
+    images = _random_images(adopted.image, -(-_IMAGES // batch) * batch)
     try:
         with OriginalSession(
             source.path, adopted.image.name, masks=adopted.masks, threads=threads
         ) as original:
-            wanted = original.run(images, names)
+            wanted = original.run(images, names, adopted.batch)
     except InputError as error:
         reporter.warn(f"{source.name}: could not be run to check its rewritten form: {error}")
         return None
     try:
         with OrtSession(path, threads=threads) as session:
-            batch = session.fixed_batch or len(images)
-            runs = [session.run(images[n : n + batch]) for n in range(0, len(images), batch)]
-            order = session.output_names
+            size = session.fixed_batch or len(images)
+            starts = range(0, len(images), size)
+            runs = [
+                dict(zip(session.output_names, session.run(images[n : n + size]), strict=True))
+                for n in starts
+            ]
     except InputError as error:
         return f"rewritten, it does not run: {error}"
-    found = dict(zip(order, (np.concatenate(one) for one in zip(*runs, strict=True)), strict=True))
+    found = {name: np.concatenate([run[name] for run in runs]) for name in names}
     limit = _CLOSE_IN_HALF if adopted.half else _CLOSE
     for name, one in zip(names, wanted, strict=True):
         apart = relative_error(found[name], one)
@@ -95,10 +101,15 @@ def _difference(
     return None
 
 
-def _random_images(image: ImageInput) -> NDArray[Any]:
+def _led(shape: Sequence[int | str], rows: int | str) -> bool:
+    """Whether a row is one image's; a free batch may be called by several names."""
+    return bool(shape) and (shape[0] == rows or {type(shape[0]), type(rows)} == {str})
+
+
+def _random_images(image: ImageInput, count: int) -> NDArray[Any]:
     """Images in the range that the graph takes, as its input wants them."""
     random = np.random.default_rng(0)
-    shape = [_IMAGES, *(int(side) for side in image.shape[1:])]
+    shape = [count, *(int(side) for side in image.shape[1:])]
     pixels = random.integers(0, 256, shape)
     if image.dtype == "uint8":
         return pixels.astype(np.uint8)

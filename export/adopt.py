@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -38,8 +39,9 @@ class Adopted:
     """A file in our own form.
 
     `notes`: what was done to it that a user would want to know. `half`: whether it computed in less
-    than FP32. `masks`: inputs that were set to a number that masks nothing. `loops`: whether the
-    file, in what is dropped of it, holds a loop, so that running it need not end.
+    than FP32. `masks`: inputs that were set to a number that masks nothing. `batch`: the batch size
+    that its own shapes hold, whatever its input says; None where they hold none. `loops`: whether
+    the file, in what is dropped of it, holds a loop, so that running it need not end.
     """
 
     graph: gs.Graph
@@ -47,6 +49,7 @@ class Adopted:
     notes: tuple[str, ...]
     half: bool
     masks: Mapping[str, float]
+    batch: int | None
     loops: bool
 
     @property
@@ -87,17 +90,18 @@ def adopt(
     height, width = _size(image, resolution, size)
     names, masks = _masks(graph, image), dict[str, float]()
     if names:
-        graph, note, masks = _without_masks(graph, names, image, height, width, free_batch)
+        fixed, masks = _without_masks(graph, names, image, height, width, free_batch)
     else:
         graph, edits = _edit(KeepVision(image.name), graph)
         if edits:
             notes.append(_dropped(graph, edits))
-        graph, note = _fix_shapes(graph, image, height, width, free_batch)
-    notes += note
-    check_settled(graph)
-    shape = image.at(graph.inputs[0].shape[0], height, width)
+        fixed = _fix_shapes(graph, image, height, width, free_batch)
+    notes += fixed.notes
+    check_settled(fixed.graph)
+    shape = image.at(fixed.graph.inputs[0].shape[0], height, width)
     pinned = ImageInput(image.name, image.layout, image.dtype, shape, image.pixels)
-    return Adopted(graph, pinned, tuple(notes), half=bool(converted), masks=masks, loops=looping)
+    half = bool(converted)
+    return Adopted(fixed.graph, pinned, tuple(notes), half, masks, fixed.batch, looping)
 
 
 def _edit(step: Pass, graph: gs.Graph) -> tuple[gs.Graph, tuple[Edit, ...]]:
@@ -132,7 +136,7 @@ def _without_masks(
     height: int,
     width: int,
     free_batch: bool,
-) -> tuple[gs.Graph, list[str], dict[str, float]]:
+) -> tuple["_Fixed", dict[str, float]]:
     """Find the values at which the masks mask nothing, and take them out.
 
     Raises InputError where no value is proved to: then the inputs are more than masks.
@@ -143,15 +147,15 @@ def _without_masks(
         filled, names = fill_masks(graph, values)
         filled, _ = _edit(KeepVision(image.name), filled)
         try:
-            fixed, notes = _fix_shapes(filled, image, height, width, free_batch)
+            fixed = _fix_shapes(filled, image, height, width, free_batch)
         except InputError as error:
             reasons.append(str(error))
             continue
-        cleared = run(DropNeutral(names), fixed)
+        cleared = run(DropNeutral(names), fixed.graph)
         if not cleared.log.skips:
             given = ", ".join(f"{name} = {value:g}" for name, value in values.items())
-            notes.append(f"takes the image alone: {given}, which masks nothing")
-            return cleared.graph, notes, values
+            note = f"takes the image alone: {given}, which masks nothing"
+            return _Fixed(cleared.graph, fixed.batch, (*fixed.notes, note)), values
         reasons.append("; ".join(skip.reason for skip in cleared.log.skips[:1]))
     because = f" ({reasons[0]})" if reasons else ""
     raise InputError(
@@ -180,11 +184,19 @@ def _size(
     return wanted
 
 
+class _Fixed(NamedTuple):
+    """A graph of static shapes but for the batch, the batch that it held, and what was done."""
+
+    graph: gs.Graph
+    batch: int | None
+    notes: tuple[str, ...] = ()
+
+
 def _fix_shapes(
     graph: gs.Graph, image: ImageInput, height: int, width: int, free_batch: bool
-) -> tuple[gs.Graph, list[str]]:
+) -> _Fixed:
     """Make every shape static but the batch; say what became of a batch that was fixed."""
-    reasons = []
+    reasons, stuck = [], list[_Fixed]()
     declared = image.shape[0]
     for batch in _batches(graph, declared):
         try:
@@ -192,17 +204,28 @@ def _fix_shapes(
         except InputError as error:
             reasons.append(str(error))
             continue
-        if not free_batch and isinstance(declared, int):
-            return fixed, [f"compiled for its batch of {batch} alone"]
         fixed = run(LowerEinsum(), fixed).graph
-        freed = run(FreeBatch(), fixed)
-        if freed.changed:
-            return freed.graph, []
-        (skip,) = freed.log.skips
-        if batch == _PROBE and not isinstance(declared, int):
-            return _settled(graph, image.at(BATCH, height, width)), []
-        return fixed, [f"compiled for its batch of {batch} alone, which {skip.reason}"]
-    raise InputError(f"does not compute at {height} x {width} pixels: {reasons[0]}")
+        held = None if batch == _PROBE != declared else batch
+        freed = run(FreeBatch(), fixed) if free_batch else None
+        if freed is not None and freed.changed:
+            return _Fixed(freed.graph, held)
+        if _leads(fixed, batch) or declared == batch:
+            why = "" if freed is None else f", which {freed.log.skips[0].reason}"
+            note = f"compiled for its batch of {batch} alone{why}"
+            stuck.append(_Fixed(fixed, held, (note,)))
+    if not stuck and not reasons:
+        raise InputError("no output has a row for each image")
+    if not stuck:
+        raise InputError(f"does not compute at {height} x {width} pixels: {reasons[0]}")
+    if stuck[0].batch is None:  # it is free as it stands
+        return _Fixed(_settled(graph, image.at(BATCH, height, width)), None)
+    return stuck[0]
+
+
+def _leads(graph: gs.Graph, batch: int) -> bool:
+    """Whether an output has that many rows, one for each image, or an unknown number of them."""
+    first = [item.shape[0] if item.shape else item.shape for item in graph.outputs]
+    return any(rows is None or isinstance(rows, str) or rows == batch for rows in first)
 
 
 def _settled(graph: gs.Graph, shape: tuple[int | str, ...]) -> gs.Graph:

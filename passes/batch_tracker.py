@@ -244,9 +244,13 @@ class BatchTracker:
             one, place = one.reshape([1 if dim == -1 else dim for dim in merged]), axis
         else:
             place = axis + 1
-        ones = [np.ones(n, np.int64) for n in (place, one.ndim - place - 1)]
-        parts: list[gs.Tensor] = [gs.Constant(f"{name}/before", ones[0]), self._images()]
-        parts.append(gs.Constant(f"{name}/after", ones[1]))
+        # Constants that hold nothing are left out: TensorRT's parser warns of them.
+        before, after = np.ones(place, np.int64), np.ones(one.ndim - place - 1, np.int64)
+        parts: list[gs.Tensor] = [self._images()]
+        if before.size:
+            parts.insert(0, gs.Constant(f"{name}/before", before))
+        if after.size:
+            parts.append(gs.Constant(f"{name}/after", after))
         target = gs.Variable(f"{name}/target", dtype=np.int64)
         repeated = gs.Variable(f"{name}/repeated", dtype=one.dtype)
         values = gs.Constant(f"{name}/one", np.ascontiguousarray(one))

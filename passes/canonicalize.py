@@ -16,7 +16,6 @@ from regcache.passes.fuse_softmax import FuseSoftmax
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.merge_transposes import MergeTransposes
 from regcache.passes.onnx_file import import_graph
-from regcache.passes.order_qkv import OrderQkv
 from regcache.passes.raise_opset import raise_opset
 from regcache.passes.resolve_shapes import ResolveShapes
 from regcache.passes.split_gemm import SplitGemm
@@ -34,7 +33,6 @@ PASSES: tuple[Pass, ...] = (
     DropMasks(),
     MergeTransposes(),
     FreeTokens(),
-    OrderQkv(),
 )
 
 

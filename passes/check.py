@@ -1,5 +1,7 @@
 """Checker and shape inference without the weights, so that they cost milliseconds at any size."""
 
+from math import prod
+
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -60,7 +62,23 @@ def check_and_infer(graph: gs.Graph) -> None:
         if isinstance(tensor, gs.Variable) and name in found and tensor.inputs:
             tensor.shape = _dims(found[name])
             tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(found[name].elem_type)
+    for node in graph.nodes:
+        if node.op == "Reshape":
+            _check_reshape(node)
     _refuse_perms(graph)
+
+
+def _check_reshape(node: gs.Node) -> None:
+    """Raise InferenceError where a Reshape cannot be done, which onnx's inference lets pass."""
+    before, after = (item.shape for item in (node.inputs[0], node.outputs[0]))
+    static = all(
+        shape is not None and all(isinstance(dim, int) for dim in shape)
+        for shape in (before, after)
+    )
+    if static and prod(before) != prod(after):
+        raise onnx.shape_inference.InferenceError(
+            f"Reshape {node.name or node.outputs[0].name!r} makes {list(after)} of {list(before)}"
+        )
 
 
 def _refuse_perms(graph: gs.Graph) -> None:

@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Exact, Log, Parity
 from regcache.passes.to_float32 import type_number
-from regcache.passes.walk import is_constant, is_output
+from regcache.passes.walk import hand_on, is_constant, is_output
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,9 @@ class DropIdentities:
         for node in list(graph.nodes):
             if not _hands_on(graph, node):
                 continue
-            source, result = node.inputs[0], node.outputs[0]
-            if is_output(graph, result):
-                maker = source.inputs[0] if source.inputs else None
-                if maker is None or is_output(graph, source):
-                    continue
-                # The graph's output keeps its name: its maker writes it now.
-                maker.outputs = [result if item is source else item for item in maker.outputs]
-                node.outputs.clear()
-                for reader in list(source.outputs):
-                    reader.inputs = [result if item is source else item for item in reader.inputs]
-                node.inputs.clear()
-            else:
-                for reader in list(result.outputs):
-                    reader.inputs = [source if item is result else item for item in reader.inputs]
-                node.outputs.clear()
-            edits.append(Edit(node.name or result.name, f"{node.op} dropped"))
+            name = node.name or node.outputs[0].name
+            if hand_on(graph, node, node.inputs[0]):
+                edits.append(Edit(name, f"{node.op} dropped"))
         return Log(tuple(edits))
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Exact, Log, Parity, Skip
 from regcache.passes.errors import InputError
-from regcache.passes.walk import is_constant, replace_everywhere
+from regcache.passes.walk import hand_on, is_constant, replace_everywhere
 
 
 def fill_masks(graph: gs.Graph, fills: Mapping[str, float]) -> tuple[gs.Graph, frozenset[str]]:
@@ -60,12 +60,14 @@ class DropNeutral:
         for node in list(graph.nodes):
             if not any(is_constant(item) and item.name in self.masks for item in node.inputs):
                 continue
-            kept = self._kept(node)
-            if kept is None or kept.shape != node.outputs[0].shape:
-                skips.append(Skip(node.name or node.outputs[0].name, f"{node.op} masks something"))
+            kept, name = self._kept(node), node.name or node.outputs[0].name
+            if kept is None or not _same_shape(kept, node.outputs[0]):
+                skips.append(Skip(name, f"{node.op} masks something"))
                 continue
-            replace_everywhere(graph, node.outputs[0], kept)
-            edits.append(Edit(node.name or node.outputs[0].name, f"{node.op} dropped"))
+            if hand_on(graph, node, kept):
+                edits.append(Edit(name, f"{node.op} dropped"))
+            else:
+                skips.append(Skip(name, f"{node.op} makes an output of an input"))
         return Log(tuple(edits), tuple(skips))
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
@@ -85,6 +87,14 @@ class DropNeutral:
                 other: gs.Tensor = node.inputs[1 - slot]
                 return other
         return None
+
+
+def _same_shape(one: gs.Tensor, other: gs.Tensor) -> bool:
+    """Whether two shapes agree; a free batch may be called by several names."""
+    dims, others = (
+        [dim if isinstance(dim, int) else None for dim in tensor.shape] for tensor in (one, other)
+    )
+    return dims == others
 
 
 def _uniform(tensor: gs.Tensor) -> float | None:

@@ -19,6 +19,7 @@ from regcache.passes.walk import (
     is_bias,
     is_constant,
     is_output,
+    keeps_channels,
     producer,
 )
 
@@ -160,7 +161,7 @@ def norm_behind(graph: gs.Graph, site: Site) -> gs.Node | None:
     """The norm that makes the activation and nothing else; None where there is none."""
     channels, tensor = site.linears[0].weight_shape[0], site.tensor
     node = producer(tensor)
-    while node is not None and node.op in SHAPE_OPS - _OTHER_CHANNELS:
+    while node is not None and (node.op in SHAPE_OPS - _OTHER_CHANNELS or keeps_channels(node)):
         tensor = node.inputs[0]
         if not _read_once(graph, tensor):
             return None

@@ -27,6 +27,7 @@ from regcache.passes.walk import (
     data_inputs,
     is_constant,
     is_output,
+    keeps_channels,
     producer,
     replace_everywhere,
 )
@@ -186,7 +187,10 @@ def _writers(view: EncoderView) -> list[tuple[Linear, gs.Variable]]:
 
 
 def _branch(graph: gs.Graph, linear: Linear, stream: gs.Variable) -> tuple[gs.Node, ...] | None:
-    """The Muls by a layer scale between a linear and its residual add; None: not these alone."""
+    """The Muls by a layer scale between a linear and its residual add.
+
+    None: something else than these, a bias and what only moves tokens about.
+    """
     found: list[gs.Node] = []
     tensor, add = linear.matmul.outputs[0], producer(stream)
     while True:
@@ -199,7 +203,7 @@ def _branch(graph: gs.Graph, linear: Linear, stream: gs.Variable) -> tuple[gs.No
             if _scale_of(node).shape not in {(), (1,), (linear.weight_shape[1],)}:
                 return None
             found.append(node)
-        elif node is not linear.bias_add:
+        elif node is not linear.bias_add and not keeps_channels(node):
             return None
         (tensor,) = node.outputs
 

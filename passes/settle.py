@@ -11,10 +11,17 @@ from regcache.passes.drop_identities import DropIdentities
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.fold_constants import FoldConstants
 from regcache.passes.fold_if import FoldIf
+from regcache.passes.lower_sequences import LowerSequences
 from regcache.passes.resolve_shapes import ResolveShapes
 from regcache.passes.walk import name_of
 
-_STEPS: tuple[Pass, ...] = (FoldConstants(), FoldIf(), DropIdentities(), ResolveShapes())
+_STEPS: tuple[Pass, ...] = (
+    FoldConstants(),
+    FoldIf(),
+    LowerSequences(),
+    DropIdentities(),
+    ResolveShapes(),
+)
 # Every round knows more shapes than the one before; exporters nest them a few levels deep.
 _MOST_ROUNDS = 24
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from regcache.passes.base import Close, Edit, Log, Parity
 from regcache.passes.walk import is_constant, replace_everywhere
@@ -14,6 +15,8 @@ from regcache.passes.walk import is_constant, replace_everywhere
 _FLOAT = onnx.TensorProto.FLOAT
 _OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 _TYPE_ATTRIBUTES = frozenset(["to", "dtype", "stash_type", "softmax_precision"])
+# In GELU, its tanh and its sigmoid approximation.
+_GELU_CONSTANTS = (2**0.5, 0.5**0.5, (2 / np.pi) ** 0.5, 0.044715, 1.702)
 _NAMES = frozenset(["float16", "bfloat16", "float64"])
 
 
@@ -22,8 +25,9 @@ class ToFloat32:
     """Compute in FP32 what a graph computes in FP16, BF16 or FP64.
 
     Rewritten: constants, the types that Cast and other nodes name, inputs and outputs, all of that
-    in subgraphs too. A weight is the FP32 number nearest to the stored one. Integers and booleans
-    stay. Nothing is refused.
+    in subgraphs too. A weight is the FP32 number nearest to the stored one; a scalar that is a
+    rounded constant of GELU becomes that constant, so that GELU is recognised. Integers and
+    booleans stay. Nothing is refused.
     """
 
     name: ClassVar[str] = "to_float32"
@@ -48,10 +52,7 @@ class ToFloat32:
 def _convert(graph: gs.Graph) -> Iterator[str]:
     for tensor in list(graph.tensors().values()):
         if is_constant(tensor) and _other(tensor.values.dtype):
-            # An overflow of FP64 becomes what FP32 has for it.
-            with np.errstate(over="ignore"):
-                single = gs.Constant(tensor.name, np.asarray(tensor.values, np.float32))
-            replace_everywhere(graph, tensor, single)
+            replace_everywhere(graph, tensor, gs.Constant(tensor.name, _single(tensor.values)))
             yield tensor.name
         elif isinstance(tensor, gs.Variable) and _other(tensor.dtype):
             tensor.dtype = np.dtype(np.float32)
@@ -64,8 +65,18 @@ def _convert(graph: gs.Graph) -> Iterator[str]:
                 node.attrs[key] = _FLOAT
                 yield node.name or node.op
             elif isinstance(value, gs.Constant) and _other(value.values.dtype):
-                node.attrs[key] = gs.Constant(value.name, np.asarray(value.values, np.float32))
+                node.attrs[key] = gs.Constant(value.name, _single(value.values))
                 yield node.name or node.op
+
+
+def _single(values: NDArray[Any]) -> NDArray[np.float32]:
+    """The nearest FP32 numbers; for a rounded constant of GELU, that constant itself."""
+    if values.size == 1:
+        for known in _GELU_CONSTANTS:
+            if (values == np.asarray(known).astype(values.dtype)).all():
+                return np.full(values.shape, known, np.float32)
+    with np.errstate(over="ignore"):  # an overflow of FP64 becomes what FP32 has for it
+        return np.asarray(values, np.float32)
 
 
 def type_number(value: Any) -> int:

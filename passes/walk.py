@@ -121,6 +121,18 @@ def skip_rotation(tensor: gs.Tensor) -> gs.Tensor:
     return tensor
 
 
+def keeps_channels(node: gs.Node) -> bool:
+    """Whether a node moves numbers, and the last axis stays what it is."""
+    if node.op == "Transpose":
+        perm = list(node.attrs.get("perm", [0]))
+        return bool(perm[-1] == len(perm) - 1)
+    if node.op not in {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"}:
+        return False
+    source, result = node.inputs[0].shape, node.outputs[0].shape
+    known = bool(source and result) and isinstance(source[-1], int)
+    return known and source[-1] == result[-1]
+
+
 def upstream(
     tensor: gs.Tensor, follow: Callable[[gs.Node], Iterable[gs.Tensor]]
 ) -> Iterator[gs.Node]:
@@ -187,3 +199,24 @@ def replace_everywhere(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
 def count_ops(graph: gs.Graph, op: str) -> int:
     """How many nodes of one kind a graph has."""
     return sum(node.op == op for node in graph.nodes)
+
+
+def hand_on(graph: gs.Graph, node: gs.Node, source: gs.Tensor) -> bool:
+    """Let everything that reads the node's first output read `source`; the node falls to clean-up.
+
+    An output of the graph keeps its name: what makes `source` writes it. False, and nothing is
+    changed, where nothing in the graph makes it or it is an output itself.
+    """
+    result = node.outputs[0]
+    old, new = (source, result) if is_output(graph, result) else (result, source)
+    if old is source:
+        if not source.inputs or is_output(graph, source):
+            return False
+        maker = source.inputs[0]
+        node.outputs.clear()
+        maker.outputs = [result if item is source else item for item in maker.outputs]
+    node.outputs.clear()
+    node.inputs.clear()
+    for reader in list(old.outputs):
+        reader.inputs = [new if item is old else item for item in reader.inputs]
+    return True

@@ -55,13 +55,18 @@ class OriginalSession:
         if unknown:
             raise InputError(f"{path}: input {unknown[0].name!r} is of type {unknown[0].type}")
 
-    def run(self, images: NDArray[Any], outputs: Sequence[str]) -> list[NDArray[np.float64]]:
+    def run(
+        self, images: NDArray[Any], outputs: Sequence[str], batch: int | None = None
+    ) -> list[NDArray[np.float64]]:
         """The named outputs for `images`, one run for as many images as the file fixes, else one.
 
-        `images`: [N, ...] as the rewritten file takes them. Raises InputError where a run fails.
+        `images`: [N, ...] as the rewritten file takes them. `batch`: how many images a run takes,
+        where the shapes inside the file hold a number that its input does not tell. Raises
+        InputError where a run fails.
         """
         shape = self._inputs[self.image].shape
-        batch = shape[0] if shape and isinstance(shape[0], int) else 1
+        told = shape[0] if shape and isinstance(shape[0], int) else 1
+        batch = batch or told
         parts = []
         for start in range(0, len(images), batch):
             chunk = images[start : start + batch]
@@ -70,7 +75,8 @@ class OriginalSession:
                 found = self._session.run(list(outputs), self._feeds(filled))
             except Exception as error:  # ONNX Runtime's exceptions share no other base
                 raise InputError(f"{self.path}: ONNX Runtime: {first_line(error)}") from error
-            parts.append([np.asarray(item, np.float64)[: len(chunk)] for item in found])
+            rows = [np.atleast_1d(np.asarray(item, np.float64)) for item in found]
+            parts.append([item[: len(chunk)] for item in rows])
         return [np.concatenate(one) for one in zip(*parts, strict=True)]
 
     def _feeds(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -80,7 +86,9 @@ class OriginalSession:
             if name == self.image:
                 feeds[name] = images.astype(kind)
             else:
-                dims = [len(images), *item.shape[1:]] if item.shape else []
+                # A row for each image, unless the file fixes how many.
+                first = [dim if isinstance(dim, int) else len(images) for dim in item.shape[:1]]
+                dims = [*first, *item.shape[1:]]
                 # A mask of any length is broadcast; a text is a few words long.
                 length = 1 if name in self._masks else _WORDS
                 shape = [dim if isinstance(dim, int) else length for dim in dims]

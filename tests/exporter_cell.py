@@ -56,11 +56,17 @@ class Cell:
 
 def measure(form: Form, folder: Path) -> Cell:
     """Export the form to `folder` and compile it for ONNX Runtime, weights to the nearest."""
-    path, compiled = folder / "original.onnx", folder / "compiled.onnx"
+    path = folder / "original.onnx"
     complaint = export(model_of(form.family), form, path)
     if complaint is not None:
         return Cell(refused=complaint)
-    adopted = adopt(path, resolution=SIDE if form.batch == "all free" else None)
+    return measure_file(path, folder, resolution=SIDE if form.batch == "all free" else None)
+
+
+def measure_file(path: Path, folder: Path, *, resolution: int | None = None) -> Cell:
+    """Compile a file of `SIDE` pixels for ONNX Runtime, weights to the nearest, into `folder`."""
+    compiled = folder / "compiled.onnx"
+    adopted = adopt(path, resolution=resolution)
     view = view_encoder(canonicalize_graph(adopted.graph))
     embedding = choose_outputs(view, None).embedding
     images = np.random.default_rng(0).standard_normal((8, 3, SIDE, SIDE), np.float32)

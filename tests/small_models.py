@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
@@ -63,3 +64,25 @@ def with_shapes(model: onnx.ModelProto) -> gs.Graph:
     graph = import_graph(model)
     check_and_infer(graph)
     return graph
+
+
+def bake(model: onnx.ModelProto, batch: int, label: str | None = None) -> onnx.ModelProto:
+    """Write a batch size into every Reshape of a model; `label`: what its input calls it still."""
+    baked = onnx.ModelProto.FromString(model.SerializeToString())
+    ends = [*baked.graph.input, *baked.graph.output]
+    for value in ends:
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    inferred = onnx.shape_inference.infer_shapes(baked, data_prop=True).graph
+    shapes = {
+        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        for info in (*inferred.value_info, *inferred.output)
+    }
+    for node in baked.graph.node:
+        if node.op_type == "Reshape":
+            target = np.array(shapes[node.output[0]])
+            node.input[1] = f"{node.name}/baked"
+            baked.graph.initializer.append(numpy_helper.from_array(target, node.input[1]))
+    if label is not None:
+        for value in ends:
+            value.type.tensor_type.shape.dim[0].dim_param = label
+    return baked

@@ -230,7 +230,8 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("external", [False, True])
-def test_an_onnx_file_is_copied_with_its_data(external: bool, tmp_path: Path) -> None:
+def test_an_onnx_file_is_rewritten_with_its_data(external: bool, tmp_path: Path) -> None:
+    """In one file, whatever the source's data was called; see test_export_adopt for the rest."""
     (tmp_path / "from").mkdir()
     (tmp_path / "to").mkdir()
     path = tiny_model(tmp_path / "from" / "encoder.onnx", external)
@@ -238,6 +239,7 @@ def test_an_onnx_file_is_copied_with_its_data(external: bool, tmp_path: Path) ->
     source = open_source(str(path))
     assert source.export(tmp_path / "to" / "copy.onnx") == RECIPE
     assert source.reference() is None
+    assert [file.name for file in (tmp_path / "to").iterdir()] == ["copy.onnx"]
     copy = onnx.load(tmp_path / "to" / "copy.onnx")
     assert numpy_helper.to_array(copy.graph.initializer[0]).sum() == 64
 
@@ -245,7 +247,7 @@ def test_an_onnx_file_is_copied_with_its_data(external: bool, tmp_path: Path) ->
 def test_an_onnx_file_without_sidecar_has_no_recipe(tmp_path: Path) -> None:
     source = open_source(str(tiny_model(tmp_path / "encoder.onnx")))
     assert source.export(tmp_path / "copy.onnx") is None
-    with pytest.raises(InputError, match="resolution of an ONNX file is fixed"):
+    with pytest.raises(InputError, match="the image is fixed at 8 x 8 in the file"):
         source.export(tmp_path / "copy.onnx", resolution=16)
     sidecar(tmp_path / "encoder.onnx").write_text("{}")
     with pytest.raises(InputError, match=r"encoder\.preprocess\.json: not a preprocessing recipe"):

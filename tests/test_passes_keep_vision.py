@@ -178,6 +178,20 @@ def test_masks_that_mask_something_stay(op: str, dtype: int, fill: int, first: b
     assert [node.op for node in after.nodes] == ["Relu", op, "Exp"]
 
 
+def test_an_output_keeps_its_name() -> None:
+    """What is left of the node before writes it now; an input cannot."""
+    draft = Draft()
+    x = draft.node("Relu", "image")
+    y = draft.node("Mul", x, "mask", outputs=["last"])
+    z = draft.node("Mul", "image", "mask")
+    graph = import_graph(draft.model({"image": [2, 3, 4, 4], "mask": [1]}, [y, z]))
+    after, skips = cleared(graph, mask=1)
+    assert skips == ["Mul makes an output of an input"]
+    assert [item.name for item in after.outputs] == ["last", z]
+    assert sorted(node.op for node in after.nodes) == ["Mul", "Relu"]
+    np.testing.assert_array_equal(run_graph(after, IMAGES)[0], np.maximum(IMAGES, 0))
+
+
 def test_a_mask_that_widens_what_it_meets_stays() -> None:
     after, skips = cleared(masked("Mul", shape=[5, 1, 1, 1, 4]), mask=1)
     assert skips == ["Mul masks something"]

@@ -234,3 +234,21 @@ def test_dead_nodes_are_no_reason_to_fail() -> None:
 )
 def test_numbers_of_types(value: Any, number: int) -> None:
     assert type_number(value) == number
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("constant", [2**0.5, 0.5**0.5, (2 / np.pi) ** 0.5, 0.044715, 1.702])
+def test_constants_of_gelu_are_what_they_were_rounded_from(constant: float, kind: Any) -> None:
+    source = gs.Variable("x", dtype=np.float16, shape=["n"])
+    scale = gs.Constant("scale", np.array(constant).astype(kind))
+    other = gs.Constant("other", np.array([1.41, 0.5]).astype(kind))
+    results = [gs.Variable(name, dtype=np.float16, shape=["n"]) for name in "ab"]
+    nodes = [
+        gs.Node("Mul", "scaled", {}, [source, scale], [results[0]]),
+        gs.Node("Mul", "others", {}, [results[0], other], [results[1]]),
+    ]
+    graph = gs.Graph(nodes, [source], [results[1]], opset=20)
+    ToFloat32().rewrite(graph)
+    assert graph.tensors()["scale"].values == np.float32(constant)
+    found = graph.tensors()["other"].values
+    np.testing.assert_array_equal(found, np.array([1.41, 0.5]).astype(kind).astype(np.float32))

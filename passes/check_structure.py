@@ -43,9 +43,10 @@ def check_structure(model: onnx.ModelProto) -> None:
     """
     _check_size(model)
     for imports in (model.opset_import, *(item.opset_import for item in model.functions)):
-        for item in imports:
-            if not 0 < item.version <= _LARGEST_OPSET:
-                raise InputError(f"there is no opset {item.version} of {item.domain or 'ai.onnx'}")
+        for opset in imports:
+            if not 0 < opset.version <= _LARGEST_OPSET:
+                domain = opset.domain or "ai.onnx"
+                raise InputError(f"there is no opset {opset.version} of {domain}")
     _check_graph(model.graph)
     for function in model.functions:
         for graph in _inner_graphs(function.node):

@@ -68,7 +68,9 @@ def test_outputs_of_unknown_rank_are_refused() -> None:
     shape = draft.node("Cast", draft.node("NonZero", "x"), to=TensorProto.INT64)
     flat = draft.node("Reshape", shape, draft.weight(np.array([-1])))
     graph = settle(import_graph(draft.model({"x": [4]}, [draft.node("Reshape", "x", flat)])))
-    with pytest.raises(InputError, match="^how many dimensions its output 'n3_Reshape' has is not"):
+    with pytest.raises(
+        InputError, match=r"^how many dimensions its output 'n3_Reshape' has is not"
+    ):
         check_settled(graph)
 
 
@@ -77,7 +79,7 @@ def test_transposes_that_lose_axes_are_refused(perm: list[int]) -> None:
     draft = Draft()
     turned = draft.node("Transpose", "x", perm=perm)
     graph = import_graph(draft.model({"x": ["n", 2, 3, 4]}, [turned]))
-    with pytest.raises(InputError, match="^the graph's shapes do not fit: "):
+    with pytest.raises(InputError, match=r"^the graph's shapes do not fit: "):
         settle(graph)
 
 

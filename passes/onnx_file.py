@@ -24,7 +24,8 @@ def load_model(path: Path) -> onnx.ModelProto:
 
     Raises InputError, naming the file and the reason, when it is missing, truncated or not ONNX;
     when external data is missing, too short or outside the file's folder; when check_structure or
-    onnx's checker refuses the graph; when a float weight holds NaN or infinity; or when it is quantized already.
+    onnx's checker refuses the graph; when a float weight holds NaN or infinity; or when it is
+    quantized already.
     """
     model = read_message(path)
     refuse_quantized(model, path)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from regcache.compiler.calibration import Observer, observe
 from regcache.compiler.prepare import FloatEncoder, SourceOptions, prepare
 from regcache.compiler.reporter import Reporter
+from regcache.compiler.staging import unnamed
 from regcache.compiler.statistics import (
     ChannelRange,
     Floats,
@@ -131,7 +132,7 @@ def inspect_encoder(
     Memory is flat in the number of images. Raises InputError on bad input.
     """
     paths = [] if images is None else list_images(images, reporter.warn)
-    with tempfile.TemporaryDirectory(prefix="regcache-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="regcache-") as scratch, unnamed(Path(scratch)):
         encoder = prepare(options, Path(scratch), reporter, verify=False)
         view = encoder.view
         if not paths:

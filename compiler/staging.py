@@ -35,12 +35,25 @@ def staged_folder(output: Path, *, marker: str = MANIFEST) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{output}: {error.strerror or error}") from error
     try:
-        yield staging
+        with unnamed(staging):
+            yield staging
         _swap(staging, output)
     except OSError as error:
         raise InputError(f"{error.filename or output}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def unnamed(folder: Path) -> Iterator[None]:
+    """Leave a temporary folder out of the InputErrors raised in the block: its user knows none."""
+    try:
+        yield
+    except InputError as error:
+        reason = str(error)
+        if str(folder) not in reason:
+            raise
+        raise InputError(reason.replace(f"{folder}{os.sep}", "")) from error
 
 
 @contextmanager

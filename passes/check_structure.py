@@ -13,6 +13,7 @@ from regcache.passes.stored_tensors import known_type
 _MOST_NODES = 50_000
 # Exporters nest a branch in a branch in a branch.
 _DEEPEST = 16
+_DEEPEST_CALL = 100
 # Of what local functions become where they are called; a message ends at 2 GB.
 _MOST_BYTES = 1 << 30
 _LARGEST_OPSET = 1_000_000
@@ -42,9 +43,10 @@ def check_structure(model: onnx.ModelProto) -> None:
     """
     _check_size(model)
     for imports in (model.opset_import, *(item.opset_import for item in model.functions)):
-        for item in imports:
-            if not 0 < item.version <= _LARGEST_OPSET:
-                raise InputError(f"there is no opset {item.version} of {item.domain or 'ai.onnx'}")
+        for opset in imports:
+            if not 0 < opset.version <= _LARGEST_OPSET:
+                domain = opset.domain or "ai.onnx"
+                raise InputError(f"there is no opset {opset.version} of {domain}")
     _check_graph(model.graph)
     for function in model.functions:
         for graph in _inner_graphs(function.node):
@@ -117,6 +119,8 @@ class _Counter:
     def _function(self, key: _Key) -> _Extent:
         if key in self.open:
             raise InputError(f"its function {key[1]!r} calls itself")
+        if len(self.open) == _DEEPEST_CALL:
+            raise InputError(f"its functions call one another more than {_DEEPEST_CALL} deep")
         if key not in self.known:
             self.open.append(key)
             function = self.functions[key]

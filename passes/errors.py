@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 # A name of any length may stand in a message; what is wrong with it stands at the end.
 _HEAD, _TAIL = 600, 250
-# onnx's C++ tools begin with a place of the machine that they were built on.
-_WHERE = re.compile(r"^(/\S+\.(cc|h):\d+: \S+: )?(Assertion `.*?` failed: )?")
+# onnx's C++ tools begin with a place of the machine that they were built on, ONNX Runtime with a
+# place and the whole signature of a function.
+_WHERE = re.compile(r"^(/\S+\.(cc|h):\d+(: \S+:| .*?\)( const)?) )?(Assertion `.*?` failed: )?")
 
 
 class RegcacheError(Exception):
@@ -45,6 +46,8 @@ def first_line(error: Exception) -> str:
     Left out is where in that library's source it failed, and which condition.
 
     >>> first_line(RuntimeError("/project/onnx/a.h:61: f(): Assertion `x` failed: no x.\\nMore"))
+    'no x.'
+    >>> first_line(RuntimeError("/ort/a.h:46 void ort::f(const map<string, int>&, int) no x."))
     'no x.'
     """
     text = str(error).strip()

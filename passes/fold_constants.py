@@ -122,7 +122,8 @@ def _bytes(tensor: gs.Tensor) -> int | None:
     """The size of a tensor's numbers; None where its shape is not known."""
     if tensor.shape is None or not all(isinstance(dim, int) for dim in tensor.shape):
         return None
-    return prod(tensor.shape) * (8 if tensor.dtype is None else np.dtype(tensor.dtype).itemsize)
+    size: int = prod(tensor.shape)
+    return size * (8 if tensor.dtype is None else np.dtype(tensor.dtype).itemsize)
 
 
 def _work(node: gs.Node) -> int:
@@ -130,8 +131,8 @@ def _work(node: gs.Node) -> int:
     shape = node.outputs[0].shape if node.outputs else None
     if node.op not in _PRODUCTS or not shape:
         return 0
-    most = max((prod(item.shape[:-1]) for item in node.inputs if item.shape), default=1)
-    return prod(shape) * most
+    most: int = max((prod(item.shape[:-1]) for item in node.inputs if item.shape), default=1)
+    return most * int(prod(shape))
 
 
 def _foldable(node: gs.Node) -> bool:

@@ -8,6 +8,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import EncodeError
 
+from regcache.passes.check_structure import check_structure
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.external_weights import is_external, read_external, stored_tensors
 from regcache.passes.model_files import data_file
@@ -22,11 +23,16 @@ def load_model(path: Path) -> onnx.ModelProto:
     """Read an ONNX file with its external data.
 
     Raises InputError, naming the file and the reason, when it is missing, truncated or not ONNX;
-    when external data is missing, too short or outside the file's folder; when onnx's checker
-    refuses the graph; when a float weight holds NaN or infinity; or when it is quantized already.
+    when external data is missing, too short or outside the file's folder; when check_structure or
+    onnx's checker refuses the graph; when a float weight holds NaN or infinity; or when it is
+    quantized already.
     """
     model = read_message(path)
     refuse_quantized(model, path)
+    try:
+        check_structure(model)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     for tensor in stored_tensors(model):
         if is_external(tensor):
             read_external(tensor, path)

@@ -19,10 +19,10 @@ def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     """Convert a model to CANONICAL_OPSET with onnx's version converter; newer ones stay.
 
     Operators that their own opset does not have yet, but the canonical one has, are taken as they
-    stand: ONNX Runtime's optimiser writes LayerNormalization into files of opset 16. Serialises the
-    model, so take out large weights first. Raises InputError when the model uses no standard
-    operators, when its opset is newer than onnx itself, when onnx's checker refuses the graph, or
-    when onnx cannot convert an operator.
+    stand: ONNX Runtime's optimiser writes LayerNormalization into files of opset 16. Domains that
+    no node is of are no longer listed. Serialises the model, so take out large weights first.
+    Raises InputError when the model uses no standard operators, when its opset is newer than onnx
+    itself, when onnx's checker refuses the graph, or when onnx cannot convert an operator.
     """
     version = _standard_version(model)
     early = [node for node in all_nodes(model.graph) if _comes_early(node, version)]
@@ -35,7 +35,10 @@ def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in all_nodes(raised.graph):
         if node.domain == _ASIDE:
             node.ClearField("domain")
-    _import(raised, [item for item in raised.opset_import if item.domain != _ASIDE])
+    # ONNX Runtime wants to know domains by their version, also those that nothing is left of.
+    used = {"", *(node.domain for node in all_nodes(raised.graph))}
+    used |= {item.domain for item in raised.functions}
+    _import(raised, [item for item in raised.opset_import if item.domain in used])
     return raised
 
 

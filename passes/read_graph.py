@@ -26,7 +26,8 @@ def read_graph(path: Path) -> gs.Graph:
 
     Raises InputError, naming the file and the reason, when it is missing, truncated or not ONNX;
     when it is quantized already; when external data is missing, too short or outside the file's
-    folder; when a weight holds NaN or infinity; or when the opset cannot be raised.
+    folder; when check_structure refuses it; when a weight holds NaN or infinity; or when the opset
+    cannot be raised.
     """
     model = read_message(path)
     refuse_quantized(model, path)

@@ -44,6 +44,19 @@ def clip() -> onnx.ModelProto:
     return model
 
 
+def test_an_output_that_is_the_image_itself_goes() -> None:
+    model = clip()
+    model.graph.output.append(model.graph.input[0])
+    graph = import_graph(model)
+    check_and_infer(graph)
+    result = run(KeepVision("pixel_values"), graph)
+    assert [item.name for item in result.graph.outputs] == ["hidden", "image_embeds"]
+    assert "pixel_values" in [edit.site for edit in result.log.edits]
+    graph.outputs = [item for item in graph.outputs if item.name == "pixel_values"]
+    with pytest.raises(InputError, match=r"^no output depends on the image"):
+        KeepVision("pixel_values").requires(graph)
+
+
 def test_the_vision_tower_of_a_whole_clip() -> None:
     graph = import_graph(clip())
     check_and_infer(graph)

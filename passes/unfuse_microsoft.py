@@ -39,6 +39,8 @@ _HANDLED: dict[str, Callable[[NodeWriter, gs.Node], None]] = {
 }
 # An operator of ONNX Runtime alone that it keeps among ONNX's own.
 _SIMPLIFIED = "SimplifiedLayerNormalization"
+# No schema of onnx has looked at these nodes: whatever is missing or wrong shows when it is read.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,9 @@ class UnfuseMicrosoft:
                 unfuse(NodeWriter(graph, f"{node.outputs[0].name}/{node.op}"), node)
             except CannotUnfuseError as error:
                 raise _cannot(node, str(error)) from error
+            except _MALFORMED as error:
+                reason = "its inputs or attributes are none that it takes"
+                raise _cannot(node, reason) from error
             node.outputs.clear()
             edits.append(Edit(name_of(node), f"{node.op} unfused"))
         if edits:

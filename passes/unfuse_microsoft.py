@@ -75,7 +75,7 @@ class UnfuseMicrosoft:
         # From the inputs on: what one is written as tells the next one its sizes.
         graph.toposort()
         for node in [node for node in graph.nodes if _is_foreign(graph, node)]:
-            unfuse = _handler(node)
+            unfuse, site = _handler(node), name_of(node)
             assert unfuse is not None
             try:
                 unfuse(NodeWriter(graph, f"{node.outputs[0].name}/{node.op}"), node)
@@ -85,7 +85,7 @@ class UnfuseMicrosoft:
                 reason = "its inputs or attributes are none that it takes"
                 raise _cannot(node, reason) from error
             node.outputs.clear()
-            edits.append(Edit(name_of(node), f"{node.op} unfused"))
+            edits.append(Edit(site, f"{node.op} unfused"))
         if edits:
             graph.import_domains = [onnx.helper.make_opsetid("", graph.opset)]
         return Log(tuple(edits))

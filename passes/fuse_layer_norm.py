@@ -7,6 +7,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Close, Edit, Log, Parity
 from regcache.passes.errors import InputError
+from regcache.passes.moments import find_moments
 from regcache.passes.root_mean_square import find_root_mean_square, subtracted_mean
 from regcache.passes.walk import consumers, count_ops, is_constant, is_output, name_of
 
@@ -16,8 +17,9 @@ class FuseLayerNorm:
     """Replace ReduceMean, Sub, Pow, ReduceMean, Add, Sqrt, Div (, Mul, Add) over the last axis.
 
     Matched: every spelling that `find_root_mean_square` reads of what is left when the mean is
-    taken off, with or without scale and bias. Refused: another axis, a scale that is no vector of
-    the width, an unknown width. A bias that is no vector of the width stays an Add.
+    taken off, with or without scale and bias, and what `find_moments` reads. Refused: another axis,
+    a scale that is no vector of the width, an unknown width. A bias that is no vector of the width
+    stays an Add.
     """
 
     name: ClassVar[str] = "fuse_layer_norm"
@@ -32,31 +34,52 @@ class FuseLayerNorm:
         """Insert the LayerNormalization nodes; the old ones fall to the clean-up."""
         edits = []
         for node in list(graph.nodes):
-            found = find_root_mean_square(graph, node)
-            source = None if found is None else subtracted_mean(found.source)
-            if found is None or source is None:
+            norm = _norm(graph, node)
+            if norm is None:
                 continue
-            width = found.scale.values.shape[0]
-            bias, output = (
-                _bias(graph, found.output, width) if found.weighted else (None, found.output)
-            )
-            output.inputs.clear()
+            site, bias = name_of(node), [] if norm.bias is None else [norm.bias]
+            norm.output.inputs.clear()
             graph.nodes.append(
                 gs.Node(
                     "LayerNormalization",
-                    name=f"{name_of(node)}/layer_norm",
-                    attrs={"axis": -1, "epsilon": found.epsilon},
-                    inputs=[source, found.scale] + ([bias] if bias else []),
-                    outputs=[output],
+                    name=f"{site}/layer_norm",
+                    attrs={"axis": -1, "epsilon": norm.epsilon},
+                    inputs=[norm.source, norm.scale, *bias],
+                    outputs=[norm.output],
                 )
             )
-            edits.append(Edit(name_of(node), f"LayerNormalization(epsilon={found.epsilon:g})"))
+            edits.append(Edit(site, f"LayerNormalization(epsilon={norm.epsilon:g})"))
         return Log(tuple(edits))
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
         """Every new LayerNormalization took the place of at least one ReduceMean."""
         count = count_ops(after, "LayerNormalization") - count_ops(before, "LayerNormalization")
         assert count <= count_ops(before, "ReduceMean") - count_ops(after, "ReduceMean")
+
+
+@dataclass(frozen=True)
+class _Norm:
+    source: gs.Tensor
+    output: gs.Variable
+    epsilon: float
+    scale: gs.Constant
+    bias: gs.Constant | None
+
+
+def _norm(graph: gs.Graph, reduction: gs.Node) -> _Norm | None:
+    """The layer norm that a mean of squares is part of."""
+    moments = find_moments(graph, reduction)
+    if moments is not None:
+        bias: gs.Constant | None = moments.bias
+        return _Norm(moments.source, moments.output, moments.epsilon, moments.scale, bias)
+    found = find_root_mean_square(graph, reduction)
+    source = None if found is None else subtracted_mean(found.source)
+    if found is None or source is None:
+        return None
+    bias, output = None, found.output
+    if found.weighted:
+        bias, output = _bias(graph, output, found.scale.values.shape[0])
+    return _Norm(source, output, found.epsilon, found.scale, bias)
 
 
 def _bias(

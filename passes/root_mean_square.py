@@ -12,7 +12,7 @@ REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"
 _PASSED = frozenset({"Cast", "Identity"})
 # One number for each token may lose its axis and get it back, and be repeated for every channel.
 _SPREAD = _PASSED | {"Expand", "Reshape", "Unsqueeze"}
-_ROOT_OPS = _SPREAD | {"Add", "Clip", "Div", "Max", "Mul", "Pow", "Reciprocal", "Sqrt"}
+ROOT_OPS = _SPREAD | {"Add", "Clip", "Div", "Max", "Mul", "Pow", "Reciprocal", "Sqrt"}
 _LONGEST = 8
 # Mean squares that a root is evaluated at: its square must be linear in them.
 _PROBES = np.array([0.0, 1e-3, 1.0, 7.0, 300.0])
@@ -44,7 +44,7 @@ def find_root_mean_square(graph: gs.Graph, reduction: gs.Node) -> RootMeanSquare
     Refused: an unknown width, a sum or L2 norm without weights for each channel (an embedding is
     normalised like this), and a type that changes on the way.
     """
-    source = _squared(reduction)
+    source = squares_of(reduction)
     if source is None or not reduces_last_axis(reduction):
         return None
     width = source.shape[-1] if source.shape else None
@@ -54,7 +54,7 @@ def find_root_mean_square(graph: gs.Graph, reduction: gs.Node) -> RootMeanSquare
     root, node = applied
     if not _for_each_token(root, source):
         return None
-    fitted = _fit(reduction, root, width, inverse=node.op == "Mul")
+    fitted = fit_root(reduction, root, width, inverse=node.op == "Mul")
     followed = _follow(graph, source, width, root, node)
     if fitted is None or followed is None:
         return None
@@ -71,11 +71,15 @@ def subtracted_mean(tensor: gs.Tensor) -> gs.Tensor | None:
     node = producer(skip_back(tensor, _PASSED))
     if node is None or node.op != "Sub":
         return None
-    source, mean = node.inputs[0], producer(skip_back(node.inputs[1], _SPREAD))
+    return node.inputs[0] if is_mean_of(node.inputs[1], node.inputs[0]) else None
+
+
+def is_mean_of(tensor: gs.Tensor, source: gs.Tensor) -> bool:
+    """Whether a tensor is the mean of another's last axis, for each token."""
+    mean = producer(skip_back(tensor, _SPREAD))
     if mean is None or mean.op != "ReduceMean" or not reduces_last_axis(mean):
-        return None
-    fits = _for_each_token(node.inputs[1], source) and same_values(mean.inputs[0], source)
-    return source if fits else None
+        return False
+    return _for_each_token(tensor, source) and same_values(mean.inputs[0], source)
 
 
 def same_values(one: gs.Tensor, other: gs.Tensor, depth: int = 4) -> bool:
@@ -100,7 +104,7 @@ def same_values(one: gs.Tensor, other: gs.Tensor, depth: int = 4) -> bool:
     )
 
 
-def _squared(reduction: gs.Node) -> gs.Tensor | None:
+def squares_of(reduction: gs.Node) -> gs.Tensor | None:
     """What a reduction sums the squares of."""
     if reduction.op in {"ReduceSumSquare", "ReduceL2"}:
         return reduction.inputs[0]
@@ -139,20 +143,20 @@ def _root(tensor: gs.Variable) -> tuple[gs.Variable, gs.Node] | None:
         if len(following) != 1:
             return None
         (node,) = following
-        others = [item for item in node.inputs if item is not tensor and not _is_scalar(item)]
+        others = [item for item in node.inputs if item is not tensor and not is_number(item)]
         if others and (node.op == "Mul" or (node.op == "Div" and node.inputs[1] is tensor)):
             return tensor, node
-        if node.op not in _ROOT_OPS or (others and node.op not in _SPREAD):
+        if node.op not in ROOT_OPS or (others and node.op not in _SPREAD):
             return None
         tensor = node.outputs[0]
     return None
 
 
-def _is_scalar(tensor: gs.Tensor) -> bool:
+def is_number(tensor: gs.Tensor) -> bool:
     return bool(tensor.is_empty() or (is_constant(tensor) and tensor.values.size == 1))
 
 
-def _fit(
+def fit_root(
     reduction: gs.Node, root: gs.Variable, width: int, *, inverse: bool
 ) -> tuple[float, float] | None:
     """(epsilon, factor): what is divided by the root is factor * x / sqrt(mean(x^2) + epsilon)."""

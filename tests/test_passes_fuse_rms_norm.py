@@ -202,6 +202,20 @@ def test_layer_norms_in_the_same_spellings(name: str) -> None:
     assert result.graph.opset == 20
 
 
+@pytest.mark.parametrize("scale", [" g = Mul(i, w)", " g = Mul(w, i)", ""])
+def test_layer_norms_of_tensorflow(scale: str) -> None:
+    """x g + (bias - mean g), as a batch norm of the moments is written."""
+    body = f"""{CENTRED} e = Add(m, eps) r = Sqrt(e) i = Reciprocal(r){scale or " g = Identity(i)"}
+        p = Mul(x, g) q = Mul(a, g) d = Sub(b, q) y = Add(p, d)"""
+    body = body if scale else body.replace(" g = Identity(i)", "").replace(" g)", " i)")
+    x = pictures().astype(np.float64)
+    wanted = reference(x - x.mean(-1, keepdims=True), SCALE if scale else 1) + BIAS
+    result = fused(graph_of(body), wanted, FuseLayerNorm())
+    assert [node.op for node in result.graph.nodes] == ["LayerNormalization"]
+    other = graph_of(body.replace("Mul(a, ", "Mul(e, "))
+    assert not run(FuseLayerNorm(), other).changed
+
+
 @given(st.floats(1e-12, 1e-2), st.sampled_from(sorted(SPELLINGS)), st.integers(0, 5))
 @settings(max_examples=30, deadline=None)
 def test_any_epsilon(epsilon: float, name: str, seed: int) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -50,6 +51,17 @@ def test_each_encoder_is_good_until_it_is_mutated(
     assert [outcome.kind for outcome in outcomes] == ["ok"] * len(SPECS), outcomes
 
 
+def test_five_hundred_broken_files_are_reported_or_refused(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    """About 20 s; benchmarks/fuzz_inspect.py tries as many as it is told to."""
+    outcomes = list(script.run(range(500), tmp_path, 1, 60, above_now(1024)))
+    assert [item for item in outcomes if item.kind not in {"ok", "refused"}] == []
+    kinds = Counter(item.kind for item in outcomes)
+    assert kinds["ok"] > 50  # else too much is refused
+    assert kinds["refused"] > 300
+
+
 def test_whatever_happens_is_named(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +85,8 @@ def test_whatever_happens_is_named(
         cli._fail("this is the reason")
 
     def escape() -> None:
-        cli._fail("\x1b[31mthis is the reason")
+        print("regcache: error: \x1b[31mthis is the reason", file=sys.stderr)
+        sys.exit(2)
 
     def raise_input_error() -> None:
         raise InputError("which main() has to catch")

@@ -82,19 +82,20 @@ def adopt(
     graph, converted = _edit(ToFloat32(), graph)
     if converted:
         notes.append("its weights are taken in FP32: some of the file is in another precision")
+    image = find_image(graph)
+    height, width = _size(image, resolution, size)
+    names, masks = _masks(graph, image), dict[str, float]()
+    if not names:
+        graph, edits = _edit(KeepVision(image.name), graph)
+        if edits:
+            notes.append(_dropped(graph, edits))
     graph, unfused = _edit(UnfuseMicrosoft(), graph)
     if unfused:
         kinds = ", ".join(sorted({edit.what.split()[0] for edit in unfused}))
         notes.append(f"written as ONNX's own operators: {kinds}")
-    image = find_image(graph)
-    height, width = _size(image, resolution, size)
-    names, masks = _masks(graph, image), dict[str, float]()
     if names:
         fixed, masks = _without_masks(graph, names, image, height, width, free_batch)
     else:
-        graph, edits = _edit(KeepVision(image.name), graph)
-        if edits:
-            notes.append(_dropped(graph, edits))
         fixed = _fix_shapes(graph, image, height, width, free_batch)
     notes += fixed.notes
     check_settled(fixed.graph)

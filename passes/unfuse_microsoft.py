@@ -110,6 +110,11 @@ def _handler(node: gs.Node) -> Callable[[NodeWriter, gs.Node], None] | None:
 
 def _cannot(node: gs.Node, reason: str = "") -> InputError:
     why = f" ({reason})" if reason else ""
+    if node.domain not in {_MICROSOFT, *_STANDARD}:
+        return InputError(
+            f"{node.domain} {node.op} {name_of(node)!r} is no operator of ONNX{why}: export it "
+            "with ONNX's own operators"
+        )
     return InputError(
         f"{node.domain or _MICROSOFT} {node.op} {name_of(node)!r} cannot be unfused{why}: export "
         "without ONNX Runtime's transformer optimiser, or bring the file as it was before"

@@ -387,3 +387,19 @@ def test_broken_graphs_never_end_in_a_traceback(seed: int, write: Write) -> None
         changes[int(random.integers(len(changes)))]()
     with contextlib.suppress(InputError):
         adopt(write(model))
+
+
+def test_what_is_fused_in_the_text_tower_is_no_reason_to_refuse_the_image(tmp_path: Path) -> None:
+    model = TinyVit(Spec()).model()
+    kind, name = TensorProto.INT64, model.graph.output[0].name
+    model.graph.input.append(helper.make_tensor_value_info("input_ids", kind, ["batch", 7]))
+    fused = helper.make_node("EmbedText", ["input_ids"], ["text"], domain="com.microsoft")
+    joined = helper.make_node("Mul", ["text", name], ["logits"])
+    model.graph.node.extend([fused, joined])
+    shape = ["batch", Spec().width]
+    model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, tmp_path / "clip.onnx")
+    adopted = adopt(tmp_path / "clip.onnx")
+    assert [item.name for item in adopted.graph.outputs] == ["pooled", "last_hidden_state"]
+    assert any("dropped: logits, input_ids" in note for note in adopted.notes)

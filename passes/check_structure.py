@@ -203,7 +203,9 @@ def _check_type(item: onnx.ValueInfoProto, where: str, *, inner: bool) -> None:
     if held.WhichOneof("value") not in {None, "tensor_type"}:
         raise InputError(f"{where} is no tensor or sequence of them")
     tensor = held.tensor_type
-    if tensor.elem_type:
+    if tensor.elem_type == onnx.TensorProto.STRING:
+        pass  # words, beside the image
+    elif tensor.elem_type:
         known_type(tensor.elem_type, where)
     elif inner:
         item.ClearField("type")

@@ -71,14 +71,17 @@ def save_graph(graph: gs.Graph, path: Path) -> None:
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
     """Write a model as ONNX; see save_graph."""
-    external = weight_bytes(model) > LARGEST_SINGLE_FILE
+    external, data = weight_bytes(model) > LARGEST_SINGLE_FILE, data_file(path)
     try:
+        data.unlink(missing_ok=True)  # onnx writes behind what is there
         onnx.save(
             model,
             path,
             save_as_external_data=external,
-            location=data_file(path).name if external else None,
+            location=data.name if external else None,
         )
+        if external:
+            data.chmod(path.stat().st_mode)  # onnx lets nobody else read it
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except EncodeError as error:

@@ -29,6 +29,8 @@ def unfuse_attention(write: NodeWriter, node: gs.Node) -> None:
     refuse_outputs(write.graph, node, present=1)
     _check_mask(given(node, 3))
     heads, sizes = int(node.attrs["num_heads"]), _hidden_sizes(node)
+    if heads < 1 or len(sizes) != 3 or any(size < 1 or size % heads for size in sizes):
+        raise CannotUnfuseError(f"{heads} heads do not fit the widths {sizes}")
     weight, bias = node.inputs[1], given(node, 2)
     if len(set(sizes)) == 1:
         packed = _linear(write, "qkv", node.inputs[0], weight, bias)
@@ -67,11 +69,14 @@ def unfuse_multi_head_attention(write: NodeWriter, node: gs.Node) -> None:
     refuse_outputs(write.graph, node, present_key=1, present_value=2, qk=3)
     _check_mask(given(node, 4))
     heads, query, key, value = int(node.attrs["num_heads"]), *(given(node, i) for i in range(3))
-    assert query is not None
+    if query is None:
+        raise CannotUnfuseError("it has no queries")
     width = width_of(query)
     packed = key is None or value is None
     if width is None:
         raise CannotUnfuseError("the size of its heads is not known")
+    if heads < 1 or (key is not None and width % heads):
+        raise CannotUnfuseError(f"{heads} heads do not fit a width of {width}")
     size = width if key is None else width // heads
     if given(node, 3) is not None:
         if packed or rank_of(key) == 4:

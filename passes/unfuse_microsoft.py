@@ -39,6 +39,8 @@ _HANDLED: dict[str, Callable[[NodeWriter, gs.Node], None]] = {
 }
 # An operator of ONNX Runtime alone that it keeps among ONNX's own.
 _SIMPLIFIED = "SimplifiedLayerNormalization"
+# No schema of onnx has looked at these nodes: whatever is missing or wrong shows when it is read.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,17 @@ class UnfuseMicrosoft:
         # From the inputs on: what one is written as tells the next one its sizes.
         graph.toposort()
         for node in [node for node in graph.nodes if _is_foreign(graph, node)]:
-            unfuse = _handler(node)
+            unfuse, site = _handler(node), name_of(node)
             assert unfuse is not None
             try:
                 unfuse(NodeWriter(graph, f"{node.outputs[0].name}/{node.op}"), node)
             except CannotUnfuseError as error:
                 raise _cannot(node, str(error)) from error
+            except _MALFORMED as error:
+                reason = "its inputs or attributes are none that it takes"
+                raise _cannot(node, reason) from error
             node.outputs.clear()
-            edits.append(Edit(name_of(node), f"{node.op} unfused"))
+            edits.append(Edit(site, f"{node.op} unfused"))
         if edits:
             graph.import_domains = [onnx.helper.make_opsetid("", graph.opset)]
         return Log(tuple(edits))

@@ -186,9 +186,16 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export in this process, where open_clip knows the tiny architectures."""
 
     def export(
-        source: str, path: Path, resolution: int | None, *, own_recipe: bool
+        source: str,
+        path: Path,
+        resolution: int | None,
+        reporter: Reporter,
+        *,
+        recipe: Preprocess | None,
+        verify: bool,
     ) -> Preprocess | None:
-        assert own_recipe
+        assert recipe is None  # the source's own is taken
+        assert verify
         return open_source(source).export(path, resolution=resolution)
 
     monkeypatch.setattr(prepare, "export_source", export)

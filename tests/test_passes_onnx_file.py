@@ -24,6 +24,7 @@ from regcache.passes.onnx_file import (
     save_model,
     weight_bytes,
 )
+from regcache.passes.read_graph import read_graph
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +76,12 @@ def test_weights_past_two_gigabytes_go_beside_the_file(
     vit: TinyVit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("regcache.passes.onnx_file.LARGEST_SINGLE_FILE", 1000)
-    path = tmp_path / "large.onnx"
+    path, data = tmp_path / "large.onnx", tmp_path / "large.onnx.data"
     save_model(vit.model(), path)
-    assert (tmp_path / "large.onnx.data").stat().st_size > 1000
+    assert (size := data.stat().st_size) > 1000
+    assert data.stat().st_mode == path.stat().st_mode
+    save_model(vit.model(), path)
+    assert data.stat().st_size == size  # not behind what was there
     images = vit.images(1)
     np.testing.assert_allclose(
         run_graph(load_graph(path), images)[0], vit.reference(images)[0], atol=1e-5
@@ -183,6 +187,22 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 def test_saving_where_nothing_can_be_written(vit: TinyVit, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         save_model(vit.model(), tmp_path / "missing" / "x.onnx")
+
+
+def test_data_of_an_earlier_file_goes(
+    vit: TinyVit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    with monkeypatch.context() as patch:
+        patch.setattr("regcache.passes.onnx_file.LARGEST_SINGLE_FILE", 1000)
+        save_model(vit.model(), path)
+    graph = read_graph(path)  # its weights are mapped from the data
+    save_graph(graph, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    images = vit.images(1)
+    np.testing.assert_allclose(
+        run_graph(load_graph(path), images)[0], vit.reference(images)[0], atol=1e-5
+    )
 
 
 def test_weight_bytes_counts_every_initializer(vit: TinyVit) -> None:

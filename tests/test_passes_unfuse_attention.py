@@ -137,6 +137,26 @@ def test_attention_that_is_refused(
         run(UnfuseMicrosoft(), graph)
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_heads": 0}, "0 heads do not fit the widths"),
+        ({"num_heads": 4}, "4 heads do not fit the widths"),
+        ({"qkv_hidden_sizes": [6, 6]}, "3 heads do not fit the widths"),
+        ({"num_heads": "three"}, "its inputs or attributes are none that it takes"),
+    ],
+)
+def test_malformed_nodes_are_refused(changes: dict[str, Any], reason: str) -> None:
+    attributes = {"num_heads": 3} | changes
+    graph = fused_graph("Attention", {"x": X, "weights": WEIGHTS}, ["weights"], **attributes)
+    with pytest.raises(InputError, match=reason):
+        run(UnfuseMicrosoft(), graph)
+    (node,) = graph.nodes
+    del node.attrs["num_heads"]
+    with pytest.raises(InputError, match="its inputs or attributes are none that it takes"):
+        run(UnfuseMicrosoft(), graph)
+
+
 def test_a_mask_that_is_an_input_is_refused() -> None:
     inputs = {"x": X, "weights": WEIGHTS, "bias": None, "mask": np.ones((2, 5), np.int32)}
     graph = fused_graph("Attention", inputs, ["weights"], num_heads=3)

@@ -291,6 +291,12 @@ def test_a_mean_that_is_read_is_refused() -> None:
     assert "(its output mean is read)" in refusal(graph)
 
 
+def test_a_node_without_a_name_is_named_after_what_it_makes() -> None:
+    graph = fused_graph("Gelu", {"x": draw_array(0, 2, 3, 4)})
+    graph.nodes[0].name = ""
+    assert [edit.site for edit in run(UnfuseMicrosoft(), graph).log.edits] == ["y"]
+
+
 def test_lower_opsets_are_refused() -> None:
     graph = fused_graph("Gelu", {"x": draw_array(0, 2, 3, 4)})
     graph.opset = 17

@@ -12,10 +12,13 @@ from demo_photos import main as write_photos
 
 from regcache.compiler.prepare import export_source
 from regcache.compiler.reporter import Reporter
+from regcache.export.onnx_file import sidecar
 from regcache.export.sample import fetch_sample_onnx
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import load_model
+from regcache.runtime.original import relative_error
+from regcache.runtime.session import OrtSession
 
 pytestmark = [
     pytest.mark.sample,
@@ -112,3 +115,20 @@ def test_the_third_party_file_is_the_same_encoder(exported: Path) -> None:
     for one, other in zip(theirs.linears, ours.linears, strict=True):
         assert one.name == other.name
         np.testing.assert_array_equal(one.weight, other.weight)
+
+
+def test_an_exported_file_computes_what_the_export_does(exported: Path, tmp_path: Path) -> None:
+    """Compiled by its path instead of by the sample's name."""
+    again = tmp_path / "float.onnx"
+    recipe = export_source(str(exported), again, None, Reporter())
+    assert recipe is not None
+    assert recipe.to_json() == sidecar(exported).read_text()
+    images = np.random.default_rng(0).standard_normal((3, 3, 224, 224), np.float32)
+    with OrtSession(exported) as session:
+        names, wanted = session.output_names, session.run(images)
+    with OrtSession(again) as session:
+        assert session.output_names == names
+        assert session.fixed_batch is None
+        for batch in (1, 3):
+            for found, one in zip(session.run(images[:batch]), wanted, strict=True):
+                assert relative_error(found, one[:batch]) < 1e-5

@@ -210,13 +210,17 @@ def _check_type(item: onnx.ValueInfoProto, where: str, *, inner: bool) -> None:
     elif inner:
         item.ClearField("type")
         return
+    _check_shape(tensor.shape, where)
+
+
+def _check_shape(shape: onnx.TensorShapeProto, where: str) -> None:
     count = 1
-    for dim in tensor.shape.dim:
+    for dim in shape.dim:
         if dim.dim_value == -1:
             dim.ClearField("dim_value")
         count *= max(1, dim.dim_value)
         if dim.dim_value < 0 or dim.dim_value > _LARGEST_DIM or count > _MOST_VALUES:
-            raise InputError(f"{where} has no such shape: {[_size(d) for d in tensor.shape.dim]}")
+            raise InputError(f"{where} has no such shape: {[_size(d) for d in shape.dim]}")
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:

@@ -203,18 +203,24 @@ def _check_type(item: onnx.ValueInfoProto, where: str, *, inner: bool) -> None:
     if held.WhichOneof("value") not in {None, "tensor_type"}:
         raise InputError(f"{where} is no tensor or sequence of them")
     tensor = held.tensor_type
-    if tensor.elem_type:
+    if tensor.elem_type == onnx.TensorProto.STRING:
+        pass  # words, beside the image
+    elif tensor.elem_type:
         known_type(tensor.elem_type, where)
     elif inner:
         item.ClearField("type")
         return
+    _check_shape(tensor.shape, where)
+
+
+def _check_shape(shape: onnx.TensorShapeProto, where: str) -> None:
     count = 1
-    for dim in tensor.shape.dim:
+    for dim in shape.dim:
         if dim.dim_value == -1:
             dim.ClearField("dim_value")
         count *= max(1, dim.dim_value)
         if dim.dim_value < 0 or dim.dim_value > _LARGEST_DIM or count > _MOST_VALUES:
-            raise InputError(f"{where} has no such shape: {[_size(d) for d in tensor.shape.dim]}")
+            raise InputError(f"{where} has no such shape: {[_size(d) for d in shape.dim]}")
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:

@@ -67,6 +67,13 @@ def test_types_that_no_encoder_computes_with(place: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
+def test_text_may_stand_beside_the_image(place: str) -> None:
+    model = small()
+    PLACES[place](model).type.tensor_type.elem_type = TensorProto.STRING
+    check_structure(model)
+
+
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["map_type", "optional_type", "sparse_tensor_type"])
 def test_what_is_no_tensor(place: str, kind: str) -> None:
     model = small()

@@ -396,7 +396,7 @@ def test_what_is_fused_in_the_text_tower_is_no_reason_to_refuse_the_image(tmp_pa
     fused = helper.make_node("EmbedText", ["input_ids"], ["text"], domain="com.microsoft")
     joined = helper.make_node("Mul", ["text", name], ["logits"])
     model.graph.node.extend([fused, joined])
-    shape = ["batch", Spec().width]
+    shape: list[str | int | None] = ["batch", Spec().width]
     model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, tmp_path / "clip.onnx")

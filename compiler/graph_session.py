@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.statistics import tokens_per_image
-from regcache.passes.onnx_file import LARGEST_SINGLE_FILE, save_model, weight_bytes
+from regcache.passes.onnx_file import LARGEST_SINGLE_FILE, constant_bytes, save_graph
 from regcache.runtime.session import OrtSession
 
 Floats = NDArray[np.float32]
@@ -26,14 +26,13 @@ def open_graph(
     graph: gs.Graph, *, threads: int | None = None, integers: bool = False
 ) -> OrtSession:
     """A session of a graph; one that is too large for a message goes through a temporary file."""
-    model, inputs = gs.export_onnx(graph), len(graph.inputs)
-    if weight_bytes(model) < LARGEST_SINGLE_FILE:
-        content = model.SerializeToString()
-        del model  # before the session makes copies of its own
+    inputs = len(graph.inputs)
+    if constant_bytes(graph) < LARGEST_SINGLE_FILE:
+        content = gs.export_onnx(graph).SerializeToString()
         return OrtSession(content, threads=threads, integers=integers, inputs=inputs)
     with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
         path = Path(folder) / "model.onnx"
-        save_model(model, path)
+        save_graph(graph, path)
         return OrtSession(path, threads=threads, integers=integers, inputs=inputs)
 
 

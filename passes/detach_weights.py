@@ -12,12 +12,12 @@ LARGEST_KEPT = 1024
 Weights = dict[str, NDArray[Any]]
 
 
-def detach_weights(graph: gs.Graph) -> tuple[gs.Graph, Weights]:
-    """A copy whose large constants are graph inputs, and those constants by name."""
+def detach_weights(graph: gs.Graph, largest_kept: int = LARGEST_KEPT) -> tuple[gs.Graph, Weights]:
+    """A copy whose constants of more than `largest_kept` numbers are graph inputs, and those."""
     bare = graph.copy()
     weights: Weights = {}
     for name, tensor in bare.tensors().items():
-        if isinstance(tensor, gs.Constant) and _size(tensor) > LARGEST_KEPT:
+        if isinstance(tensor, gs.Constant) and _size(tensor) > largest_kept:
             _exchange(tensor, gs.Variable(name, dtype=tensor.dtype, shape=tensor.shape))
             weights[name] = tensor.values
     bare.inputs += [bare.tensors()[name] for name in weights]

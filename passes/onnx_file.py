@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import EncodeError
+from numpy.typing import NDArray
 
 from regcache.passes.check_structure import check_structure
+from regcache.passes.detach_weights import detach_weights
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.external_weights import is_external, read_external, stored_tensors
 from regcache.passes.model_files import data_file
@@ -17,6 +20,9 @@ from regcache.passes.stored_tensors import check_finite, read_tensor
 
 # protobuf's limit is 2 GiB; leave room for the nodes.
 LARGEST_SINGLE_FILE = 2_000_000_000
+_PAGE = 4096
+# What lies in the file itself however large the model is: onnx's reader of shapes wants it there.
+_LARGEST_IN_MESSAGE = 256
 
 
 def load_model(path: Path) -> onnx.ModelProto:
@@ -63,10 +69,45 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
 def save_graph(graph: gs.Graph, path: Path) -> None:
     """Write a graph as ONNX, weights in `NAME.onnx.data` beside it when they pass 2 GB.
 
-    Raises InputError when the file cannot be written, onnx's ValidationError when the graph is not
-    valid. The file is checked after writing; callers rename it into place.
+    Weights past 2 GB are written one at a time: a message of them all would hold them twice. Raises
+    InputError when the file cannot be written, onnx's ValidationError when the graph is not valid.
+    The file is checked after writing; callers rename it into place.
     """
-    save_model(gs.export_onnx(graph), path)
+    if constant_bytes(graph) <= LARGEST_SINGLE_FILE:
+        save_model(gs.export_onnx(graph), path)
+        return
+    bare, weights = detach_weights(graph, _LARGEST_IN_MESSAGE)
+    model = gs.export_onnx(bare)
+    inputs = [item for item in model.graph.input if item.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    data = data_file(path)
+    try:
+        with data.open("wb") as file:
+            for name, values in weights.items():
+                model.graph.initializer.append(_write_external(name, values, file, data.name))
+        onnx.save(model, path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    onnx.checker.check_model(os.fspath(path))
+
+
+def _write_external(
+    name: str, values: NDArray[Any], file: BinaryIO, location: str
+) -> onnx.TensorProto:
+    """Append a weight to the data file, where a page begins so that it can be mapped."""
+    file.seek(-(-file.tell() // _PAGE) * _PAGE)
+    tensor = onnx.TensorProto(
+        name=name,
+        dims=values.shape,
+        data_type=onnx.helper.np_dtype_to_tensor_dtype(values.dtype),
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    entries = {"location": location, "offset": file.tell(), "length": values.nbytes}
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+    np.ascontiguousarray(values).tofile(file)
+    return tensor
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
@@ -87,6 +128,12 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
     except EncodeError as error:
         raise InputError(f"{path}: the graph is too large for one ONNX file") from error
     onnx.checker.check_model(os.fspath(path))
+
+
+def constant_bytes(graph: gs.Graph) -> int:
+    """Size of all constants of a graph in bytes."""
+    tensors = graph.tensors().values()
+    return sum(item.values.nbytes for item in tensors if isinstance(item, gs.Constant))
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:

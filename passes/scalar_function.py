@@ -61,8 +61,8 @@ _OPS: dict[str, Callable[..., Floats]] = {
 # Ops that keep some elements only; what they leave out would go unseen.
 _PICKING_OPS = frozenset({"Split", "Slice", "Gather"})
 _SAME_NUMBERS = SHAPE_OPS - _PICKING_OPS | {"Expand"}
-# Away from 0, where all activations agree, and within float32's comfortable range.
-_PROBES = np.array([-6.0, -3.1, -1.7, -0.9, -0.4, 0.3, 0.8, 1.6, 2.9, 5.5])
+# Away from 0, where all activations agree, and as far out as a clip may stand: ReLU6 is no ReLU.
+_PROBES = np.array([-90.0, -6.0, -3.1, -1.7, -0.9, -0.4, 0.3, 0.8, 1.6, 2.9, 5.5, 90.0])
 
 
 def identify_activation(start: gs.Tensor, end: gs.Tensor) -> str | None:

@@ -74,7 +74,7 @@ def test_whatever_happens_is_named(
     def grow() -> None:
         blocks = []
         while True:
-            blocks.append(bytearray(1 << 24))
+            blocks.append(b"x" * (1 << 24))  # written, or it is no memory yet
             time.sleep(0.001)
 
     def talk() -> None:
@@ -98,7 +98,7 @@ def test_whatever_happens_is_named(
 
     monkeypatch.setattr(script, "draw", _Chosen)
     monkeypatch.setattr(cli, "main", main)
-    outcomes = script.run(range(len(happens)), tmp_path, 2, 3, above_now(600))
+    outcomes = script.run(range(len(happens)), tmp_path, 2, 6, above_now(600))
     found = sorted(outcomes, key=lambda outcome: outcome.seed)
     kinds = [outcome.kind for outcome in found]
     assert kinds == [

@@ -24,7 +24,7 @@ from regcache.passes.base import Edit, Skip, run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.onnx_file import load_graph, load_model, save_graph
+from regcache.passes.onnx_file import import_graph, load_model, save_graph
 from regcache.passes.pack_weights import BlockWeight, PackWeights, pack_integers
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.runtime.session import OrtSession
@@ -247,7 +247,7 @@ def test_a_saved_file_is_checked_small_and_runs(tmp_path: Path, bits: int) -> No
     images = vit.images(2)
     wanted = run_graph(in_float(graph, weights), images, optimize=True)
     again = tmp_path / "again.onnx"
-    save_graph(load_graph(path), again)
+    save_graph(import_graph(saved), again)
     for file in (path, again):
         with OrtSession(file, threads=1) as session:
             for ours, theirs in zip(session.run(images), wanted, strict=True):

@@ -33,9 +33,13 @@ from regcache.compiler.trial import Trial, TrialResult, decide_setting
 from regcache.compiler.workbench import Workbench, close_workbench, workbench
 from regcache.passes.cut_graph import needed_before
 from regcache.passes.errors import InputError
+from regcache.passes.onnx_file import constant_bytes
 from regcache.runtime.session import available_cpus
 
 Floats = NDArray[np.float32]
+
+# Bytes of weights up to which workers run beside one another.
+_LARGEST_SHARED = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ def _tasks(
         raise UnsearchableError(str(error)) from error
     deadline = None if options.budget is None else time.monotonic() + options.budget
     count = options.workers or available_cpus()
+    if constant_bytes(study.graph) > _LARGEST_SHARED:
+        count = 1  # every worker holds a session with most of the weights
     with (
         open_workers(options.scheduler, count) as workers,
         Journal(options.journal, study.key) as journal,

@@ -16,23 +16,28 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.statistics import tokens_per_image
-from regcache.passes.onnx_file import LARGEST_SINGLE_FILE, constant_bytes, save_graph
+from regcache.passes.onnx_file import constant_bytes, save_graph
 from regcache.runtime.session import OrtSession
 
 Floats = NDArray[np.float32]
+
+LARGEST_MESSAGE = 500_000_000
 
 
 def open_graph(
     graph: gs.Graph, *, threads: int | None = None, integers: bool = False
 ) -> OrtSession:
-    """A session of a graph; one that is too large for a message goes through a temporary file."""
+    """A session of a graph; a large one goes through a temporary file, weight by weight.
+
+    As a message it would be in memory four times: as arrays, message, bytes and the session's own.
+    """
     inputs = len(graph.inputs)
-    if constant_bytes(graph) < LARGEST_SINGLE_FILE:
+    if constant_bytes(graph) < LARGEST_MESSAGE:
         content = gs.export_onnx(graph).SerializeToString()
         return OrtSession(content, threads=threads, integers=integers, inputs=inputs)
     with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
         path = Path(folder) / "model.onnx"
-        save_graph(graph, path)
+        save_graph(graph, path, largest=LARGEST_MESSAGE)
         return OrtSession(path, threads=threads, integers=integers, inputs=inputs)
 
 

@@ -66,14 +66,15 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
     return graph
 
 
-def save_graph(graph: gs.Graph, path: Path) -> None:
+def save_graph(graph: gs.Graph, path: Path, *, largest: int | None = None) -> None:
     """Write a graph as ONNX, weights in `NAME.onnx.data` beside it when they pass 2 GB.
 
-    Weights past 2 GB are written one at a time: a message of them all would hold them twice. Raises
-    InputError when the file cannot be written, onnx's ValidationError when the graph is not valid.
-    The file is checked after writing; callers rename it into place.
+    `largest`: bytes of weights that go into the file itself, in place of 2 GB. Those beside it are
+    written one at a time: a message of them all would hold them twice.
+    Raises InputError when the file cannot be written, onnx's ValidationError when the graph is not
+    valid. The file is checked after writing; callers rename it into place.
     """
-    if constant_bytes(graph) <= LARGEST_SINGLE_FILE:
+    if constant_bytes(graph) <= (LARGEST_SINGLE_FILE if largest is None else largest):
         save_model(gs.export_onnx(graph), path)
         return
     bare, weights = detach_weights(graph, _LARGEST_IN_MESSAGE)

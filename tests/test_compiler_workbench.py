@@ -32,7 +32,6 @@ from regcache.compiler.study import ReferenceImages, Study
 from regcache.compiler.targets import Simulation, Target, simulate
 from regcache.compiler.trial import Trial, decide_setting, try_setting
 from regcache.compiler.workbench import Workbench, close_workbench, workbench
-from regcache.passes import onnx_file
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass, run
 from regcache.passes.canonicalize import canonicalize
@@ -501,8 +500,7 @@ def test_a_graph_that_passes_2_gb_runs_from_a_file(
     case = make_case()
     images = case.study.images.rank
     wanted = run_all(open_graph(case.graph, threads=1), images, batch=2)
-    monkeypatch.setattr(graph_session, "LARGEST_SINGLE_FILE", 1000)
-    monkeypatch.setattr(onnx_file, "LARGEST_SINGLE_FILE", 1000)  # weights in a file of their own
+    monkeypatch.setattr(graph_session, "LARGEST_MESSAGE", 1000)  # weights in a file of their own
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     found = run_all(open_graph(case.graph, threads=1), images, batch=2)
     for one, other in zip(found, wanted, strict=True):

@@ -1,5 +1,6 @@
 """Weights that an ONNX file keeps in other files beside it, mapped and not copied."""
 
+import mmap
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -52,6 +53,15 @@ def map_external(tensor: onnx.TensorProto, path: Path) -> Array:
     if not size:
         return np.empty(shape, dtype)
     return np.memmap(file, dtype, "r", offset, shape)
+
+
+def let_go(values: Array) -> None:
+    """Let the system take back the memory of a mapped weight; it is read again where it is used."""
+    base: object = values
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def read_external(tensor: onnx.TensorProto, path: Path) -> None:

@@ -10,6 +10,7 @@ from regcache.passes.detach_weights import LARGEST_KEPT, Weights
 from regcache.passes.errors import InputError
 from regcache.passes.external_weights import (
     is_external,
+    let_go,
     map_external,
     read_external,
     stored_tensors,
@@ -56,6 +57,7 @@ def _take(tensor: onnx.TensorProto, path: Path, where: str) -> NDArray[np.generi
     values = map_external(tensor, path) if is_external(tensor) else read_tensor(tensor, where)
     tensor.ClearField("raw_data")  # the message is as large as the file until then
     check_finite(values, where)
+    let_go(values)
     return values
 
 

@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from regcache.passes.check_structure import check_structure
 from regcache.passes.detach_weights import detach_weights
 from regcache.passes.errors import InputError, first_line
-from regcache.passes.external_weights import is_external, read_external, stored_tensors
+from regcache.passes.external_weights import (
+    is_external,
+    let_go,
+    read_external,
+    stored_tensors,
+)
 from regcache.passes.model_files import data_file
 from regcache.passes.read_graph import read_message, refuse_quantized
 from regcache.passes.stored_tensors import check_finite, read_tensor
@@ -108,6 +113,7 @@ def _write_external(
     for key, value in entries.items():
         tensor.external_data.add(key=key, value=str(value))
     np.ascontiguousarray(values).tofile(file)
+    let_go(values)
     return tensor
 
 

@@ -18,6 +18,7 @@ from small_models import Draft
 from regcache.passes.errors import InputError
 from regcache.passes.external_weights import (
     is_external,
+    let_go,
     map_external,
     read_external,
     stored_tensors,
@@ -248,3 +249,12 @@ def test_every_place_of_a_tensor_is_known() -> None:
     model = helper.make_model(graph, functions=[function])
     names = [tensor.name for tensor in stored_tensors(model)]
     assert sorted(names) == sorted(["", *"abcdefg"])  # the indices of the sparse one have no name
+
+
+def test_a_mapped_weight_that_was_let_go_reads_the_same(tmp_path: Path) -> None:
+    stored = np.arange(4096, dtype=np.float32)
+    stored.tofile(tmp_path / "weights")
+    mapped = np.memmap(tmp_path / "weights", np.float32, "r", shape=(64, 64))
+    let_go(mapped[1:])
+    let_go(stored)  # not mapped: nothing to give back
+    np.testing.assert_array_equal(mapped, stored.reshape(64, 64))

@@ -42,19 +42,14 @@ def adopt_file(
     """
     if recipe is None:
         recipe = source.recipe(resolution)
-    adopted = source.adopt(resolution, recipe)
-    save_graph(adopted.graph, path)
-    if verify:
-        reason = _difference(source, adopted, path, reporter, threads)
-        if reason is not None:
-            kept = source.adopt(resolution, recipe, free_batch=False)
-            if kept.graph.inputs[0].shape == adopted.graph.inputs[0].shape:
-                raise InputError(f"{source.name}: {reason}; please report this file")
-            adopted = kept
-            save_graph(adopted.graph, path)
-            reason = _difference(source, adopted, path, reporter, threads)
-            if reason is not None:
-                raise InputError(f"{source.name}: {reason}; please report this file")
+    for free_batch in (True, False):
+        adopted = source.adopt(resolution, recipe, free_batch=free_batch)
+        save_graph(adopted.graph, path)
+        reason = _difference(source, adopted, path, reporter, threads) if verify else None
+        if reason is None:
+            break
+    else:
+        raise InputError(f"{source.name}: {reason}; please report this file")
     for note in adopted.notes:
         reporter.warn(f"{source.name}: {note}")
     return recipe

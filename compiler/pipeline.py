@@ -69,7 +69,7 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
     """
     paths = list_images(Path(options.images), reporter.warn)
     with staged_folder(output) as staging:
-        encoder = prepare(options, staging, reporter)
+        encoder = prepare(options, staging, reporter, threads=options.threads)
         quantizer = choose_quantizer(options)
         encoder, passes = shape_for_target(encoder, quantizer.target)
         folder = ImageFolder(paths, encoder.recipe, encoder.batch(options.batch_size))

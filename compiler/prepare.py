@@ -75,18 +75,30 @@ class FloatEncoder:
 
 
 def prepare(
-    options: SourceOptions, folder: Path, reporter: Reporter, *, verify: bool = True
+    options: SourceOptions,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    verify: bool = True,
+    threads: int | None = None,
 ) -> FloatEncoder:
     """Export the source to `folder`/float.onnx, canonicalise it and find its blocks.
 
-    `verify`: whether a rewritten ONNX file is held against its original by running both. Raises
-    InputError, naming the source, where it cannot be read, exported or understood.
+    `verify`: whether a rewritten ONNX file is held against its original by running both, on that
+    many `threads`.
+    Raises InputError, naming the source, where it cannot be read, exported or understood.
     """
     path = folder / FLOAT
     reporter.step(f"exporting {options.source}")
     given = _given(options)
     own = export_source(
-        options.source, path, options.resolution, reporter, recipe=given, verify=verify
+        options.source,
+        path,
+        options.resolution,
+        reporter,
+        recipe=given,
+        verify=verify,
+        threads=threads,
     )
     try:
         graph, logs = canonicalize_logged(read_graph(path))
@@ -121,16 +133,19 @@ def export_source(
     *,
     recipe: Preprocess | None = None,
     verify: bool = True,
+    threads: int | None = None,
 ) -> Preprocess | None:
     """Write a source to `path` as ONNX; returns its preprocessing recipe if it has one.
 
     `recipe`: of an ONNX file, in place of its own. `verify`: whether such a file, rewritten, is
-    held against its original by running both.
+    held against its original by running both, on that many `threads`.
     PyTorch runs in a process of its own: importing it takes more memory than compiling does.
     """
     opened = open_source(source)  # what is missing or misspelt is said before a process starts
     if isinstance(opened, OnnxFileSource):
-        return adopt_file(opened, path, resolution, reporter, recipe=recipe, verify=verify)
+        return adopt_file(
+            opened, path, resolution, reporter, recipe=recipe, verify=verify, threads=threads
+        )
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -52,14 +52,6 @@ class Adopted:
     batch: int | None
     loops: bool
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the image in pixels."""
-        height, width = self.image.size
-        assert isinstance(height, int)
-        assert isinstance(width, int)
-        return height, width
-
 
 def adopt(
     path: Path,

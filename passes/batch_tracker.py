@@ -19,6 +19,7 @@ from regcache.passes.batch_place import (
 )
 from regcache.passes.follow_batch import ELEMENTWISE, follow_single, only_place
 from regcache.passes.walk import is_constant, read_tensors
+from regcache.passes.write_nodes import NodeWriter
 
 
 @dataclass
@@ -239,31 +240,24 @@ class BatchTracker:
         `one`: as _one_image splits it, the images' place at `axis` + 1.
         """
         name = f"{node.outputs[0].name}/{slot}/{node.inputs[slot].name}"
+        write = NodeWriter(self.graph, name)
         merged = [*one.shape[:axis], -1, *one.shape[axis + 3 :]]
         if one.shape[axis] == one.shape[axis + 2] == 1:
             one, place = one.reshape([1 if dim == -1 else dim for dim in merged]), axis
         else:
             place = axis + 1
         # Constants that hold nothing are left out: TensorRT's parser warns of them.
-        before, after = np.ones(place, np.int64), np.ones(one.ndim - place - 1, np.int64)
+        before, after = [1] * place, [1] * (one.ndim - place - 1)
         parts: list[gs.Tensor] = [self._images()]
-        if before.size:
-            parts.insert(0, gs.Constant(f"{name}/before", before))
-        if after.size:
-            parts.append(gs.Constant(f"{name}/after", after))
-        target = gs.Variable(f"{name}/target", dtype=np.int64)
-        repeated = gs.Variable(f"{name}/repeated", dtype=one.dtype)
-        values = gs.Constant(f"{name}/one", np.ascontiguousarray(one))
-        self.graph.nodes += [
-            gs.Node("Concat", f"{name}/concat", {"axis": 0}, parts, [target]),
-            gs.Node("Expand", f"{name}/expand", {}, [values, target], [repeated]),
-        ]
+        if before:
+            parts.insert(0, write.ints("before", *before))
+        if after:
+            parts.append(write.ints("after", *after))
+        target = write.node("Concat", "target", parts, axis=0)
+        values = write.constant("one", np.ascontiguousarray(one))
+        repeated = write.node("Expand", "repeated", [values, target])
         if place != axis:
-            shape = gs.Constant(f"{name}/shape", np.array(merged, np.int64))
-            result = gs.Variable(f"{name}/merged", dtype=one.dtype)
-            inputs = [repeated, shape]
-            self.graph.nodes.append(gs.Node("Reshape", f"{name}/reshape", {}, inputs, [result]))
-            repeated = result
+            repeated = write.reshape("merged", repeated, *merged)
         node.inputs[slot] = repeated
 
     def _images(self) -> gs.Variable:

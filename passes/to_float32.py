@@ -17,7 +17,6 @@ _OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.Tenso
 _TYPE_ATTRIBUTES = frozenset(["to", "dtype", "stash_type", "softmax_precision"])
 # In GELU, its tanh and its sigmoid approximation.
 _GELU_CONSTANTS = (2**0.5, 0.5**0.5, (2 / np.pi) ** 0.5, 0.044715, 1.702)
-_NAMES = frozenset(["float16", "bfloat16", "float64"])
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,4 @@ def type_number(value: Any) -> int:
 
 
 def _other(dtype: Any) -> bool:
-    if dtype is None:
-        return False
-    if isinstance(dtype, int):
-        return dtype in _OTHER_FLOATS
-    return np.dtype(dtype).name in _NAMES
+    return type_number(dtype) in _OTHER_FLOATS

@@ -124,8 +124,8 @@ def skip_rotation(tensor: gs.Tensor) -> gs.Tensor:
 def keeps_channels(node: gs.Node) -> bool:
     """Whether a node moves numbers, and the last axis stays what it is."""
     if node.op == "Transpose":
-        perm = list(node.attrs.get("perm", [0]))
-        return bool(perm[-1] == len(perm) - 1)
+        perm = node.attrs.get("perm")  # none reverses the axes
+        return bool(perm) and bool(perm[-1] == len(perm) - 1)
     if node.op not in {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"}:
         return False
     source, result = node.inputs[0].shape, node.outputs[0].shape

@@ -193,6 +193,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         *,
         recipe: Preprocess | None,
         verify: bool,
+        threads: int | None,
     ) -> Preprocess | None:
         assert recipe is None  # the source's own is taken
         assert verify

@@ -62,7 +62,7 @@ def assert_adopted(
     assert image.dtype == np.float32
     assert image.shape[1:] == [3, vit.spec.size, vit.spec.size]
     assert adopted.image.shape == tuple(image.shape)
-    assert adopted.size == (vit.spec.size, vit.spec.size)
+    assert adopted.image.size == (vit.spec.size, vit.spec.size)
     assert graph.opset >= 20
     assert [item.name for item in graph.outputs] == ["pooled", "last_hidden_state"]
     for node in graph.nodes:
@@ -189,8 +189,8 @@ def test_an_open_size_is_given(dims: tuple[Any, ...], write: Write) -> None:
 
 def test_a_recipe_gives_the_size_where_nothing_else_does(write: Write) -> None:
     path = write(renamed(VIT.model(), "n", 3, "h", "w"))
-    assert adopt(path, size=(SIZE, SIZE)).size == (SIZE, SIZE)
-    assert adopt(path, resolution=SIZE, size=(SIZE * 9, SIZE * 9)).size == (SIZE, SIZE)
+    assert adopt(path, size=(SIZE, SIZE)).image.size == (SIZE, SIZE)
+    assert adopt(path, resolution=SIZE, size=(SIZE * 9, SIZE * 9)).image.size == (SIZE, SIZE)
 
 
 def test_an_open_size_is_asked_for(write: Write) -> None:
@@ -213,10 +213,10 @@ def test_a_size_that_the_file_does_not_compute_at(resolution: int, write: Write)
 
 def test_a_size_that_the_file_fixes(write: Write) -> None:
     path = write(VIT.model())
-    assert adopt(path, resolution=SIZE).size == (SIZE, SIZE)
+    assert adopt(path, resolution=SIZE).image.size == (SIZE, SIZE)
     with pytest.raises(InputError, match=f"the image is fixed at {SIZE} x {SIZE} in the file"):
         adopt(path, resolution=SIZE * 2)
-    assert adopt(path, size=(1, 1)).size == (SIZE, SIZE)  # a recipe is judged later
+    assert adopt(path, size=(1, 1)).image.size == (SIZE, SIZE)  # a recipe is judged later
     path = write(renamed(VIT.model(), "n", 3, SIZE, "w"))
     with pytest.raises(InputError, match=f"the image is fixed at {SIZE} x w in the file"):
         adopt(path, resolution=SIZE * 2)
@@ -268,7 +268,7 @@ def test_pixels_that_the_graph_normalises_itself(dtype: int, write: Write) -> No
     adopted = adopt(write(model))
     assert (adopted.image.layout, adopted.image.pixels) == ("nhwc", "bytes")
     assert adopted.graph.inputs[0].shape == ["batch", SIZE, SIZE, 3]
-    assert adopted.size == (SIZE, SIZE)
+    assert adopted.image.size == (SIZE, SIZE)
     pixels: NDArray[Any] = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3))
     given: NDArray[Any] = pixels.astype(np.uint8 if dtype == TensorProto.UINT8 else np.float32)
     images = ((pixels - mean.astype(np.float64)) / std).transpose(0, 3, 1, 2)

@@ -27,7 +27,7 @@ from regcache.passes.rotate_stream import (
     rotation_of_stream,
     stream_ends,
 )
-from regcache.passes.walk import is_constant, is_linear
+from regcache.passes.walk import is_constant, is_linear, keeps_channels
 
 Floats = NDArray[Any]
 STREAM = "the residual stream"
@@ -269,3 +269,14 @@ def test_the_ends_and_the_matrix() -> None:
     matrix = matrix_in(gs.export_onnx(halved))
     assert matrix is not None
     np.testing.assert_allclose(matrix, rotation_of_stream(16, 7).astype(np.float64), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "kept"), [({"perm": [1, 0, 2]}, True), ({"perm": [0, 2, 1]}, False), ({}, False)]
+)
+def test_a_transpose_keeps_channels_where_it_leaves_the_last_axis(
+    attributes: dict[str, list[int]], kept: bool
+) -> None:
+    """Without a permutation it reverses the axes."""
+    source, result = gs.Variable("x", np.float32, [2, 3, 4]), gs.Variable("y", np.float32)
+    assert keeps_channels(gs.Node("Transpose", "t", attributes, [source], [result])) is kept

@@ -33,7 +33,7 @@ def test_the_file_computes_what_it_did(name: str, tmp_path: Path) -> None:
             adopt(path)
     adopted = adopt(path, resolution=SIDE if case.open_size else None)
     assert adopted.half == case.half
-    assert adopted.size == (SIDE, SIDE)
+    assert adopted.image.size == (SIDE, SIDE)
     assert adopted.graph.inputs[0].shape == ["batch", 3, SIDE, SIDE]
     names = [item.name for item in model.graph.output]
     assert [item.name for item in adopted.graph.outputs] == names

@@ -1,17 +1,17 @@
 """Choose how far each activation's channels are evened out, by the error that is left."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regcache.compiler.folds import Halved, Observed, Suggested
+from regcache.compiler.folds import Folded, Halved, Observed, Suggested
 from regcache.compiler.quantizer import Quantizer, Scale
 from regcache.compiler.rounding import nearest_blocks
+from regcache.compiler.sampled_weight import SampledWeight
 from regcache.compiler.targets import Target
-from regcache.passes.encoder import EncoderView, Site
-from regcache.passes.equalize import foldable
+from regcache.passes.encoder import Site
 from regcache.passes.float8 import round_weight
 from regcache.passes.quantize_linears import quantize_weight
 
@@ -44,84 +44,97 @@ class Rule:
         name = f"{'mean' if self.mean else 'range'}^{self.exponent:g}"
         return f"{name} / weight^{1 - self.exponent:g}" if self.smooth else name
 
-    def factors(self, seen: Observed, weight: Floats) -> Floats:
-        """Factors [K] of geometric mean 1. `weight` [K, N] reads the activation."""
+    def factors(self, seen: Observed, peaks: Floats) -> Floats:
+        """Factors [K] of geometric mean 1. `peaks` [K]: the weight's largest, by input channel."""
         sizes = np.maximum(np.abs(seen.lows), np.abs(seen.highs)).astype(np.float64)
         if self.mean:
             sizes = np.abs(seen.rows).mean(axis=0, dtype=np.float64)
         tiny = float(np.finfo(np.float32).tiny)
         powers = np.maximum(sizes, max(sizes.max() * _LEAST_RANGE, tiny)) ** self.exponent
         if self.smooth:
-            peaks = np.abs(weight).max(axis=1).astype(np.float64)
             floor = max(float(peaks.max()) * _LEAST_RANGE, tiny)
-            powers /= np.maximum(peaks, floor) ** (1 - self.exponent)
+            powers /= np.maximum(peaks.astype(np.float64), floor) ** (1 - self.exponent)
         return np.asarray(powers / np.exp(np.log(powers).mean()), np.float32)
 
-    def suggest(self, seen: Halved, weight: Floats) -> Suggested:
+    def suggest(self, seen: Halved, peaks: Floats) -> Suggested:
         """The factors that all images suggest, and those of each fold."""
-        return Suggested.by(lambda half: self.factors(half, weight), seen)
+        return Suggested.by(lambda half: self.factors(half, peaks), seen)
 
 
 @dataclass(frozen=True)
 class Equalization:
-    """A rule for one activation, its factors [K], and the share of the error that it leaves."""
+    """A rule for one activation, its factors [K], and the error that it leaves.
+
+    `error_left`: as a share of what it was without.
+    """
 
     rule: Rule
     factors: Suggested
+    error: float
     error_left: float
 
 
-def choose_equalizations(
-    view: EncoderView, statistics: Mapping[str, Halved], quantizer: Quantizer
-) -> dict[str, Equalization]:
-    """Where evening out the channels helps, by the activation's name.
+@dataclass(frozen=True)
+class Standing:
+    """What was chosen for an activation so far.
 
-    The rules of SmoothQuant and plain powers of the range compete, or those of AWQ where only
-    weights are rounded: then without any node more. Each takes its factors from one half of the
-    images, and its layer's output error, with activation and weights rounded, is measured on the
-    other, both ways: a channel's largest value is seldom seen, and what fits the images at hand too
-    well clips others.
+    `seen`: what calibration saw of it, its channels moved as far as they were; `weight`: of what
+    reads it; `factors`: what its channels are divided by; `error`: folds_error with all that.
     """
-    target = quantizer.target
-    if not quantizer.quantizes_activations and target.block_size is None:
-        return {}  # simulated: the literature's plain rounding
-    found = {}
-    for site in view.sites:
-        seen = statistics[site.tensor.name]
-        if seen.folds:
-            chosen = _choose(site, seen, quantizer, free=foldable(view, site))
-            if chosen is not None:
-                found[site.tensor.name] = chosen
-    return found
+
+    site: Site
+    seen: Folded
+    weight: SampledWeight
+    factors: Suggested
+    error: float
+
+    @classmethod
+    def untouched(cls, site: Site, seen: Folded, quantizer: Quantizer) -> Self:
+        """The activation as it is."""
+        weight = SampledWeight.of([linear.weight for linear in site.linears])
+        ones = Suggested.everywhere(1, seen)
+        return cls(site, seen, weight, ones, folds_error(ones, weight, seen, quantizer))
 
 
-def _choose(site: Site, seen: Halved, quantizer: Quantizer, *, free: bool) -> Equalization | None:
-    rules = _rules(quantizer, free=free)
+def choose_equalization(now: Standing, quantizer: Quantizer, *, free: bool) -> Equalization | None:
+    """How evening out an activation's channels helps most; None where it does not.
+
+    `free`: whether factors cost no node. The rules of SmoothQuant and plain powers of the range
+    compete, or those of AWQ where only weights are rounded: then without any node more. Each takes
+    its factors from one half of the images, and its layer's output error, with activation and
+    weights rounded, is measured on the other, both ways: a channel's largest value is seldom seen,
+    and what fits the images at hand too well clips others.
+    """
+    rules = rules_for(quantizer, free=free)
     if not rules:
         return None
-    weight = site.weight
-    plain = folds_error(Suggested.everywhere(1, seen), weight, seen, quantizer)
-    tried = {rule: rule.suggest(seen, weight) for rule in rules}
+    tried = {rule: rule.suggest(now.seen, now.weight.peaks) for rule in rules}
     errors = {
-        rule: folds_error(factors, weight, seen, quantizer) for rule, factors in tried.items()
+        rule: folds_error(factors, now.weight, now.seen, quantizer)
+        for rule, factors in tried.items()
     }
     best = min(rules, key=lambda rule: errors[rule])
     gain = LEAST_GAIN if free else LEAST_GAIN_OF_A_NODE
-    if not errors[best] < plain * (1 - gain):
+    if not errors[best] < now.error * (1 - gain):
         return None
-    return Equalization(best, tried[best], errors[best] / plain)
+    return Equalization(best, tried[best], errors[best], errors[best] / now.error)
 
 
-def _rules(quantizer: Quantizer, *, free: bool) -> list[Rule]:
+def rules_for(quantizer: Quantizer, *, free: bool) -> list[Rule]:
+    """The rules that compete; `free`: factors cost no node."""
     if not quantizer.quantizes_activations:
-        return [Rule(exponent, mean=True) for exponent in _MEAN_EXPONENTS if free]
+        if quantizer.target.block_size is None or not free:
+            return []  # simulated: the literature's plain rounding
+        return [Rule(exponent, mean=True) for exponent in _MEAN_EXPONENTS]
     rules = [Rule(exponent) for exponent in _RANGE_EXPONENTS]
     if free:
         rules += [Rule(exponent, smooth=True) for exponent in _SMOOTH_EXPONENTS]
     return rules
 
 
-def folds_error(factors: Suggested, weight: Floats, seen: Halved, quantizer: Quantizer) -> float:
+def folds_error(
+    factors: Suggested, weight: SampledWeight, seen: Folded, quantizer: Quantizer
+) -> float:
     """`rounding_error` on each half, with the factors that the other suggests, in sum."""
     return sum(
         rounding_error(by, weight, fold.other, quantizer)
@@ -131,7 +144,7 @@ def folds_error(factors: Suggested, weight: Floats, seen: Halved, quantizer: Qua
 
 def rounding_error(
     factors: Floats,
-    weight: Floats,
+    weight: SampledWeight,
     seen: Observed,
     quantizer: Quantizer,
     scale: Scale | None = None,
@@ -140,13 +153,21 @@ def rounding_error(
 
     With the given scale, or the best one: a single number, so the rows that choose it can judge it.
     """
-    scaled = np.asarray(weight * factors[:, None], np.float32)
     rows = seen.rows / factors
     if quantizer.quantizes_activations:
-        scale = scale or quantizer.scale([scaled], seen.divided(factors))
+        scale = scale or equalized_scale(factors, weight, seen.divided(factors), quantizer)
         rows = scale.round_trip(rows)
-    difference = rows @ _rounded(scaled, quantizer.target) - seen.rows @ weight
+    scaled = np.asarray(weight.columns * factors[:, None], np.float32)
+    difference = rows @ _rounded(scaled, quantizer.target) - seen.rows @ weight.columns
     return float(np.square(difference - difference.mean(axis=0), dtype=np.float64).sum())
+
+
+def equalized_scale(
+    factors: Floats, weight: SampledWeight, even: Observed, quantizer: Quantizer
+) -> Scale:
+    """The best scale of an activation that was divided by `factors` [K]; `even`: as it is then."""
+    # What is added to X / f comes out of f W as f times that would come out of W.
+    return quantizer.scale_by(lambda: lambda added: weight.error(added * factors), even)
 
 
 def _rounded(weight: Floats, target: Target) -> Floats:

@@ -1,20 +1,30 @@
 """An encoder with the channels of its activations moved and evened out."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from regcache.compiler.equalization import Equalization, choose_equalizations
+from threadpoolctl import threadpool_limits
+
+from regcache.compiler.equalization import (
+    Equalization,
+    Standing,
+    choose_equalization,
+    rules_for,
+)
 from regcache.compiler.folds import Folded, Halved, Observed
 from regcache.compiler.pass_record import PassRecord, pass_record
 from regcache.compiler.prepare import FloatEncoder
 from regcache.compiler.quantizer import Quantizer
-from regcache.compiler.shifting import Shift, choose_shifts, refine_shifts
+from regcache.compiler.shifting import Shift, choose_shift, is_shiftable, refine_shift
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass, run
-from regcache.passes.encoder import EncoderView
-from regcache.passes.equalize import Equalize
+from regcache.passes.encoder import EncoderView, Site
+from regcache.passes.equalize import Equalize, foldable
+from regcache.passes.external_weights import let_go
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.shift_activations import ShiftActivations
+from regcache.runtime.session import available_cpus
 
 
 @dataclass(frozen=True)
@@ -49,17 +59,51 @@ class Equalized:
 
 
 def equalize_encoder(
-    encoder: FloatEncoder, statistics: Mapping[str, Halved], quantizer: Quantizer
+    encoder: FloatEncoder,
+    statistics: Mapping[str, Halved],
+    quantizer: Quantizer,
+    threads: int | None = None,
 ) -> Equalized:
-    """Move channels and even them out where that helps; the encoder computes the same."""
-    view = encoder.view
-    # Each look at running statistics copies its rows.
-    seen = {name: Folded.of(one) for name, one in statistics.items()}
-    shifts = choose_shifts(view, seen, quantizer)
-    moved = seen | {name: seen[name].shifted(shift.values) for name, shift in shifts.items()}
-    chosen = choose_equalizations(view, moved, quantizer)
-    shifts = refine_shifts(view, seen, shifts, chosen, quantizer)
-    return _apply(encoder, seen, shifts, chosen)
+    """Move channels and even them out where that helps; the encoder computes the same.
+
+    Activations are chosen for side by side, each by one of `threads`, so nothing depends on those.
+    """
+
+    def choose(site: Site) -> _Choice:
+        chosen = _choose(site, statistics[site.tensor.name], quantizer, encoder.view)
+        for linear in site.linears:
+            let_go(linear.weight)
+        return chosen
+
+    sites = encoder.view.sites
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or available_cpus()) as pool:
+        found = pool.map(choose, sites)
+        choices = {site.tensor.name: one for site, one in zip(sites, found, strict=True)}
+    shifts = {name: one.shift for name, one in choices.items() if one.shift is not None}
+    even = {name: one.even for name, one in choices.items() if one.even is not None}
+    return _apply(encoder, statistics, shifts, even)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What is done to one activation."""
+
+    shift: Shift | None = None
+    even: Equalization | None = None
+
+
+def _choose(site: Site, statistics: Halved, quantizer: Quantizer, view: EncoderView) -> _Choice:
+    seen, free = Folded.of(statistics), foldable(view, site)
+    if not seen.folds or not (rules_for(quantizer, free=free) or is_shiftable(quantizer)):
+        return _Choice()
+    now = Standing.untouched(site, seen, quantizer)
+    shift = choose_shift(now, quantizer)
+    if shift is not None:
+        now = replace(now, seen=seen.shifted(shift.values), error=shift.error)
+    even = choose_equalization(now, quantizer, free=free)
+    if even is not None:
+        now = replace(now, factors=even.factors, error=even.error)
+    return _Choice(refine_shift(now, shift, quantizer), even)
 
 
 def as_it_is(encoder: FloatEncoder, statistics: Mapping[str, Halved]) -> Equalized:

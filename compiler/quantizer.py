@@ -1,6 +1,6 @@
 """The base quantizer that registers sit on: number formats, and how ranges are chosen."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,11 +12,18 @@ from regcache.compiler.calibrators import (
     mse_scale,
     percentile_scale,
 )
-from regcache.compiler.ranges import Floats, choose_float8, choose_scale
+from regcache.compiler.ranges import (
+    ErrorMeasure,
+    Floats,
+    choose_float8,
+    choose_scale,
+    output_error,
+)
 from regcache.compiler.targets import Target
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass
 from regcache.passes.encoder import Site
+from regcache.passes.external_weights import let_go
 from regcache.passes.float8 import Float8
 from regcache.passes.quantize_float8 import QuantizeFloat8
 from regcache.passes.quantize_linears import QuantizeLinears, RoundedWeight
@@ -64,17 +71,22 @@ class Quantizer:
         """The activation scale of every site, by the name of its tensor."""
         if not self.quantizes_activations:
             return {}
-        return {
-            site.tensor.name: self.scale(
-                [linear.weight for linear in site.linears], statistics[site.tensor.name]
-            )
-            for site in sites
-        }
+        found = {}
+        for site in sites:
+            weights = [linear.weight for linear in site.linears]
+            found[site.tensor.name] = self.scale(weights, statistics[site.tensor.name])
+            for weight in weights:
+                let_go(weight)
+        return found
 
     def scale(self, weights: Sequence[Floats], seen: Activation) -> Scale:
         """The scale of one activation that the matrices `weights` [K, N] read."""
+        return self.scale_by(lambda: output_error(weights), seen)
+
+    def scale_by(self, error: Callable[[], ErrorMeasure], seen: Activation) -> Scale:
+        """The scale of one activation; `error` makes the measure of what a rounding does."""
         if self.target.float8:
-            return self._float8(weights, seen)
+            return self._float8(error, seen)
         formats = self.target
         symmetric, bits = formats.activation_symmetric, formats.activation_bits
         assert bits is not None
@@ -82,13 +94,13 @@ class Quantizer:
         if self.calibrator in _BY_VALUES:
             by_values = _BY_VALUES[self.calibrator]
             return by_values(rows, low, high, dtype, symmetric=symmetric, bits=bits)
-        return choose_scale(rows, weights, low, high, dtype, symmetric=symmetric, bits=bits)
+        return choose_scale(rows, error(), low, high, dtype, symmetric=symmetric, bits=bits)
 
-    def _float8(self, weights: Sequence[Floats], seen: Activation) -> Float8:
+    def _float8(self, error: Callable[[], ErrorMeasure], seen: Activation) -> Float8:
         if self.calibrator is Calibrator.MIN_MAX:
             return Float8.from_range(seen.low, seen.high)
         assert self.calibrator in FLOAT8_CALIBRATORS
-        return choose_float8(seen.rows, weights, seen.low, seen.high)
+        return choose_float8(seen.rows, error(), seen.low, seen.high)
 
     def step(
         self,

@@ -1,6 +1,6 @@
 """Choose the range of each activation by the error it makes at the output of its layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,19 @@ Floats = NDArray[np.float32]
 Bounds = tuple[float, float]
 
 # Shares of the observed range that are tried, first on both ends at once, then on each alone.
-_JOINT = np.linspace(1.0, 0.25, 16)
-_SINGLE = (1.1, 0.9, 0.8, 0.7, 0.6, 0.5)
+_JOINT = np.linspace(0.95, 0.25, 15)
+# Bits from which steps are much smaller than values.
+_FINE_BITS = 8
+_WIDER, _SINGLE = 1.1, (0.9, 0.8, 0.7, 0.6, 0.5)
+
+
+ErrorMeasure = Callable[[Floats], float]
+"""||D W||^2 of what rounding adds to an activation, D [S, K]."""
 
 
 def choose_scale(
     rows: Floats,
-    weights: Sequence[Floats],
+    error: ErrorMeasure,
     low: float,
     high: float,
     dtype: IntegerType,
@@ -28,60 +34,88 @@ def choose_scale(
 ) -> Affine:
     """The affine scale whose rounding and clipping disturbs the layer's output least.
 
-    `rows` [S, K] are sampled activations, `weights` the [K, N] matrices that read them, `low` and
-    `high` the smallest and largest value observed. Minimises ||(Q(X) - X) W||^2 over shares of
-    [low, high]; the whole range is among the candidates. Clipping by a fixed percentile is not:
-    it would cut the class token.
+    `rows` [S, K] are sampled activations, `error` what the layer makes of their rounding (see
+    output_error), `low` and `high` the smallest and largest value observed. Minimises
+    ||(Q(X) - X) W||^2 over shares of [low, high]; the whole range is among the candidates. Clipping
+    by a fixed percentile is not: it would cut the class token.
     """
 
     def affine(low: float, high: float) -> Affine:
         return Affine.from_range(low, high, dtype, symmetric=symmetric, bits=bits)
 
-    return affine(*_least_disturbing(affine, rows, weights, low, high, symmetric=symmetric))
+    fine = bits == _FINE_BITS
+    return affine(
+        *_least_disturbing(affine, rows, error, low, high, symmetric=symmetric, fine=fine)
+    )
 
 
-def choose_float8(rows: Floats, weights: Sequence[Floats], low: float, high: float) -> Float8:
+def choose_float8(rows: Floats, error: ErrorMeasure, low: float, high: float) -> Float8:
     """The E4M3 scale that disturbs the layer's output least; arguments as for choose_scale."""
     make = Float8.from_range
-    return make(*_least_disturbing(make, rows, weights, low, high, symmetric=True))
+    return make(*_least_disturbing(make, rows, error, low, high, symmetric=True, fine=True))
 
 
 def _least_disturbing(
     make: Callable[[float, float], Affine | Float8],
     rows: Floats,
-    weights: Sequence[Floats],
+    error: ErrorMeasure,
     low: float,
     high: float,
     *,
     symmetric: bool,
+    fine: bool,
 ) -> Bounds:
     """The range whose scale, as `make` gives it, disturbs the layer's output least."""
-    measure = _error_measure(rows, weights)
     return search_range(
-        lambda bounds: measure(make(*bounds).round_trip(rows)), low, high, symmetric=symmetric
+        lambda bounds: error(make(*bounds).round_trip(rows) - rows),
+        low,
+        high,
+        symmetric=symmetric,
+        fine=fine,
     )
 
 
 def search_range(
-    error: Callable[[Bounds], float], low: float, high: float, *, symmetric: bool
+    error: Callable[[Bounds], float],
+    low: float,
+    high: float,
+    *,
+    symmetric: bool,
+    fine: bool = False,
 ) -> Bounds:
-    """The range of least `error` among shares of [low, high]; where not `symmetric`, per end."""
-    best = min(((low * share, high * share) for share in _JOINT), key=error)
+    """The range of least `error` among shares of [low, high]; where not `symmetric`, per end.
+
+    `fine`: a tighter range rounds less and clips more, as it does where steps are much smaller than
+    values. Then once an error is larger than the least so far by all that the widest range rounds,
+    clipping alone loses more than is to be gained, and the tighter ranges are left out.
+    """
+    best = low, high
+    least = widest = error(best)
+
+    def tighten(ranges: Iterable[Bounds]) -> None:
+        nonlocal best, least
+        for bounds in ranges:
+            found = error(bounds)
+            if found < least:
+                best, least = bounds, found
+            if fine and found > least + widest:
+                return
+
+    tighten((low * share, high * share) for share in _JOINT)
     if not symmetric:
-        best = min([best, *((best[0] * share, best[1]) for share in _SINGLE)], key=error)
-        best = min([best, *((best[0], best[1] * share) for share in _SINGLE)], key=error)
+        first, last = best
+        tighten([(first * _WIDER, last)])
+        tighten((first * share, last) for share in _SINGLE)
+        first, last = best
+        tighten([(first, last * _WIDER)])
+        tighten((first, last * share) for share in _SINGLE)
     return best
 
 
-def _error_measure(rows: Floats, weights: Sequence[Floats]) -> Callable[[Floats], float]:
-    """||(X' - X) W||^2 of a disturbed X', through W W^T where that is smaller than W."""
+def output_error(weights: Sequence[Floats]) -> ErrorMeasure:
+    """||D W||^2 by the matrices [K, N] that read an activation, through W W^T where smaller."""
     weight = np.concatenate(weights, axis=1) if len(weights) > 1 else weights[0]
     if weight.shape[1] <= weight.shape[0]:
-        return lambda disturbed: float(np.square((disturbed - rows) @ weight).sum())
+        return lambda added: float(np.square(added @ weight).sum())
     gram = weight @ weight.T
-
-    def measure(disturbed: Floats) -> float:
-        difference = disturbed - rows
-        return float(np.vdot(difference @ gram, difference))
-
-    return measure
+    return lambda added: float(np.vdot(added @ gram, added))

@@ -1,6 +1,5 @@
 """Choose where channels are moved for symmetric integers to fit, by the error that is left."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,14 +8,15 @@ from numpy.typing import NDArray
 from regcache.compiler.equalization import (
     LEAST_GAIN,
     LEAST_GAIN_OF_A_NODE,
-    Equalization,
+    Standing,
+    equalized_scale,
     folds_error,
     rounding_error,
 )
-from regcache.compiler.folds import Folded, Halved, Observed, Suggested
+from regcache.compiler.folds import Observed, Suggested
 from regcache.compiler.quantizer import Quantizer
+from regcache.compiler.sampled_weight import SampledWeight
 from regcache.passes.affine import Affine
-from regcache.passes.encoder import EncoderView, Site
 from regcache.passes.rotate_hidden import rotated_channels
 
 Floats = NDArray[np.float32]
@@ -26,80 +26,64 @@ Floats = NDArray[np.float32]
 class Shift:
     """What is taken off an activation's channels [K], and what it is called in a log.
 
-    `scale`: the scale that it was chosen for, where zero is to stay exact.
+    `error`: what it leaves (see folds_error); `scale`: the scale that it was chosen for, where zero
+    is to stay exact.
     """
 
     name: str
     values: Suggested
+    error: float
     scale: Affine | None = None
 
 
-def choose_shifts(
-    view: EncoderView, statistics: Mapping[str, Halved], quantizer: Quantizer
-) -> dict[str, Shift]:
-    """Where moving each channel's middle to zero helps, by the activation's name.
+def choose_shift(now: Standing, quantizer: Quantizer) -> Shift | None:
+    """Each channel's middle, where taking it off helps.
 
     Only where integers are symmetric, and not behind an activation function: there a channel's
     largest values are too rare for its middle to be known (DINOv2-S loses a hundredth of cosine on
     unseen images). As for equalization, what one half of the images suggests is measured on the
     other, both ways.
     """
-    found = {}
-    for site in _sites(view, statistics, quantizer):
-        if site.name.endswith(".fc2") and not rotated_channels(site.linears[0]):
-            continue
-        seen, weight = Folded.of(statistics[site.tensor.name]), site.weight
-        middles, ones = Suggested.by(_middles, seen), Suggested.everywhere(1, seen)
-        plain = folds_error(ones, weight, seen, quantizer)
-        moved = folds_error(ones, weight, seen.shifted(middles), quantizer)
-        if moved < plain * (1 - LEAST_GAIN):
-            found[site.tensor.name] = Shift("each channel's middle", middles)
-    return found
+    hidden = now.site.name.endswith(".fc2") and not rotated_channels(now.site.linears[0])
+    if hidden or not is_shiftable(quantizer):
+        return None
+    middles = Suggested.by(_middles, now.seen)
+    moved = folds_error(now.factors, now.weight, now.seen.shifted(middles), quantizer)
+    if not moved < now.error * (1 - LEAST_GAIN):
+        return None
+    return Shift("each channel's middle", middles, moved)
 
 
-def refine_shifts(
-    view: EncoderView,
-    statistics: Mapping[str, Halved],
-    shifts: Mapping[str, Shift],
-    equalizations: Mapping[str, Equalization],
-    quantizer: Quantizer,
-) -> dict[str, Shift]:
-    """The shifts and, where it helps more, what makes symmetric integers of asymmetric ones.
+def refine_shift(now: Standing, before: Shift | None, quantizer: Quantizer) -> Shift | None:
+    """The shift and, where it helps more, what makes symmetric integers of asymmetric ones.
 
     The best asymmetric scale of the equalized activation has a zero point; a shift by that many
     steps does the same. Its scale goes with it: of another, zero would be no whole step.
     """
-    found = dict(shifts)
-    for site in _sites(view, statistics, quantizer):
-        name, weight = site.tensor.name, site.weight
-        seen, before = Folded.of(statistics[name]), shifts.get(name)
-        if before is not None:
-            seen = seen.shifted(before.values)
-        even = equalizations.get(name)
-        factors = Suggested.everywhere(1, seen) if even is None else even.factors
-        plain, error = folds_error(factors, weight, seen, quantizer), 0.0
-        for fold, by in zip(seen.folds, factors.folds, strict=True):
-            steps, scale = _zero_point(fold.other.divided(by), by, weight, quantizer)
-            moved = fold.other.shifted(_moved(steps, scale, by))
-            error += rounding_error(by, weight, moved, quantizer, scale)
-        gain = LEAST_GAIN_OF_A_NODE if site.name.endswith(".fc2") else LEAST_GAIN
-        if error < plain * (1 - gain):
-            label = "a zero point" if before is None else f"{before.name} and a zero point"
-            held_out = seen.divided(factors).held_out
-            steps, scale = _zero_point(held_out, factors.whole, weight, quantizer)
-            if steps:  # else there is nothing to take off
-                values = Suggested.everywhere(0, seen) if before is None else before.values
-                found[name] = Shift(label, _further(values, steps, scale, factors), scale)
-    return found
+    if not is_shiftable(quantizer):
+        return before
+    seen, factors, weight, error = now.seen, now.factors, now.weight, 0.0
+    for fold, by in zip(seen.folds, factors.folds, strict=True):
+        steps, scale = _zero_point(fold.other.divided(by), by, weight, quantizer)
+        moved = fold.other.shifted(_moved(steps, scale, by))
+        error += rounding_error(by, weight, moved, quantizer, scale)
+    gain = LEAST_GAIN_OF_A_NODE if now.site.name.endswith(".fc2") else LEAST_GAIN
+    if not error < now.error * (1 - gain):
+        return before
+    steps, scale = _zero_point(seen.divided(factors).held_out, factors.whole, weight, quantizer)
+    if not steps:  # there is nothing to take off
+        return before
+    label = "a zero point" if before is None else f"{before.name} and a zero point"
+    values = Suggested.everywhere(0, seen) if before is None else before.values
+    return Shift(label, _further(values, steps, scale, factors), error, scale)
 
 
 def _zero_point(
-    even: Observed, factors: Floats, weight: Floats, quantizer: Quantizer
+    even: Observed, factors: Floats, weight: SampledWeight, quantizer: Quantizer
 ) -> tuple[int, Affine]:
     """The best zero point of what is seen evened out, in steps from the middle, and its scale."""
     target = replace(quantizer.target, activation_symmetric=False, activation_dtype="uint8")
-    scaled = np.asarray(weight * factors[:, None], np.float32)
-    found = replace(quantizer, target=target).scale([scaled], even)
+    found = equalized_scale(factors, weight, even, replace(quantizer, target=target))
     assert isinstance(found, Affine)
     return 2 ** (found.bits - 1) - found.zero_point, Affine(found.scale, 0, "int8", found.bits)
 
@@ -120,15 +104,10 @@ def _further(values: Suggested, steps: int, scale: Affine, factors: Suggested) -
     )
 
 
-def _sites(
-    view: EncoderView, statistics: Mapping[str, Halved], quantizer: Quantizer
-) -> Iterator[Site]:
-    """The sites whose integers are symmetric and whose images are enough for two halves."""
+def is_shiftable(quantizer: Quantizer) -> bool:
+    """Whether integers are symmetric, so that a shift changes how well they fit."""
     target = quantizer.target
-    if quantizer.quantizes_activations and target.activation_symmetric and not target.float8:
-        for site in view.sites:
-            if statistics[site.tensor.name].folds:
-                yield site
+    return quantizer.quantizes_activations and target.activation_symmetric and not target.float8
 
 
 def _middles(seen: Observed) -> Floats:

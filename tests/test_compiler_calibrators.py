@@ -18,7 +18,7 @@ from regcache.compiler.calibrators import (
 )
 from regcache.compiler.folds import Observed
 from regcache.compiler.quantizer import Calibrator, Quantizer
-from regcache.compiler.ranges import choose_scale
+from regcache.compiler.ranges import choose_scale, output_error
 from regcache.compiler.targets import Target, TargetName
 from regcache.passes.affine import Affine, IntegerType
 from regcache.passes.errors import InputError
@@ -288,7 +288,7 @@ def test_the_quantizer_uses_its_calibrator(dtype: IntegerType, symmetric: bool, 
         for name, choose in BY_VALUES.items()
     }
     wanted[Calibrator.OUTPUT_ERROR] = choose_scale(
-        rows, [weight], *arguments, symmetric=symmetric, bits=bits
+        rows, output_error([weight]), *arguments, symmetric=symmetric, bits=bits
     )
     assert found == wanted
     assert found[Calibrator.MIN_MAX] == Affine.from_range(

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from number_formats import S8S8, U8S8, affine
 from numpy.typing import NDArray
+from site_choices import choose_equalizations
 from tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration import HalvedStatistics, halved_statistics, observe
-from regcache.compiler.equalization import Equalization, Rule, choose_equalizations
+from regcache.compiler.equalization import Equalization, Rule
 from regcache.compiler.folds import Fold, Folded, Observed, join
 from regcache.compiler.quantizer import Calibrator, Quantizer
 from regcache.compiler.targets import Simulation, simulate
@@ -111,7 +112,7 @@ def see_halves(one: Floats, other: Floats) -> Folded:
 def test_factors_by_the_formula(rows: Floats, exponent: float, smooth: bool) -> None:
     weight = np.random.default_rng(0).normal(size=(rows.shape[1], 5)).astype(np.float32)
     weight *= np.linspace(0.1, 3, len(weight), dtype=np.float32)[:, None]
-    factors = Rule(exponent, smooth).factors(see(rows), weight)
+    factors = Rule(exponent, smooth).factors(see(rows), np.abs(weight).max(axis=1))
     assert factors.dtype == np.float32
     assert factors.shape == (rows.shape[1],)
     ranges = np.abs(rows).max(axis=0).astype(np.float64)
@@ -128,7 +129,7 @@ def test_silent_channels_and_dead_weights_have_factors(smooth: bool) -> None:
     rows, weight = np.ones((3, 4), np.float32), np.ones((4, 2), np.float32)
     rows[:, 1], weight[2] = 0, 0
     for one, other in ((rows, weight), (rows * 0, weight), (rows, weight * 0)):
-        factors = Rule(0.75, smooth).factors(see(one), other)
+        factors = Rule(0.75, smooth).factors(see(one), np.abs(other).max(axis=1))
         assert np.isfinite(factors).all()
         assert (factors > 0).all()
         assert factors.max() / factors.min() < 2000
@@ -188,17 +189,18 @@ def test_the_error_left_is_that_of_the_other_half(tmp_path: Path, quantizer: str
         seen = case.statistics[site.tensor.name]
         weights = [linear.weight for linear in site.linears]
         weight = np.concatenate(weights, axis=1)
+        peaks = np.abs(weight).max(axis=1)
         errors = np.zeros(2)
         for fit, other in (seen.observed, seen.observed[::-1]):
-            for slot, factors in enumerate((one.rule.factors(fit, weight), np.ones(len(weight)))):
+            for slot, factors in enumerate((one.rule.factors(fit, peaks), np.ones(len(weight)))):
                 by = np.asarray(factors, np.float32)
                 scale = affine(how.scale([weight * by[:, None]], other.divided(by)))
                 bits = how.target.weight_bits
                 errors[slot] += layer_error(scale, weights, by, other.rows, bits)
         assert one.error_left == pytest.approx(errors[0] / errors[1], rel=0.02)
-        np.testing.assert_array_equal(one.factors.whole, one.rule.factors(seen.whole, weight))
+        np.testing.assert_array_equal(one.factors.whole, one.rule.factors(seen.whole, peaks))
         for half, factors in zip(seen.observed, one.factors.folds, strict=True):
-            np.testing.assert_array_equal(factors, one.rule.factors(half, weight))
+            np.testing.assert_array_equal(factors, one.rule.factors(half, peaks))
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)

@@ -8,13 +8,15 @@ import pytest
 from number_formats import FP8, S8S8, U8S8, U8U8, W4A16
 from numpy.typing import NDArray
 from running import run_graph
+from site_choices import choose_equalizations, choose_shifts, refine_shifts
 from test_compiler_equalization import Case, layer_error, make_case, see, see_halves, with_outliers
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.equalization import choose_equalizations, rounding_error
-from regcache.compiler.folds import Halved, Observed, Suggested
+from regcache.compiler.equalization import folds_error, rounding_error
+from regcache.compiler.folds import Folded, Halved, Observed, Suggested
 from regcache.compiler.quantizer import Calibrator, Quantizer
-from regcache.compiler.shifting import Shift, choose_shifts, refine_shifts
+from regcache.compiler.sampled_weight import SampledWeight
+from regcache.compiler.shifting import Shift
 from regcache.compiler.targets import (
     Simulation,
     simulate,
@@ -202,6 +204,13 @@ def test_a_zero_point_makes_symmetric_integers_of_skewed_ones(
         assert case.site(GELU).tensor.name in factors
 
 
+def left(case: Case, name: str, seen: Halved, values: Suggested) -> float:
+    """The error of a layer whose activation is shifted."""
+    weight = SampledWeight.of([linear.weight for linear in case.site(name).linears])
+    ones = Suggested.everywhere(1, seen)
+    return folds_error(ones, weight, Folded.of(seen).shifted(values), SIGNED["w6a6"])
+
+
 def test_a_shift_and_a_zero_point_add_up(tmp_path: Path) -> None:
     """A rare tail of one channel: its middle is far from where its values are."""
     case = make_case(tmp_path, TinyVit(Spec(width=32, hidden=64, heads=4)))
@@ -210,9 +219,10 @@ def test_a_shift_and_a_zero_point_add_up(tmp_path: Path) -> None:
     seen = see_halves(rows[:1024], rows[1024:])
     tensor, other = (case.site(name).tensor.name for name in (NORM, VALUES))
     middles = Suggested.by(lambda half: (half.lows + half.highs) / np.float32(2), seen)
-    before = Shift(MIDDLE, middles)
+    before = Shift(MIDDLE, middles, left(case, NORM, seen, middles))
     assert middles.whole[3] == pytest.approx(1.5, abs=0.01)
-    kept = Shift(MIDDLE, Suggested.by(lambda half: np.full_like(half.lows, 0.01), seen))
+    little = Suggested.by(lambda half: np.full_like(half.lows, 0.01), seen)
+    kept = Shift(MIDDLE, little, left(case, VALUES, seen_of(case, VALUES), little))
     statistics, shifts = replaced(case, NORM, seen), {tensor: before, other: kept}
     found = refine_shifts(case.view, statistics, shifts, {}, SIGNED["w6a6"])
     shift = found[tensor]
@@ -237,11 +247,12 @@ def test_the_error_by_the_formula(tmp_path: Path) -> None:
         seen = case.statistics[site.tensor.name].whole
         factors = np.linspace(0.5, 2, len(weight), dtype=np.float32)
         for scale in (Affine(0.05, 0, "int8"), Affine(0.2, 3, "int8")):
-            found = rounding_error(factors, weight, seen, quantizer, scale)
+            sampled = SampledWeight.of(weights)
+            found = rounding_error(factors, sampled, seen, quantizer, scale)
             wanted = layer_error(scale, weights, factors, seen.rows, 8)
             assert found == pytest.approx(wanted, rel=0.02)
         constant = Observed(seen.lows * 0 + 0.3, seen.highs * 0 + 0.3, seen.rows * 0 + 0.3)
-        alike = rounding_error(factors, weight, constant, quantizer, Affine(1, 0, "int8"))
+        alike = rounding_error(factors, sampled, constant, quantizer, Affine(1, 0, "int8"))
         assert alike == pytest.approx(0, abs=1e-6)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 # Rows whose corrections are collected before the rest of the weight is touched.
 _LAZY = 128
@@ -11,12 +12,14 @@ _LAZY = 128
 _CLIPS = np.linspace(1.0, 0.76, 9)
 # Output channels whose normal equations are solved at a time, and what keeps these regular.
 _COLUMNS, _RIDGE = 256, 1e-6
+# A triangle up to this size is inverted as any other matrix.
+_SMALL = 64
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 def round_by_error(
     weight: Floats,
-    gram: NDArray[np.float64],
+    gram: Doubles,
     steps: Floats,
     last: int,
     block_size: int | None = None,
@@ -35,8 +38,7 @@ def round_by_error(
     rows = len(weight)
     diagonal = np.diag(gram).copy()
     order = np.argsort(-diagonal, kind="stable")
-    damped = _damped(gram[np.ix_(order, order)], damping)
-    upper = _upper_of_inverse(damped).astype(np.float32)
+    upper = _upper_of_inverse(gram, order, damping)
     left = weight[order].astype(np.float32)
     block = order // (block_size or rows)
     found = np.empty(weight.shape, np.int8)
@@ -57,7 +59,7 @@ def round_by_error(
 
 def choose_steps(
     weight: Floats,
-    moments: NDArray[np.float64],
+    moments: Doubles,
     last: int,
     block_size: int | None = None,
     *,
@@ -97,7 +99,7 @@ def choose_steps(
 
 def refit_steps(
     weight: Floats,
-    gram: NDArray[np.float64],
+    gram: Doubles,
     integers: NDArray[np.int8],
     steps: Floats,
     block_size: int,
@@ -129,13 +131,31 @@ def refit_steps(
     return found
 
 
-def _damped(gram: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
-    added = max(float(np.diag(gram).mean()) * damping, _TINY)
-    return np.asarray(gram + added * np.eye(len(gram)))
+def _damped(gram: Doubles, damping: float) -> Doubles:
+    """A copy of a Gram matrix with a share of the mean second moment added to all."""
+    damped = gram.copy()
+    diagonal = np.einsum("kk->k", damped)
+    diagonal += max(float(diagonal.mean()) * damping, _TINY)
+    return damped
 
 
-def _upper_of_inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """U, upper triangular, with U^T U the inverse of a positive definite matrix."""
+def _upper_of_inverse(gram: Doubles, order: NDArray[np.intp], damping: float) -> Floats:
+    """U, upper triangular, with U^T U the inverse of the damped `gram`, in the given order."""
     # With the rows in reverse, the inverse's factor is the inverse of a Cholesky factor.
-    lower = np.linalg.cholesky(matrix[::-1, ::-1])
-    return np.asarray(np.linalg.inv(lower)[::-1, ::-1])
+    backwards = order[::-1]
+    lower = np.linalg.cholesky(_damped(gram[np.ix_(backwards, backwards)], damping))
+    _invert_lower(lower)
+    return np.asarray(lower[::-1, ::-1], np.float32)
+
+
+def _invert_lower(lower: NDArray[np.floating]) -> None:
+    """Invert a lower triangular matrix in its place, by halves."""
+    size = len(lower)
+    if size <= _SMALL:
+        lower[:] = np.linalg.inv(lower)
+        return
+    half = size // 2
+    first, last = lower[:half, :half], lower[half:, half:]
+    _invert_lower(first)
+    _invert_lower(last)
+    lower[half:, :half] = -(last @ lower[half:, :half] @ first)

@@ -15,13 +15,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from regcache.compiler.mapped import LARGE
 from regcache.compiler.statistics import tokens_per_image
 from regcache.passes.onnx_file import constant_bytes, save_graph
 from regcache.runtime.session import OrtSession
 
 Floats = NDArray[np.float32]
-
-LARGEST_MESSAGE = 500_000_000
 
 
 def open_graph(
@@ -32,12 +31,12 @@ def open_graph(
     As a message it would be in memory four times: as arrays, message, bytes and the session's own.
     """
     inputs = len(graph.inputs)
-    if constant_bytes(graph) < LARGEST_MESSAGE:
+    if constant_bytes(graph) < LARGE:
         content = gs.export_onnx(graph).SerializeToString()
         return OrtSession(content, threads=threads, integers=integers, inputs=inputs)
     with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
         path = Path(folder) / "model.onnx"
-        save_graph(graph, path, largest=LARGEST_MESSAGE)
+        save_graph(graph, path, largest=LARGE)
         return OrtSession(path, threads=threads, integers=integers, inputs=inputs)
 
 

@@ -13,6 +13,7 @@ from regcache.compiler.comparison import compare
 from regcache.compiler.curation import Curated
 from regcache.compiler.curation_record import SensitivityRecord
 from regcache.compiler.equalized import Equalized
+from regcache.compiler.graph_session import return_memory
 from regcache.compiler.manifest import (
     LIBRARIES,
     CalibrationRecord,
@@ -26,6 +27,7 @@ from regcache.compiler.manifest import (
     SpeedRecord,
     hash_files,
 )
+from regcache.compiler.mapped import keep_on_disk, let_graph_go
 from regcache.compiler.options import CompileOptions, RegisterChoice
 from regcache.compiler.outside_blocks import outside_blocks
 from regcache.compiler.pass_record import PassRecord, say_slower
@@ -94,6 +96,9 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
             skipped=[f"{item.path.name}: {item.reason}" for item in skipped],
         )
         save_graph(quantized.graph, staging / MODEL)
+        for graph in (encoder.graph, equalized.encoder.graph):
+            let_graph_go(graph)  # what follows runs files
+        return_memory()
         parity = _first_look(encoder, folder, options, staging, reporter)
         speed = _speed(encoder, folder, _linears(equalized, quantized), options, staging, reporter)
         (staging / PREPROCESS).write_text(encoder.recipe.to_json(), encoding="utf-8")
@@ -156,7 +161,7 @@ def _make_ready(encoder: FloatEncoder, finisher: Finisher) -> _Ready:
     searching = options.registers is not RegisterChoice.OFF
     calibrated = _calibrated(encoder, finisher) if searching else None
     curated = curate_encoder(
-        encoder if calibrated is None else calibrated.equalized.unmoved(),
+        encoder if calibrated is None else finisher.unmoved(calibrated.equalized),
         finisher.folder,
         finisher.quantizer,
         options,
@@ -165,6 +170,9 @@ def _make_ready(encoder: FloatEncoder, finisher: Finisher) -> _Ready:
     )
     placed, placing = place(encoder, curated)
     placed, rotating = rotate(placed, options)
+    keep_on_disk(placed.graph, finisher.scratch)
+    let_graph_go(encoder.graph)
+    return_memory()
     sensitivity = curated.record.sensitivity
     if calibrated is None or placed is not encoder:
         calibrated = _calibrated(placed, finisher)

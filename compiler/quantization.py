@@ -12,6 +12,8 @@ from regcache.compiler.curation import SearchOptions, UnsearchableError, measure
 from regcache.compiler.curation_record import SensitivityRecord
 from regcache.compiler.equalized import Equalized, as_it_is, equalize_encoder
 from regcache.compiler.folds import Halved
+from regcache.compiler.graph_session import return_memory
+from regcache.compiler.mapped import keep_on_disk, let_graph_go
 from regcache.compiler.options import AttentionChoice, CompileOptions, Rounding
 from regcache.compiler.pass_record import pass_record
 from regcache.compiler.placement import Placement, place_int8
@@ -60,7 +62,19 @@ class Finisher:
         """Move channels and even them out where that helps; the encoder computes the same."""
         if not self.options.equalize:
             return as_it_is(encoder, statistics)
-        return equalize_encoder(encoder, statistics, self.quantizer)
+        found = equalize_encoder(encoder, statistics, self.quantizer, self.options.threads)
+        keep_on_disk(found.encoder.graph, self.scratch)
+        let_graph_go(encoder.graph)
+        return_memory()
+        return found
+
+    def unmoved(self, equalized: Equalized) -> FloatEncoder:
+        """The encoder to search in: with its channels evened out, but not moved."""
+        encoder = equalized.unmoved()
+        keep_on_disk(encoder.graph, self.scratch)
+        let_graph_go(equalized.original.graph)
+        return_memory()
+        return encoder
 
     def place(self, equalized: Equalized, known: Sequence[SensitivityRecord]) -> Placement:
         """Which linears stay float. `known`: this encoder's sensitivity, where it was measured."""
@@ -112,7 +126,7 @@ class Finisher:
         some = self._some(_SENSITIVITY_IMAGES)
         images = np.concatenate([batch.images for batch in some])
         study = Study.of(
-            equalized.unmoved().graph,
+            self.unmoved(equalized).graph,
             ReferenceImages(images, images[:1], images[:1]),
             self.quantizer,
             batch=some.batch_size,

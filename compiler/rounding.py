@@ -13,6 +13,7 @@ from regcache.compiler.gptq import choose_steps, refit_steps, round_by_error
 from regcache.compiler.quantizer import Scale
 from regcache.compiler.targets import Target
 from regcache.passes.encoder import Linear, Site
+from regcache.passes.external_weights import let_go
 from regcache.passes.float8 import Float8Weight, round_weight
 from regcache.passes.pack_weights import BlockWeight
 from regcache.passes.quantize_linears import RoundedWeight
@@ -25,6 +26,8 @@ _ROWS = 4096
 _LEAST_ROWS_OF_AN_IMAGE = 8
 # Gram matrices that are held at a time; a larger encoder takes more than one pass.
 _BYTES = 512 << 20
+# Channels from which the rows themselves are less than their Gram matrix, and are kept on disk.
+_MANY_CHANNELS = _ROWS // 2
 # Coarse steps overfit: measured on DINOv2-S, on images not calibrated on.
 _BLOCK_DAMPING = 0.05
 # A sixth of a block's weights; at 4 bits they do as much damage as the others together (DINOv2-S).
@@ -49,15 +52,16 @@ class LayerInput:
     """Second moments of an activation [..., K] as its layers read it, rounded by `scale` if any.
 
     Takes the first token of every image, which is the class token where there is one, and others
-    drawn at random. `gram` [K, K]: sum of x^T x, `total`, `float_total` [K]: sum of x, rounded and
-    not, over `rows` rows.
+    drawn at random. `total`, `float_total` [K]: sum of x, rounded and not, over `rows` rows.
+    `store`: a file for the rows where channels are many; the Gram matrix is then made of it.
     """
 
     scale: Scale | None
     rows_of_an_image: int
     random: np.random.Generator
+    store: Path | None = None
     rows: int = 0
-    gram: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    products: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     float_total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
@@ -65,20 +69,33 @@ class LayerInput:
         """Take in activations [B, T, K]."""
         if not self.rows:
             channels = tokens.shape[-1]
-            self.gram, self.total = np.zeros((channels, channels)), np.zeros(channels)
-            self.float_total = np.zeros(channels)
+            self.total, self.float_total = np.zeros(channels), np.zeros(channels)
+            if self.store is None or channels < _MANY_CHANNELS:
+                self.products = np.zeros((channels, channels))
         drawn = [image[self._drawn(len(image))] for image in tokens]
         plain = np.concatenate(drawn)
         rounded = plain if self.scale is None else self.scale.round_trip(plain)
-        self.gram += rounded.T @ rounded
+        if self.store is None or len(self.products):
+            self.products += rounded.T @ rounded
+        else:
+            with self.store.open("ab") as file:
+                np.ascontiguousarray(rounded).tofile(file)
         self.total += rounded.sum(axis=0, dtype=np.float64)
         self.float_total += plain.sum(axis=0, dtype=np.float64)
         self.rows += len(plain)
 
     @property
-    def moments(self) -> NDArray[np.float64]:
-        """Mean square of each channel [K]."""
-        return np.asarray(np.diag(self.gram) / self.rows)
+    def gram(self) -> NDArray[np.float64]:
+        """The sum of x^T x over all rows, [K, K]."""
+        if self.store is not None and not len(self.products):
+            rows = np.fromfile(self.store, np.float32).reshape(self.rows, -1)
+            self.products = (rows.T @ rows).astype(np.float64)
+        return self.products
+
+    def close(self) -> None:
+        """Remove what is on disk."""
+        if self.store is not None:
+            self.store.unlink(missing_ok=True)
 
     def _drawn(self, tokens: int) -> NDArray[np.intp]:
         others = min(self.rows_of_an_image, tokens) - 1
@@ -109,15 +126,20 @@ def round_weights(
     for group in _groups([site for site in sites if site.tensor.name in scales]):
         inputs = {
             site.tensor.name: LayerInput(
-                scales[site.tensor.name], of_an_image, np.random.default_rng(seed)
+                scales[site.tensor.name],
+                of_an_image,
+                np.random.default_rng(seed),
+                model_path.with_name(f"rows{number}.bin"),
             )
-            for site in group
+            for number, site in enumerate(group)
         }
         observe(graph, inputs, batches(), model_path, threads=threads)
         for site in group:
             seen = inputs.pop(site.tensor.name)
             for linear in site.linears:
                 _note(linear, seen, _round_linear(linear, seen, target), found)
+                let_go(linear.weight)
+            seen.close()
     return found
 
 
@@ -150,17 +172,19 @@ def _round_linear(linear: Linear, seen: LayerInput, target: Target) -> Weight:
         bits = block_bits(linear, target.weight_bits)
         return _round_blocks(weight, seen, bits, target.block_size)
     last = 2 ** (target.weight_bits - 1) - 1
-    steps = choose_steps(weight, seen.moments, last)
-    return RoundedWeight(round_by_error(weight, seen.gram, steps, last), steps[0])
+    gram = seen.gram
+    steps = choose_steps(weight, np.diag(gram) / seen.rows, last)
+    return RoundedWeight(round_by_error(weight, gram, steps, last), steps[0])
 
 
 def _round_blocks(weight: Floats, seen: LayerInput, bits: int, block_size: int) -> BlockWeight:
     first, last = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    steps = choose_steps(weight, seen.moments, last, block_size, first=first)
+    gram = seen.gram
+    steps = choose_steps(weight, np.diag(gram) / seen.rows, last, block_size, first=first)
     integers = round_by_error(
-        weight, seen.gram, steps, last, block_size, first=first, damping=_BLOCK_DAMPING
+        weight, gram, steps, last, block_size, first=first, damping=_BLOCK_DAMPING
     )
-    steps = refit_steps(weight, seen.gram, integers, steps, block_size, _BLOCK_DAMPING)
+    steps = refit_steps(weight, gram, integers, steps, block_size, _BLOCK_DAMPING)
     return BlockWeight(integers, steps, block_size, bits)
 
 
@@ -174,7 +198,8 @@ def _groups(sites: list[Site]) -> Iterator[list[Site]]:
     group: list[Site] = []
     used = 0
     for site in sites:
-        needed = 8 * site.linears[0].weight_shape[0] ** 2
+        channels = site.linears[0].weight_shape[0]
+        needed = 8 * channels**2 if channels < _MANY_CHANNELS else 0
         if group and used + needed > _BYTES:
             yield group
             group, used = [], 0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from regcache.compiler.quantizer import Quantizer
 from regcache.passes.detach_weights import pack_graph, unpack_graph
+from regcache.passes.external_weights import let_go
 from regcache.runtime.images import ImageFolder
 
 Floats = NDArray[np.float32]
@@ -83,6 +84,7 @@ class Study:
         digest.update(version("regcache").encode())  # another version searches differently
         for name in sorted(weights):
             digest.update(np.ascontiguousarray(weights[name]).data)
+            let_go(weights[name])
         for part in (images.fit, images.rank, images.decide):
             digest.update(repr(part.shape).encode())  # which set an image is in matters too
             digest.update(np.ascontiguousarray(part).data)

@@ -55,13 +55,19 @@ def map_external(tensor: onnx.TensorProto, path: Path) -> Array:
     return np.memmap(file, dtype, "r", offset, shape)
 
 
-def let_go(values: Array) -> None:
-    """Let the system take back the memory of a mapped weight; it is read again where it is used."""
+def mapping(values: Array) -> mmap.mmap | None:
+    """The mapping of a file that an array's numbers lie in; None where they lie in memory."""
     base: object = values
     while isinstance(base, np.ndarray):
         base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
+    return base if isinstance(base, mmap.mmap) else None
+
+
+def let_go(values: Array) -> None:
+    """Let the system take back the memory of a mapped weight; it is read again where it is used."""
+    mapped = mapping(values)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def read_external(tensor: onnx.TensorProto, path: Path) -> None:

@@ -12,6 +12,7 @@ from regcache.passes.affine import Affine, IntegerType, check_bits
 from regcache.passes.base import Edit, Log, Lossy, Parity
 from regcache.passes.encoder import Linear
 from regcache.passes.errors import InputError
+from regcache.passes.external_weights import let_go
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.qdq_nodes import (
     check_names,
@@ -115,6 +116,7 @@ class QuantizeLinears:
         if key not in done:
             if given is None:
                 given = quantize_weight(constant.values, self.weight_bits)
+                let_go(constant.values)
             middle = 2 ** (self.weight_bits - 1) if self.weight_dtype == "uint8" else 0
             stored = (given.integers.astype(np.int16) + middle).astype(self.weight_dtype)
             name = free_name(key, taken)

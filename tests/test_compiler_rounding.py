@@ -241,3 +241,22 @@ def test_layer_inputs_take_the_first_token_and_others_once(
     assert int(whole.float_total[-1]) == int(parted.float_total[-1])
     np.testing.assert_allclose(parted.gram, whole.gram, rtol=1e-5, atol=1e-3)
     assert (whole.gram.shape, whole.total.shape) == ((channels, channels), (channels,))
+
+
+def test_rows_of_many_channels_wait_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "_MANY_CHANNELS", 7)
+    for channels, name in ((6, "few"), (7, "many")):
+        draw = np.random.default_rng(0).normal(size=(5, 9, channels)).astype(np.float32)
+        store = tmp_path / name
+        found = [LayerInput(None, 4, np.random.default_rng(1), one) for one in (None, store)]
+        for start in range(0, 5, 2):
+            for seen in found:
+                seen.update(draw[start : start + 2])
+        assert store.exists() == (name == "many")
+        np.testing.assert_allclose(found[0].gram, found[1].gram, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(found[0].total, found[1].total)
+        for seen in found:
+            seen.close()
+        assert not list(tmp_path.iterdir())

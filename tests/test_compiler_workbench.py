@@ -500,7 +500,7 @@ def test_a_graph_that_passes_2_gb_runs_from_a_file(
     case = make_case()
     images = case.study.images.rank
     wanted = run_all(open_graph(case.graph, threads=1), images, batch=2)
-    monkeypatch.setattr(graph_session, "LARGEST_MESSAGE", 1000)  # weights in a file of their own
+    monkeypatch.setattr(graph_session, "LARGE", 1000)  # weights in a file of their own
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     found = run_all(open_graph(case.graph, threads=1), images, batch=2)
     for one, other in zip(found, wanted, strict=True):

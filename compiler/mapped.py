@@ -1,0 +1,58 @@
+"""Large graphs whose weights lie on disk and are mapped, so that memory holds those in use."""
+
+import mmap
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from regcache.passes.external_weights import let_go, mapping
+from regcache.passes.onnx_file import constant_bytes
+
+Array = NDArray[np.generic]
+
+# Bytes of weights from which a graph is kept on disk.
+LARGE = 500_000_000
+# A smaller constant is not worth a mapping of its own.
+_LEAST = 1 << 20
+
+
+def keep_on_disk(graph: gs.Graph, folder: Path) -> None:
+    """Move what a large graph's constants hold in memory to a file in `folder`, and map it.
+
+    The file has no name and goes with the last array that is mapped from it.
+    """
+    if constant_bytes(graph) < LARGE:
+        return
+    # With what was moved: a freed array's identity may be another's.
+    moved: dict[int, tuple[Array, Array]] = {}
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for constant in _large_constants(graph):
+            values = constant.values
+            if mapping(values) is not None:
+                let_go(values)
+                continue
+            if id(values) not in moved:
+                offset = -(-file.seek(0, 2) // mmap.ALLOCATIONGRANULARITY)
+                offset *= mmap.ALLOCATIONGRANULARITY
+                file.seek(offset)
+                np.ascontiguousarray(values).tofile(file)
+                file.flush()
+                mapped = np.memmap(file, values.dtype, "r", offset, values.shape)
+                moved[id(values)] = values, mapped
+            constant.values = moved[id(values)][1]
+
+
+def let_graph_go(graph: gs.Graph) -> None:
+    """Let the system take back the memory of a graph's mapped weights (see let_go)."""
+    for constant in _large_constants(graph):
+        let_go(constant.values)
+
+
+def _large_constants(graph: gs.Graph) -> Iterator[gs.Constant]:
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Constant) and tensor.values.nbytes >= _LEAST:
+            yield tensor

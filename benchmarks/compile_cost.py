@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from regcache.compiler.prepare import export_source
+from regcache.compiler.encoder.prepare import export_source
 from regcache.compiler.reporter import Reporter
 from regcache.passes.model_files import model_size
 from regcache.passes.preprocess import Preprocess
@@ -51,7 +51,7 @@ def main(
         recipe = export_source(source, model, None, Reporter())
         if recipe is None:
             raise typer.BadParameter("the source has no preprocessing recipe")
-        command = [sys.executable, "-m", "regcache.compiler", "compile", source]
+        command = [sys.executable, "-m", "regcache", "compile", source]
         command += ["--images", str(images), "-o", f"{scratch}/artifact"]
         command += ["--batch-size", str(batch_size), "--registers", registers]
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -15,17 +15,17 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from regcache.compiler.curation import SearchOptions, curate
-from regcache.compiler.executor import open_workers
-from regcache.compiler.graph_session import open_graph, run_all
+from regcache.compiler.calibration.graph_session import open_graph, run_all
+from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.curation.curate import SearchOptions, curate
+from regcache.compiler.curation.sensitivity import block_damage
+from regcache.compiler.curation.study import ReferenceImages, Study
+from regcache.compiler.curation.workbench import close_workbench, workbench
+from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.options import CompileOptions
-from regcache.compiler.prepare import prepare
-from regcache.compiler.quantizer import Calibrator, Quantizer
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.sensitivity import block_damage
-from regcache.compiler.study import ReferenceImages, Study
 from regcache.compiler.targets import TargetName, resolve_target
-from regcache.compiler.workbench import close_workbench, workbench
+from regcache.compiler.workers.open_workers import open_workers
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.session import available_cpus
 

@@ -19,7 +19,7 @@ import onnxruntime as ort
 import typer
 
 import regcache
-from regcache.compiler.artifact import MODEL
+from regcache.compiler.artifact.artifact import MODEL
 from regcache.runtime.images import list_images, read_image
 from regcache.runtime.session import available_cpus
 

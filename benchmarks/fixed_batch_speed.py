@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from regcache.compiler.artifact import MODEL
+from regcache.compiler.artifact.artifact import MODEL
 from regcache.compiler.options import CompileOptions, RegisterChoice, Rounding
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter

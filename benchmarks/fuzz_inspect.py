@@ -87,7 +87,7 @@ def work(connection: Connection, folder: Path, images: Path | None) -> None:
 
 def run_mutated(seed: int, folder: Path, command: list[str]) -> Outcome:
     """Write the file of that seed and run a command on it."""
-    from regcache.compiler import cli
+    from regcache.compiler.cli import main as cli
 
     home = folder / "file"
     for left in (home, folder / "artifact"):
@@ -158,7 +158,7 @@ def place_of(frames: list[tuple[str, str, str]]) -> str:
 
 
 def _short(file: str) -> str:
-    for folder in ("/typings/", "/site-packages/"):
+    for folder in ("/regcache/", "/site-packages/"):
         if folder in file:
             return file.rpartition(folder)[2]
     return Path(file).name
@@ -352,7 +352,7 @@ def main(
 ) -> None:
     """Print the distinct causes of everything that is no report and no clean refusal."""
     os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}  # a fork keeps no threads
-    import regcache.compiler.cli
+    import regcache.compiler.cli.main
     import regcache.export.onnx_file  # noqa: F401  # loaded once, before the workers are forked
 
     started, outcomes = time.perf_counter(), []

@@ -22,16 +22,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from regcache.compiler.artifact import Artifact
-from regcache.compiler.bench import BenchPlan, bench_artifact, loading_of
-from regcache.compiler.bench_engines import why_unsupported
-from regcache.compiler.bench_plot import write_plot
-from regcache.compiler.build import build_engines
-from regcache.compiler.build_toolchain import BuildOptions
-from regcache.compiler.cli_tables import print_tables
-from regcache.compiler.comparison import Encoder, compare
-from regcache.compiler.engine_record import EngineKind
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.engine_record import EngineKind
+from regcache.compiler.bench.bench import BenchPlan, bench_artifact, loading_of
+from regcache.compiler.bench.engines import why_unsupported
+from regcache.compiler.bench.plot import write_plot
+from regcache.compiler.cli.tables import print_tables
+from regcache.compiler.engines.build import build_engines
+from regcache.compiler.engines.toolchain import BuildOptions
 from regcache.compiler.options import CompileOptions
+from regcache.compiler.parity.comparison import Encoder, compare
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import write_text

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
-from regcache.compiler.artifact import Artifact
+from regcache.compiler.artifact.artifact import Artifact
 from regcache.runtime.optimised_graph import integer_matmuls, optimised_ops
 from regcache.runtime.runners import Loading, RunnerName
 from regcache.runtime.session import OrtSession, available_cpus

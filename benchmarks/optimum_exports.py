@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
-from regcache.compiler.artifact import Artifact
+from regcache.compiler.artifact.artifact import Artifact
 from regcache.passes.errors import InputError
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.optimised_graph import integer_matmuls, optimised_ops
@@ -285,7 +285,7 @@ def compile_file(name: str, original: Path, places: Places) -> Artifact:
     """`regcache compile` as a user calls it, with a resolution where the file leaves it open."""
     model = onnx.load(original, load_external_data=False)
     image = next(item for item in model.graph.input if len(_dims(item)) == 4)
-    command = [sys.executable, "-m", "regcache.compiler", "compile", str(original)]
+    command = [sys.executable, "-m", "regcache", "compile", str(original)]
     command += ["--images", str(places.calibration), "--target", places.target]
     command += ["--registers", "off", "--accept-slower"]  # so small, nothing is faster
     if not isinstance(_dims(image)[2], int):

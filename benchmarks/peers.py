@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
-from regcache.compiler.artifact import Artifact
+from regcache.compiler.artifact.artifact import Artifact
 from regcache.export.onnx_file import OnnxFileSource, sidecar
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.preprocess import Preprocess

@@ -13,8 +13,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from regcache.compiler.prepare import export_source
-from regcache.compiler.registers import capture_registers
+from regcache.compiler.curation.registers import capture_registers
+from regcache.compiler.encoder.prepare import export_source
 from regcache.compiler.reporter import Reporter
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize

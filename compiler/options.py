@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from regcache.compiler.quantizer import Calibrator
+from regcache.compiler.calibration.quantizer import Calibrator
 from regcache.compiler.targets import (
     Precision,
     Simulation,

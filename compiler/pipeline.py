@@ -7,14 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from regcache.compiler.artifact import MODEL, PREPROCESS
-from regcache.compiler.calibration import stream_ranges
-from regcache.compiler.comparison import compare
-from regcache.compiler.curation import Curated
-from regcache.compiler.curation_record import SensitivityRecord
-from regcache.compiler.equalized import Equalized
-from regcache.compiler.graph_session import return_memory
-from regcache.compiler.manifest import (
+from regcache.compiler.artifact.artifact import MODEL, PREPROCESS
+from regcache.compiler.artifact.manifest import (
     LIBRARIES,
     CalibrationRecord,
     EncoderRecord,
@@ -27,17 +21,25 @@ from regcache.compiler.manifest import (
     SpeedRecord,
     hash_files,
 )
-from regcache.compiler.mapped import keep_on_disk, let_graph_go
+from regcache.compiler.artifact.speed_check import check_speed
+from regcache.compiler.calibration.graph_session import return_memory
+from regcache.compiler.calibration.mapped import keep_on_disk, let_graph_go
+from regcache.compiler.calibration.observe import stream_ranges
+from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.calibration.statistics import ChannelRange
+from regcache.compiler.curation.curate import Curated
+from regcache.compiler.curation.record import SensitivityRecord
+from regcache.compiler.curation.study import evenly
+from regcache.compiler.encoder.outside_blocks import outside_blocks
+from regcache.compiler.encoder.prepare import FloatEncoder, prepare
 from regcache.compiler.options import CompileOptions, RegisterChoice
-from regcache.compiler.outside_blocks import outside_blocks
+from regcache.compiler.parity.comparison import compare
 from regcache.compiler.pass_record import PassRecord, say_slower
-from regcache.compiler.placement import Placement
-from regcache.compiler.prepare import FloatEncoder, prepare
-from regcache.compiler.quantization import Finisher
-from regcache.compiler.quantizer import Quantizer
+from regcache.compiler.quantization.equalize import Equalized
+from regcache.compiler.quantization.finish import Finisher
+from regcache.compiler.quantization.int8_share import Placement
+from regcache.compiler.quantization.rotation import rotate
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.rotation import rotate
-from regcache.compiler.speed_check import check_speed
 from regcache.compiler.stages import (
     Quantized,
     calibrate,
@@ -48,8 +50,6 @@ from regcache.compiler.stages import (
     shape_for_target,
 )
 from regcache.compiler.staging import staged_folder
-from regcache.compiler.statistics import ChannelRange
-from regcache.compiler.study import evenly
 from regcache.compiler.targets import Precision, runs_integers
 from regcache.passes.model_files import model_files, remove_model
 from regcache.passes.onnx_file import save_graph

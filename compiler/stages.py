@@ -7,22 +7,22 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from regcache.compiler.calibration import (
+from regcache.compiler.calibration.observe import (
     Activation,
     HalvedStatistics,
     Observer,
     halved_statistics,
     observe,
 )
-from regcache.compiler.curation import Curated, SearchOptions, UnsearchableError, curate
-from regcache.compiler.curation_record import CurationRecord
+from regcache.compiler.calibration.quantizer import FLOAT8_CALIBRATORS, Quantizer, Scale
+from regcache.compiler.curation.curate import Curated, SearchOptions, UnsearchableError, curate
+from regcache.compiler.curation.record import CurationRecord
+from regcache.compiler.curation.setting import Setting, place_registers
+from regcache.compiler.curation.study import LEAST_IMAGES, ReferenceImages, Study
+from regcache.compiler.encoder.prepare import FloatEncoder
 from regcache.compiler.options import AttentionChoice, CompileOptions, RegisterChoice
 from regcache.compiler.pass_record import PassRecord, pass_record
-from regcache.compiler.prepare import FloatEncoder
-from regcache.compiler.quantizer import FLOAT8_CALIBRATORS, Quantizer, Scale
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.setting import Setting, place_registers
-from regcache.compiler.study import LEAST_IMAGES, ReferenceImages, Study
 from regcache.compiler.targets import (
     Precision,
     Target,

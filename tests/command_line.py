@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from regcache.compiler.cli import main
+from regcache.compiler.cli.main import main
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from regcache.compiler.manifest import hash_files
-from regcache.compiler.seal import seal
+from regcache.compiler.artifact.manifest import hash_files
+from regcache.compiler.artifact.seal import seal
 from regcache.compiler.staging import MANIFEST
 
 

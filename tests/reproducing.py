@@ -17,7 +17,7 @@ from command_line import run_regcache
 from numpy.typing import NDArray
 from PIL import Image
 
-from regcache.compiler import reproduce
+from regcache.compiler.reproduce import reproduce
 from regcache.export.text_tower import embed_texts
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime import images as image_files

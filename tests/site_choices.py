@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from regcache.compiler.equalization import Equalization, Standing, choose_equalization
-from regcache.compiler.folds import Folded, Halved
-from regcache.compiler.quantizer import Quantizer
-from regcache.compiler.shifting import Shift, choose_shift, refine_shift
+from regcache.compiler.calibration.folds import Folded, Halved
+from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.quantization.factors import Equalization, Standing, choose_equalization
+from regcache.compiler.quantization.shifts import Shift, choose_shift, refine_shift
 from regcache.passes.encoder import EncoderView
 from regcache.passes.equalize import foldable
 

@@ -89,7 +89,7 @@ for name, said in (
 )
 def test_a_missing_extra_is_named(source: str) -> None:
     code = f"""
-from regcache.compiler.cli import main
+from regcache.compiler.cli.main import main
 sys.argv = ["regcache", "export", {source!r}, "-o", "never.onnx"]
 main()
 """

@@ -15,7 +15,7 @@ from small_models import Draft, bake
 from test_export_adopt import VIT, masked, mixing
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.adoption import adopt_file
+from regcache.compiler.encoder.adoption import adopt_file
 from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import OnnxFileSource, sidecar
 from regcache.passes.base import Log

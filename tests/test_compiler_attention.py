@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from running import run_graph
 from tiny_vit import Array, Registers, Spec, TinyVit
 
-from regcache.compiler.attention import attention_scales
+from regcache.compiler.quantization.attention import attention_scales
 from regcache.passes.affine import Affine
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize

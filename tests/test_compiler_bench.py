@@ -11,10 +11,10 @@ from test_compiler_cli import RECIPE, SPEC, assert_refused, photos
 from test_passes_signed_integers import zero_points
 from tiny_vit import TinyVit
 
-from regcache.compiler import bench_engines
-from regcache.compiler.artifact import Artifact
-from regcache.compiler.bench import loading_of, parse_batches, parse_runners
-from regcache.compiler.cli_options import listed
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.bench import engines as bench_engines
+from regcache.compiler.bench.bench import loading_of, parse_batches, parse_runners
+from regcache.compiler.cli.options import listed
 from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import InputError
@@ -137,7 +137,7 @@ class TestRefusals:
         assert_refused(outcome, "larger.onnx: takes [batch, 3, 20, 20], not [1, 3, 16, 16]")
 
     def test_a_missing_matplotlib(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("regcache.compiler.bench_plot.find_spec", lambda _name: None)
+        monkeypatch.setattr("regcache.compiler.bench.plot.find_spec", lambda _name: None)
         outcome = bench(folder, "--plot", "bench.png")
         assert_refused(outcome, 'needs matplotlib: pip install "regcache[report]"')
 

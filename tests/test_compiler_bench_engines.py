@@ -13,12 +13,12 @@ from test_passes_signed_integers import quantized, zero_points
 from test_runtime_trt_runner import has_gpu
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler import bench_engines
-from regcache.compiler.artifact import Artifact
-from regcache.compiler.bench_engines import engine_for, suits
-from regcache.compiler.engine_record import EngineKind, EngineRecord
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.engine_record import EngineKind, EngineRecord
+from regcache.compiler.bench import engines as bench_engines
+from regcache.compiler.bench.engines import engine_for, suits
+from regcache.compiler.engines.signed_model import REWRITE
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.signed_model import REWRITE
 from regcache.compiler.targets import TargetName
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError, MissingExtraError

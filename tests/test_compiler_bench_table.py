@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from regcache.compiler.bench_plot import write_plot
-from regcache.compiler.bench_table import bench_lines, bench_tables
-from regcache.compiler.cli_tables import print_tables
+from regcache.compiler.bench.plot import write_plot
+from regcache.compiler.bench.table import bench_lines, bench_tables
+from regcache.compiler.cli.tables import print_tables
 from regcache.runtime.bench_result import (
     BatchResult,
     BenchResult,

@@ -10,8 +10,8 @@ from mutations import copy_artifact, forge
 from onnx import numpy_helper
 from tiny_artifact import SPEC, tiny_artifact
 
-from regcache.compiler.artifact import Artifact
-from regcache.compiler.block_parity import compare_blocks
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.parity.blocks import compare_blocks
 from regcache.compiler.reporter import Reporter
 from regcache.passes.base import Pass, run
 from regcache.passes.canonicalize import canonicalize

@@ -13,10 +13,10 @@ from command_line import run_regcache
 from test_compiler_cli import RECIPE, assert_refused, photos
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler import build
-from regcache.compiler.artifact import Artifact
-from regcache.compiler.manifest import Manifest
-from regcache.compiler.signed_model import REWRITE
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.manifest import Manifest
+from regcache.compiler.engines import build
+from regcache.compiler.engines.signed_model import REWRITE
 from regcache.export.onnx_file import sidecar
 from regcache.runtime import tensorrt_rtx
 from regcache.runtime.engine_layers import products_by_precision

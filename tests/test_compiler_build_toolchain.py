@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from regcache.compiler import build_toolchain
-from regcache.compiler.build_toolchain import BuildOptions, Toolchain, open_toolchain
-from regcache.compiler.engine_record import EngineKind
+from regcache.compiler.artifact.engine_record import EngineKind
+from regcache.compiler.engines import toolchain as build_toolchain
+from regcache.compiler.engines.toolchain import BuildOptions, Toolchain, open_toolchain
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import Precision
 from regcache.passes.errors import InputError

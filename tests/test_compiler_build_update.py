@@ -13,9 +13,9 @@ from test_compiler_build import compiled
 from test_compiler_cli import photos
 from test_compiler_engine_record import engine_record
 
-from regcache.compiler.artifact import Artifact
-from regcache.compiler.build_update import NewEngine, add_engines
-from regcache.compiler.manifest import Manifest
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.manifest import Manifest
+from regcache.compiler.engines.update import NewEngine, add_engines
 from regcache.passes.errors import InputError
 
 ONE, TWO = "engines/one.engine", "engines/two.engine"
@@ -91,9 +91,9 @@ def test_a_file_system_without_links_gets_copies(
 
 KILLED = """
 import pathlib, sys, time
-from regcache.compiler.build_update import NewEngine, add_engines
-from regcache.compiler.engine_record import EngineRecord
-from regcache.compiler.manifest import Manifest, read_manifest
+from regcache.compiler.engines.update import NewEngine, add_engines
+from regcache.compiler.artifact.engine_record import EngineRecord
+from regcache.compiler.artifact.manifest import Manifest, read_manifest
 write = Manifest.write
 def write_and_wait(manifest, folder):
     write(manifest, folder)

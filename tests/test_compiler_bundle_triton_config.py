@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from triton_schema import parse_config
 
-from regcache.compiler.bundle_triton_config import TensorSpec, TritonConfig, graph_tensors
+from regcache.compiler.bundle.triton_config import TensorSpec, TritonConfig, graph_tensors
 from regcache.passes.errors import InputError
 
 CONFIG = TritonConfig(

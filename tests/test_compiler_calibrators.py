@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcache.compiler.calibrators import (
+from regcache.compiler.calibration.calibrators import (
     ScaleByValues,
     entropy_scale,
     min_max_scale,
     mse_scale,
     percentile_scale,
 )
-from regcache.compiler.folds import Observed
-from regcache.compiler.quantizer import Calibrator, Quantizer
-from regcache.compiler.ranges import choose_scale, output_error
+from regcache.compiler.calibration.folds import Observed
+from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.ranges import choose_scale, output_error
 from regcache.compiler.targets import Target, TargetName
 from regcache.passes.affine import Affine, IntegerType
 from regcache.passes.errors import InputError

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcache.compiler.candidates import Candidate, find_candidates
+from regcache.compiler.curation.candidates import Candidate, find_candidates
 
 Floats = NDArray[np.float32]
 WIDTH, PREFIX = 32, 2

@@ -323,7 +323,7 @@ def test_a_full_disk_while_inspecting_is_one_line(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scratch/observed.onnx")
 
-    monkeypatch.setattr("regcache.compiler.cli.inspect_encoder", full)
+    monkeypatch.setattr("regcache.compiler.cli.main.inspect_encoder", full)
     outcome = cli("inspect", encoder)
     assert_refused(outcome, "scratch/observed.onnx: No space left on device")
 

@@ -19,10 +19,10 @@ from tiny_artifact import SPEC, tiny_artifact
 from triton_schema import parse_config
 
 import regcache
-from regcache.compiler.bundle_record import BUNDLE
-from regcache.compiler.bundle_triton import preprocessing_steps
-from regcache.compiler.engine_record import EngineKind, EngineRecord
-from regcache.compiler.manifest import Manifest, hash_files, read_manifest
+from regcache.compiler.artifact.engine_record import EngineKind, EngineRecord
+from regcache.compiler.artifact.manifest import Manifest, hash_files, read_manifest
+from regcache.compiler.bundle.record import BUNDLE
+from regcache.compiler.bundle.triton import preprocessing_steps
 from regcache.export.recipe import for_input
 
 

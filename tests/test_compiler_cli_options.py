@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from command_line import run_regcache
 
-from regcache.compiler import cli_build
-from regcache.compiler.build import BuildReport
-from regcache.compiler.build_toolchain import BuildOptions
-from regcache.compiler.cli_options import listed
+from regcache.compiler.cli import build as cli_build
+from regcache.compiler.cli.options import listed
+from regcache.compiler.engines.build import BuildReport
+from regcache.compiler.engines.toolchain import BuildOptions
 from regcache.compiler.reporter import Reporter
 
 

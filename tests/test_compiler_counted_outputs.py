@@ -20,12 +20,12 @@ from test_compiler_workbench import (
 )
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.parts import Part, State
-from regcache.compiler.sensitivity import block_damage
-from regcache.compiler.setting import Setting
-from regcache.compiler.study import ReferenceImages, Study
-from regcache.compiler.trial import Trial, decide_setting, try_setting
-from regcache.compiler.workbench import Workbench, workbench
+from regcache.compiler.curation.parts import Part, State
+from regcache.compiler.curation.sensitivity import block_damage
+from regcache.compiler.curation.setting import Setting
+from regcache.compiler.curation.study import ReferenceImages, Study
+from regcache.compiler.curation.trial import Trial, decide_setting, try_setting
+from regcache.compiler.curation.workbench import Workbench, workbench
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.choose_outputs import choose_outputs

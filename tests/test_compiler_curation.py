@@ -20,11 +20,11 @@ import pytest
 from PIL import Image
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.cli import main
-from regcache.compiler.curation import Curated, SearchOptions, curate
-from regcache.compiler.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.cli.main import main
+from regcache.compiler.curation.curate import Curated, SearchOptions, curate
+from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.study import ReferenceImages, Study
 from regcache.compiler.targets import Simulation, TargetName, resolve_target, simulate
 from regcache.export.onnx_file import sidecar
 from regcache.passes.canonicalize import canonicalize
@@ -104,8 +104,8 @@ def test_a_search_goes_on_where_it_stopped(
 ) -> None:
     """Every result that was noted is used: the second run adds only what was missing."""
     journal = tmp_path / "journal"
-    search = importlib.import_module("regcache.compiler.search")
-    curation = importlib.import_module("regcache.compiler.curation")
+    search = importlib.import_module("regcache.compiler.curation.search")
+    curation = importlib.import_module("regcache.compiler.curation.curate")
 
     def killed(*_: Any) -> Any:
         raise InputError("killed")
@@ -265,7 +265,7 @@ def test_a_killed_compile_goes_on(encoder: Path, photos: Path, tmp_path: Path) -
     arguments = ["--simulate", "w6a6", "--calibrator", "min-max"]
     whole = compile_it(encoder, photos, tmp_path / "whole", *arguments)
     artifact, journal = tmp_path / "artifact", tmp_path / ".artifact.search.jsonl"
-    command = [sys.executable, "-m", "regcache.compiler", "compile", str(encoder)]
+    command = [sys.executable, "-m", "regcache", "compile", str(encoder)]
     command += ["--images", str(photos), "-o", str(artifact), *arguments]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as child:
         while not (journal.exists() and len(journal.read_text().splitlines()) > 6):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcache.compiler.decision import Improvement, measure_improvement
+from regcache.compiler.curation.decision import Improvement, measure_improvement
 
 ERRORS = st.floats(0, 2, width=32)
 PAIRS = st.lists(st.tuples(ERRORS, ERRORS), min_size=1, max_size=20)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from regcache.compiler import edge_runner
-from regcache.compiler.edge_runner import Encoder, read, resample
+from regcache.compiler.bundle import edge_runner
+from regcache.compiler.bundle.edge_runner import Encoder, read, resample
 from regcache.export.recipe import for_input
 from regcache.passes.preprocess import (
     CropOffset,

@@ -14,8 +14,8 @@ from test_compiler_cli import RECIPE, photos
 from tiny_artifact import SPEC, tiny_artifact
 
 import regcache
-from regcache.compiler.artifact import Artifact
-from regcache.compiler.embedder import Embedder, ImageInput
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.embedder import Embedder, ImageInput
 from regcache.export.recipe import for_input
 from regcache.passes.errors import InputError
 from regcache.runtime.images import read_image

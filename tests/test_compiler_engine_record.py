@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from regcache.compiler.engine_record import (
+from regcache.compiler.artifact.engine_record import (
     EngineKind,
     EngineRecord,
     inputs_key,

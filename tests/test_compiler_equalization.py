@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from site_choices import choose_equalizations
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.calibration import HalvedStatistics, halved_statistics, observe
-from regcache.compiler.equalization import Equalization, Rule
-from regcache.compiler.folds import Fold, Folded, Observed, join
-from regcache.compiler.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.folds import Fold, Folded, Observed, join
+from regcache.compiler.calibration.observe import HalvedStatistics, halved_statistics, observe
+from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.quantization.factors import Equalization, Rule
 from regcache.compiler.targets import Simulation, simulate
 from regcache.passes.affine import Affine
 from regcache.passes.canonicalize import canonicalize

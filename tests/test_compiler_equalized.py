@@ -17,15 +17,15 @@ from test_compiler_precisions import cli
 from test_compiler_shifting import MIDDLE, ZERO_POINT
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.calibration import HalvedStatistics, observe, stream_ranges
-from regcache.compiler.curation import SearchOptions
-from regcache.compiler.equalized import Equalized, as_it_is, equalize_encoder
-from regcache.compiler.folds import Observed
+from regcache.compiler.calibration.folds import Observed
+from regcache.compiler.calibration.observe import HalvedStatistics, observe, stream_ranges
+from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.curation.curate import SearchOptions
+from regcache.compiler.encoder.prepare import FloatEncoder
 from regcache.compiler.options import CompileOptions, Rounding
-from regcache.compiler.placement import Placement
-from regcache.compiler.prepare import FloatEncoder
-from regcache.compiler.quantization import Finisher
-from regcache.compiler.quantizer import Quantizer
+from regcache.compiler.quantization.equalize import Equalized, as_it_is, equalize_encoder
+from regcache.compiler.quantization.finish import Finisher
+from regcache.compiler.quantization.int8_share import Placement
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import TargetName
 from regcache.export.onnx_file import sidecar

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from executor_tasks import GATE, Study, begun
 
-from regcache.compiler import dask_workers
-from regcache.compiler.executor import open_workers
+from regcache.compiler.workers import dask as dask_workers
+from regcache.compiler.workers.open_workers import open_workers
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.runtime.similarity import row_cosines
 
@@ -357,7 +357,7 @@ import signal
 import sys
 from pathlib import Path
 from executor_tasks import Study, hang, scale
-from regcache.compiler.executor import open_workers
+from regcache.compiler.workers.open_workers import open_workers
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run by nohup
 folder = Path(sys.argv[2])

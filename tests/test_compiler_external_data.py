@@ -9,8 +9,8 @@ from command_line import run_regcache
 from test_compiler_cli import RECIPE, assert_refused, photos
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.build_update import model_hashes
-from regcache.compiler.manifest import FileRecord, read_manifest
+from regcache.compiler.artifact.manifest import FileRecord, read_manifest
+from regcache.compiler.engines.update import model_hashes
 from regcache.compiler.staging import recover
 from regcache.export.onnx_file import sidecar
 from regcache.passes import onnx_file

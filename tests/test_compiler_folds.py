@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcache.compiler.folds import Fold, Folded, Observed, Suggested, join
+from regcache.compiler.calibration.folds import Fold, Folded, Observed, Suggested, join
 
 Floats = NDArray[np.float32]
 

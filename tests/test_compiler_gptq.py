@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcache.compiler import gptq
-from regcache.compiler.gptq import choose_steps, round_by_error
+from regcache.compiler.quantization import gptq
+from regcache.compiler.quantization.gptq import choose_steps, round_by_error
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcache.compiler.journal import Journal
+from regcache.compiler.curation.journal import Journal
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 VALUES = st.recursive(

@@ -7,8 +7,8 @@ import onnx_graphsurgeon as gs
 import pytest
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler import mapped
-from regcache.compiler.mapped import keep_on_disk, let_graph_go
+from regcache.compiler.calibration import mapped
+from regcache.compiler.calibration.mapped import keep_on_disk, let_graph_go
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.external_weights import mapping
 

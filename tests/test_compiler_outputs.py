@@ -18,10 +18,10 @@ from tiny_artifact import SPEC
 from tiny_vit import TinyVit
 
 import regcache
-from regcache.compiler import measure
-from regcache.compiler.artifact import Artifact
-from regcache.compiler.manifest import read_manifest
-from regcache.compiler.seal import seal
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.manifest import read_manifest
+from regcache.compiler.artifact.seal import seal
+from regcache.compiler.parity import measure
 from regcache.export.onnx_file import sidecar
 from regcache.runtime.images import read_image
 from regcache.runtime.session import OrtSession

@@ -10,7 +10,7 @@ from rich.console import Console
 from test_passes_signed_integers import quantized
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.outside_blocks import outside_blocks
+from regcache.compiler.encoder.outside_blocks import outside_blocks
 from regcache.compiler.pass_record import PassRecord, pass_record, say_slower
 from regcache.compiler.reporter import Reporter
 from regcache.passes.base import Edit, Log, Skip

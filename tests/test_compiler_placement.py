@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.placement import Placement, place_int8
+from regcache.compiler.quantization.int8_share import Placement, place_int8
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import Linear, Site
 from regcache.passes.find_blocks import view_encoder

@@ -15,7 +15,8 @@ from onnx import TensorProto
 from test_compiler_cli import RECIPE, assert_refused, photos
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler import calibrators, speed_check
+from regcache.compiler.artifact import speed_check
+from regcache.compiler.calibration import calibrators
 from regcache.export.onnx_file import sidecar
 from regcache.runtime.speed import SpeedRatio
 

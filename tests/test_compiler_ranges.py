@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcache.compiler.ranges import choose_scale, output_error, search_range
+from regcache.compiler.calibration.ranges import choose_scale, output_error, search_range
 from regcache.passes.affine import Affine, IntegerType
 
 

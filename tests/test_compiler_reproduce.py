@@ -29,17 +29,19 @@ from reproducing import (
 from safetensors.torch import save_file
 from tiny_vit import Registers, Spec, TinyVit
 
-from regcache.compiler import prepare, reproduce, reproduce_tasks
-from regcache.compiler.curation import Curated
-from regcache.compiler.curation_record import CurationRecord
+from regcache.compiler.calibration.quantizer import Calibrator
+from regcache.compiler.curation.curate import Curated
+from regcache.compiler.curation.record import CurationRecord
+from regcache.compiler.curation.setting import Setting
+from regcache.compiler.curation.study import evenly
+from regcache.compiler.encoder import prepare
 from regcache.compiler.options import CompileOptions
-from regcache.compiler.quantizer import Calibrator
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.reproduce import Plan
-from regcache.compiler.reproduce_table import Table
-from regcache.compiler.reproduce_tasks import Tasks, balanced
-from regcache.compiler.setting import Setting
-from regcache.compiler.study import evenly
+from regcache.compiler.reproduce import reproduce
+from regcache.compiler.reproduce import tasks as reproduce_tasks
+from regcache.compiler.reproduce.reproduce import Plan
+from regcache.compiler.reproduce.table import Table
+from regcache.compiler.reproduce.tasks import Tasks, balanced
 from regcache.compiler.targets import Simulation, TargetName
 from regcache.export.onnx_file import sidecar
 from regcache.export.source import open_source

@@ -17,15 +17,20 @@ from tiny_artifact import tiny_artifact
 from tiny_vit import Spec, TinyVit
 
 from regcache.compiler import pipeline
-from regcache.compiler.artifact import Artifact
-from regcache.compiler.block_parity import compare_blocks
-from regcache.compiler.curation import Curated
-from regcache.compiler.curation_record import CurationRecord
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.curation.curate import Curated
+from regcache.compiler.curation.record import CurationRecord
+from regcache.compiler.curation.setting import Setting, place_registers
+from regcache.compiler.encoder.prepare import FloatEncoder
 from regcache.compiler.options import CompileOptions
-from regcache.compiler.prepare import FloatEncoder
+from regcache.compiler.parity.blocks import compare_blocks
+from regcache.compiler.quantization.rotation import (
+    Rotations,
+    choose_rotations,
+    rotate,
+    rotation_work,
+)
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.rotation import Rotations, choose_rotations, rotate, rotation_work
-from regcache.compiler.setting import Setting, place_registers
 from regcache.compiler.targets import Precision, Simulation, TargetName
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize

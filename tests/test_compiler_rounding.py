@@ -14,10 +14,10 @@ from number_formats import S8S8, U8S8, affines
 from numpy.typing import NDArray
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler import rounding
-from regcache.compiler.calibration import observe, site_statistics
-from regcache.compiler.quantizer import Calibrator, Quantizer
-from regcache.compiler.rounding import LayerInput, Rounded, round_weights
+from regcache.compiler.calibration.observe import observe, site_statistics
+from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.quantization import rounding
+from regcache.compiler.quantization.rounding import LayerInput, Rounded, round_weights
 from regcache.compiler.targets import (
     Simulation,
     Target,

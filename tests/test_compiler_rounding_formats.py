@@ -14,8 +14,13 @@ from test_compiler_rounding import IMAGES, Case, make_case
 from test_passes_float8 import nearest
 from tiny_vit import Spec
 
-from regcache.compiler.quantizer import Scale
-from regcache.compiler.rounding import Rounded, block_bits, nearest_blocks, round_weights
+from regcache.compiler.calibration.quantizer import Scale
+from regcache.compiler.quantization.rounding import (
+    Rounded,
+    block_bits,
+    nearest_blocks,
+    round_weights,
+)
 from regcache.compiler.targets import Target
 from regcache.passes.encoder import Linear
 from regcache.passes.float8 import Float8

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcache.compiler import sampled_weight
-from regcache.compiler.sampled_weight import SampledWeight
+from regcache.compiler.quantization import sampled_weight
+from regcache.compiler.quantization.sampled_weight import SampledWeight
 
 Floats = NDArray[np.float32]
 

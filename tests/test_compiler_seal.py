@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regcache.compiler.seal import is_sealed, seal
+from regcache.compiler.artifact.seal import is_sealed, seal
 
 OBJECTS = st.dictionaries(
     st.text(), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text())

@@ -11,8 +11,8 @@ from running import run_graph
 from test_passes_registers import random_tokens
 from tiny_vit import Registers, Spec, TinyVit
 
-from regcache.compiler.registers import RegisterCapture, capture_registers
-from regcache.compiler.setting import Setting, place_registers
+from regcache.compiler.curation.registers import RegisterCapture, capture_registers
+from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.passes.base import Log, run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.delete_sinks import DeleteSinks

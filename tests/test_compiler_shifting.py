@@ -12,11 +12,11 @@ from site_choices import choose_equalizations, choose_shifts, refine_shifts
 from test_compiler_equalization import Case, layer_error, make_case, see, see_halves, with_outliers
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.equalization import folds_error, rounding_error
-from regcache.compiler.folds import Folded, Halved, Observed, Suggested
-from regcache.compiler.quantizer import Calibrator, Quantizer
-from regcache.compiler.sampled_weight import SampledWeight
-from regcache.compiler.shifting import Shift
+from regcache.compiler.calibration.folds import Folded, Halved, Observed, Suggested
+from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.quantization.factors import folds_error, rounding_error
+from regcache.compiler.quantization.sampled_weight import SampledWeight
+from regcache.compiler.quantization.shifts import Shift
 from regcache.compiler.targets import (
     Simulation,
     simulate,

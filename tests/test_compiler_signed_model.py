@@ -10,8 +10,8 @@ from test_passes_pack_weights import block_weights
 from test_passes_signed_integers import assert_same_numbers, quantized, zero_points
 from tiny_vit import Spec, TinyVit
 
+from regcache.compiler.engines.signed_model import REWRITE, signed_model, write_signed
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.signed_model import REWRITE, signed_model, write_signed
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from regcache.compiler import speed_check
-from regcache.compiler.manifest import SpeedRecord
+from regcache.compiler.artifact import speed_check
+from regcache.compiler.artifact.manifest import SpeedRecord
+from regcache.compiler.artifact.speed_check import check_speed, describe_speed
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.speed_check import check_speed, describe_speed
 from regcache.passes.errors import InputError
 from regcache.runtime.speed import SpeedRatio
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration import HalvedStatistics, SiteStatistics
-from regcache.compiler.folds import Folded, Observed
-from regcache.compiler.statistics import (
+from regcache.compiler.calibration.folds import Folded, Observed
+from regcache.compiler.calibration.observe import HalvedStatistics, SiteStatistics
+from regcache.compiler.calibration.statistics import (
     ChannelRange,
     NormHistogram,
     RowSample,

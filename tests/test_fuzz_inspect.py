@@ -65,7 +65,7 @@ def test_five_hundred_broken_files_are_reported_or_refused(
 def test_whatever_happens_is_named(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regcache.compiler import cli
+    from regcache.compiler.cli import main as cli
     from regcache.passes.errors import InputError
 
     def hang() -> None:

@@ -14,7 +14,7 @@ from test_compiler_cli import RECIPE, SPEC, photos
 from tiny_vit import TinyVit
 from typer.testing import CliRunner
 
-from regcache.compiler import bench_engines
+from regcache.compiler.bench import engines as bench_engines
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import Precision, TargetName
 from regcache.export.onnx_file import sidecar

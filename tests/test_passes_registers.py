@@ -15,7 +15,7 @@ from test_passes_canonicalize import SPELLINGS, ops
 from test_passes_quantize_linears import scales
 from tiny_vit import Registers, Spec, TinyVit
 
-from regcache.compiler.registers import capture_registers
+from regcache.compiler.curation.registers import capture_registers
 from regcache.passes.base import Pass, Result, run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.count_flops import count_flops

@@ -10,7 +10,7 @@ import zoo
 from building import assert_builds, int8_products, needs_tensorrt
 from running import run_graph
 
-from regcache.compiler.registers import capture_registers
+from regcache.compiler.curation.registers import capture_registers
 from regcache.export.source import open_source
 from regcache.passes.affine import Affine
 from regcache.passes.base import run

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from running import run_graph
 from torch_reference import RegisterReference, find_tower
 
-from regcache.compiler.registers import capture_registers
+from regcache.compiler.curation.registers import capture_registers
 from regcache.export.source import open_source
 from regcache.passes.base import Pass, run
 from regcache.passes.canonicalize import canonicalize

@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from running import run_graph
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.prepare import export_source
+from regcache.compiler.encoder.prepare import export_source
 from regcache.compiler.reporter import Reporter
 from regcache.passes.affine import Affine, IntegerType
 from regcache.passes.base import run

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from demo_photos import main as write_photos
 
-from regcache.compiler.prepare import export_source
+from regcache.compiler.encoder.prepare import export_source
 from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import sidecar
 from regcache.export.sample import fetch_sample_onnx
@@ -30,7 +30,7 @@ pytestmark = [
 # inherits that of the process it was forked from.
 MEASURED = """
 import atexit, pathlib
-from regcache.compiler.cli import main
+from regcache.compiler.cli.main import main
 status = pathlib.Path("/proc/self/status")
 atexit.register(lambda: print("peak", status.read_text().split("VmHWM:")[1].split()[0]))
 main()

@@ -1,6 +1,0 @@
-"""`python -m regcache.compiler` is `regcache`."""
-
-from regcache.compiler.cli import main
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""The artifact: its files, its manifest and seal, and what runs it."""

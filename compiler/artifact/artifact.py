@@ -1,0 +1,65 @@
+"""A compiled artifact on disk, opened: its files are those that its manifest was written for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from regcache.compiler.artifact.manifest import Manifest, read_manifest
+from regcache.compiler.encoder.prepare import FLOAT
+from regcache.compiler.targets import runs_integers
+from regcache.passes.errors import InputError
+from regcache.passes.preprocess import Preprocess
+from regcache.runtime.session import OrtSession
+
+MODEL, PREPROCESS = "model.onnx", "preprocess.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The folder that `regcache compile` wrote, checked against its manifest when it was opened."""
+
+    folder: Path
+    manifest: Manifest
+    recipe: Preprocess
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Check every file, and read the manifest and the preprocessing recipe.
+
+        Raises InputError when the folder is no artifact or a byte of it has changed.
+        """
+        manifest = read_manifest(folder)
+        recipe = Preprocess.from_json((folder / PREPROCESS).read_text(encoding="utf-8"))
+        return cls(folder, manifest, recipe)
+
+    @property
+    def model(self) -> Path:
+        """The compiled encoder."""
+        return self.folder / MODEL
+
+    @property
+    def float_model(self) -> Path:
+        """The float original. Raises InputError where the artifact was compiled with --no-float."""
+        if FLOAT not in self.manifest.files:
+            raise InputError(f"{self.folder}: holds no {FLOAT}: it was compiled with --no-float")
+        return self.folder / FLOAT
+
+    @property
+    def runs_integers(self) -> bool:
+        """Whether ONNX Runtime computes in integers; what is meant for TensorRT it dequantizes."""
+        return runs_integers(self.manifest.options.target)
+
+    @property
+    def first_outputs(self) -> tuple[str, ...]:
+        """The names of the embedding and the hidden state; none where the manifest is too old."""
+        return self.manifest.encoder.first_outputs
+
+    def session(self, *, threads: int | None = None) -> OrtSession:
+        """The compiled encoder in ONNX Runtime on the CPU, the embedding its first output."""
+        return OrtSession(
+            self.model, threads=threads, integers=self.runs_integers, outputs=self.first_outputs
+        )
+
+    def float_session(self, *, threads: int | None = None) -> OrtSession:
+        """The float original in ONNX Runtime on the CPU. Raises InputError where there is none."""
+        return OrtSession(self.float_model, threads=threads, outputs=self.first_outputs)

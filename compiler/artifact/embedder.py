@@ -1,0 +1,187 @@
+"""Images in, embeddings out: an artifact and its preprocessing behind one method."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.manifest import Manifest
+from regcache.passes.errors import InputError, first_line
+from regcache.passes.preprocess import Preprocess
+from regcache.runtime.images import UnreadableImageError, preprocess_image, read_image
+from regcache.runtime.session import OrtSession
+
+ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+"""A file, a Pillow image of any mode, or RGB pixels, uint8 [height, width, 3]."""
+
+OnError = Literal["raise", "nan"]
+"""What becomes of an image that cannot be read: an error that names it, or a row of NaN."""
+
+_ONE_IMAGE = (str, os.PathLike, Image.Image)
+
+
+class Embedder:
+    """An artifact opened in ONNX Runtime on the CPU; `regcache.load` makes one.
+
+    `artifact`: a folder that `regcache compile` wrote; every file is checked against its hash.
+    `threads`: of ONNX Runtime; all CPUs this process may use by default.
+    Use it as a context manager, or `close` it, to free the weights early.
+    Raises InputError when the folder is no artifact, a byte of it has changed, or ONNX Runtime
+    cannot load its model.
+    """
+
+    def __init__(self, artifact: str | os.PathLike[str], *, threads: int | None = None) -> None:
+        self._artifact = Artifact.open(Path(artifact))
+        self._session: OrtSession | None = self._artifact.session(threads=threads)
+
+    @property
+    def manifest(self) -> Manifest:
+        """How the artifact was made, and how close it is to the original."""
+        return self._artifact.manifest
+
+    @property
+    def recipe(self) -> Preprocess:
+        """How an image becomes the encoder's input."""
+        return self._artifact.recipe
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The keys of `outputs`, the pooled embedding's first."""
+        return tuple(self._open_session().output_names)
+
+    @cached_property
+    def dim(self) -> int:
+        """The length of an embedding; found by encoding one black image."""
+        return int(self._blank()[0].shape[1])
+
+    def embed(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        *,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+    ) -> NDArray[np.float32]:
+        """The pooled embeddings, float32 [N, dim], in the order of `images`.
+
+        `images`: one, or any iterable of them; it is read one batch at a time.
+        `batch_size`: images per run, where the graph does not fix it.
+        Raises InputError, naming the image, when one cannot be read and `on_error` is "raise", or
+        when one has too many pixels.
+        """
+        pooled = [found[0] for found in self._run(images, batch_size, on_error)]
+        if not pooled:
+            return np.empty((0, self.dim), np.float32)
+        return np.concatenate(pooled).astype(np.float32, copy=False)
+
+    def outputs(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        *,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+    ) -> dict[str, NDArray[Any]]:
+        """All outputs of the encoder by name, each [N, ...]; as for `embed` otherwise.
+
+        The last hidden state has N x tokens x width numbers: mind the memory.
+        """
+        found = list(self._run(images, batch_size, on_error)) or [
+            [output[:0] for output in self._blank()]
+        ]
+        return {
+            name: np.concatenate(parts)
+            for name, parts in zip(self.output_names, zip(*found, strict=True), strict=True)
+        }
+
+    def close(self) -> None:
+        """Free the weights; the embedder cannot be used after."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _run(
+        self, images: ImageInput | Iterable[ImageInput], batch_size: int, on_error: OnError
+    ) -> Iterator[list[NDArray[Any]]]:
+        if batch_size < 1:
+            raise InputError(f"the batch size must be at least 1, not {batch_size}")
+        if on_error not in ("raise", "nan"):
+            raise InputError(f'on_error must be "raise" or "nan", not {on_error!r}')
+        session = self._open_session()
+        pixels = (
+            self._read(image, index, on_error) for index, image in enumerate(_as_iterable(images))
+        )
+        while batch := list(islice(pixels, session.fixed_batch or batch_size)):
+            yield self._encode(session, batch)
+
+    def _encode(
+        self, session: OrtSession, batch: Sequence[NDArray[Any] | None]
+    ) -> list[NDArray[Any]]:
+        """Run a batch; where an image is None, its rows are NaN, and -1 in integers."""
+        unread = [index for index, image in enumerate(batch) if image is None]
+        outputs = session.run(
+            np.stack([self._black() if image is None else image for image in batch])
+        )
+        for output in outputs:
+            output[unread] = np.array(np.nan if output.dtype.kind == "f" else -1).astype(
+                output.dtype
+            )
+        return outputs
+
+    def _read(self, image: ImageInput, index: int, on_error: OnError) -> NDArray[Any] | None:
+        try:
+            if isinstance(image, (str, os.PathLike)):
+                return read_image(Path(image), self.recipe)
+            return _preprocess(image, index, self.recipe)
+        except UnreadableImageError:
+            if on_error == "raise":
+                raise
+            return None
+
+    def _blank(self) -> list[NDArray[Any]]:
+        return self._open_session().run(self._black()[np.newaxis])
+
+    def _black(self) -> NDArray[Any]:
+        return np.zeros(self.recipe.shape, self.recipe.dtype)
+
+    def _open_session(self) -> OrtSession:
+        if self._session is None:
+            raise ValueError("the embedder is closed")
+        return self._session
+
+
+def _as_iterable(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
+    if isinstance(images, _ONE_IMAGE) or (isinstance(images, np.ndarray) and images.ndim == 3):
+        return [images]
+    return images
+
+
+def _preprocess(
+    image: Image.Image | NDArray[np.uint8], index: int, recipe: Preprocess
+) -> NDArray[Any]:
+    name = Path(f"image {index}")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(
+                f"{name}: pixels must be uint8 [height, width, 3], not {image.dtype} "
+                f"{list(image.shape)}"
+            )
+        return preprocess_image(Image.fromarray(image), recipe)
+    if not isinstance(image, Image.Image):
+        raise InputError(
+            f"{name}: a {type(image).__name__} is no path, Pillow image or uint8 array"
+        )
+    try:
+        image.load()  # an opened file is decoded here, and may be broken
+    except Exception as error:  # Pillow's readers let any type escape on broken bytes
+        raise UnreadableImageError(name, first_line(error)) from error
+    return preprocess_image(image, recipe)

@@ -1,0 +1,189 @@
+"""Benchmark an artifact against its float original on one runner or several."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.bench.engines import engine_for, why_unsupported
+from regcache.compiler.encoder.prepare import FLOAT, export_source
+from regcache.compiler.engines.signed_model import has_zero_points, write_signed
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.targets import TargetName
+from regcache.passes.base import run
+from regcache.passes.canonicalize import canonicalize
+from regcache.passes.errors import InputError
+from regcache.passes.half_precision import HalfPrecision
+from regcache.passes.onnx_file import load_model, save_graph
+from regcache.runtime.bench import time_runners
+from regcache.runtime.bench_cold import cold_start
+from regcache.runtime.bench_result import BenchResult, EnergySource, RunnerResult
+from regcache.runtime.energy import EnergyMeter, Unreadable, cpu_meter, gpu_meter
+from regcache.runtime.machine import describe_machine
+from regcache.runtime.runners import Loading, RunnerName, check_runner, open_runner
+from regcache.runtime.session import available_cpus
+
+_TARGETS = {
+    RunnerName.ORT_CPU: TargetName.ORT_CPU,
+    RunnerName.TENSORRT: TargetName.TENSORRT,
+    RunnerName.TENSORRT_RTX: TargetName.TENSORRT_RTX,
+}
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """What is measured.
+
+    `against`: the float model, a source; None for the artifact's own. `half_float`: convert it to
+    FP16 before. `batches`: sizes, engines being tuned for the first. `seconds`: for each runner and
+    batch size. `threads`: of ONNX Runtime on the CPU, all CPUs by default. `max_ratio`: of
+    quantized to float latency, over which the result has not passed.
+    """
+
+    artifact: Path
+    against: str | None = None
+    half_float: bool = False
+    runners: tuple[RunnerName, ...] = (RunnerName.ORT_CPU,)
+    batches: tuple[int, ...] = (1, 8)
+    seconds: float = 5.0
+    threads: int | None = None
+    max_ratio: float | None = None
+
+
+def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
+    """Measure both models on every runner, one runner after the other.
+
+    Raises InputError or MissingExtraError, before anything is measured, where a runner's library
+    or device is missing, the library does not run on the device, or there is nothing to compare
+    with; InputError where a model does not run.
+    """
+    for name in plan.runners:
+        check_runner(name)
+        reason = why_unsupported(name)
+        if reason is not None:
+            raise InputError(reason)
+    artifact = Artifact.open(plan.artifact)
+    target = artifact.manifest.options.target
+    with TemporaryDirectory() as folder, _float_model(plan, artifact, reporter) as original:
+        results = []
+        for name in plan.runners:
+            if _TARGETS.get(name, target) is not target:
+                reporter.warn(f"{plan.artifact} was compiled for {target}, and is run by {name}")
+            one, other = (
+                loading_of(
+                    artifact, name, plan.batches, plan.threads, Path(folder), reporter, model=model
+                )
+                for model in (original, artifact.model)
+            )
+            results.append(_bench_runner(plan, one, other, reporter))
+    limit = plan.max_ratio
+    return BenchResult(
+        artifact=str(plan.artifact),
+        target=target.value,
+        against=plan.against or artifact.manifest.options.source,
+        seconds=plan.seconds,
+        machine=describe_machine(),
+        runners=tuple(results),
+        max_ratio=limit,
+        passed=limit is None or not any(result.over(limit) for result in results),
+    )
+
+
+@contextmanager
+def _float_model(plan: BenchPlan, artifact: Artifact, reporter: Reporter) -> Iterator[Path]:
+    """The ONNX file to compare with, exported and converted where that is asked for."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / FLOAT
+        if plan.against is None:
+            path = artifact.float_model
+        elif plan.against.endswith(".onnx"):
+            path = Path(plan.against)
+        else:
+            reporter.step(f"exporting {plan.against}")
+            export_source(plan.against, path, None, reporter)
+        if plan.half_float:
+            graph = run(HalfPrecision(), canonicalize(load_model(path))).graph
+            path = Path(folder) / "half.onnx"
+            save_graph(graph, path)
+        yield path
+
+
+def loading_of(
+    artifact: Artifact,
+    runner: RunnerName,
+    batches: tuple[int, ...],
+    threads: int | None,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    model: Path | None = None,
+) -> Loading:
+    """How a runner loads the artifact's model, or another ONNX file that takes the same images.
+
+    The artifact's embedding comes first. Where it runs engines, one is built into `folder` unless
+    the artifact holds it. There, too, goes
+    what the TensorRT provider of ONNX Runtime reads in the place of other zero points than 0.
+    """
+    recipe = artifact.recipe
+    threads = threads or available_cpus()
+    loading = Loading(
+        runner,
+        model or artifact.model,
+        threads,
+        batches,
+        recipe.shape,
+        recipe.dtype,
+        artifact.first_outputs if model is None else (),
+    )
+    if runner.takes_engines:
+        return replace(loading, model=engine_for(artifact, loading, folder, reporter))
+    if runner is RunnerName.ORT_TENSORRT and has_zero_points(loading.model, artifact):
+        return replace(loading, model=write_signed(loading.model, folder, reporter))
+    return loading
+
+
+def _bench_runner(
+    plan: BenchPlan, original: Loading, quantized: Loading, reporter: Reporter
+) -> RunnerResult:
+    name = original.runner
+    reporter.step(f"{name}: cold starts")
+    starts = cold_start(original), cold_start(quantized)
+    meter = gpu_meter() if name.on_gpu else cpu_meter()
+    with open_runner(original) as one, open_runner(quantized) as other:
+        sizes = ", ".join(map(str, plan.batches))
+        reporter.step(f"{name}: timing batches of {sizes}, at least {plan.seconds:g} s each")
+        batches = time_runners(one, other, original, seconds=plan.seconds, meter=meter)
+        placement = other.placement
+    return RunnerResult(
+        runner=name,
+        threads=None if name.on_gpu else original.threads,
+        placement=placement,
+        batches=tuple(batches),
+        float_start=starts[0],
+        quantized_start=starts[1],
+        energy=_energy(meter),
+    )
+
+
+def _energy(meter: EnergyMeter | Unreadable) -> EnergySource:
+    if isinstance(meter, Unreadable):
+        return EnergySource(unreadable=meter.reason)
+    return EnergySource(source=meter.source)
+
+
+def parse_batches(items: Sequence[str]) -> tuple[int, ...]:
+    """Batch sizes from text, each once. Raises InputError for anything else."""
+    for item in items:
+        if not item.isdecimal() or int(item) < 1:
+            raise InputError(f"--batch {item!r}: must be a batch size, or some as 1,8")
+    return tuple(dict.fromkeys(map(int, items)))
+
+
+def parse_runners(items: Sequence[str]) -> tuple[RunnerName, ...]:
+    """Runners by their names, each once. Raises InputError for anything else."""
+    for item in items:
+        if item not in list(RunnerName):
+            raise InputError(f"--runner {item!r}: must be of {', '.join(RunnerName)}")
+    return tuple(dict.fromkeys(map(RunnerName, items)))

@@ -1,0 +1,1 @@
+"""`regcache bundle`: folders for Triton and for edge devices."""

@@ -1,0 +1,86 @@
+"""A folder that runs on a device with NumPy and ONNX Runtime: one model file and a short runner."""
+
+import json
+import shutil
+from pathlib import Path
+
+import onnxruntime as ort
+
+from regcache.compiler.artifact.artifact import MODEL, PREPROCESS, Artifact
+from regcache.compiler.bundle import edge_runner
+from regcache.compiler.bundle.record import (
+    BundleFormat,
+    BundleRecord,
+    record_bundle,
+    staged_bundle,
+)
+from regcache.passes.errors import InputError, first_line
+from regcache.passes.model_files import model_files
+from regcache.runtime.session import LOG_NOTHING
+
+RUNNER, ORT_MODEL = "run.py", "model.ort"
+_README = """\
+# An image encoder, compiled by regcache
+
+    python run.py EMBEDDINGS.npy IMAGE.npy IMAGE.ppm
+
+writes float32 [N, D]. IMAGE.npy holds RGB pixels, uint8 [height, width, 3]; IMAGE.ppm is binary
+(P6) of 8 bits, without comments. In Python:
+
+    from pathlib import Path
+    from run import Encoder
+    embedding = Encoder(Path(".")).embed(pixels)
+
+It needs NumPy and ONNX Runtime {version} or later. Images are resized as Pillow 13 does, bit for
+bit, with 8 bytes of memory for each number of the image.
+"""
+
+
+def bundle_edge(artifact: Artifact, output: Path, *, ort_format: bool = False) -> BundleRecord:
+    """Write the model, its preprocessing and the runner, whole or not at all.
+
+    `ort_format`: model.ort, which minimal builds of ONNX Runtime need, in place of model.onnx.
+    Raises InputError where the artifact is not for ONNX Runtime on the CPU, is larger than one file
+    can hold, or `output` cannot be replaced.
+    """
+    target = artifact.manifest.options.target
+    if not artifact.runs_integers:
+        raise InputError(
+            f"{artifact.folder}: is for {target.value}; compile it with --target ort-cpu"
+        )
+    if len(model_files(artifact.model)) > 1:
+        raise InputError(f"{artifact.folder}: its weights pass 2 GB, too much for one file")
+    with staged_bundle(output, artifact.folder) as staging:
+        if ort_format:
+            _save_ort(artifact.model, staging / ORT_MODEL)
+        else:
+            shutil.copyfile(artifact.model, staging / MODEL)
+        (staging / PREPROCESS).write_text(_recipe(artifact), encoding="utf-8")
+        shutil.copyfile(Path(edge_runner.__file__), staging / RUNNER)
+        readme = _README.format(version=artifact.manifest.versions["onnxruntime"])
+        (staging / "README.md").write_text(readme, encoding="utf-8")
+        return record_bundle(staging, BundleFormat.ORT_EDGE, artifact.folder)
+
+
+def _recipe(artifact: Artifact) -> str:
+    """The artifact's preprocess.json, with the name of the output that is the embedding."""
+    # Not as stored: the runner has no defaults for fields that an older artifact's file lacks.
+    fields = json.loads(artifact.recipe.to_json())
+    return json.dumps({**fields, "embedding": artifact.manifest.encoder.embedding}, indent=2) + "\n"
+
+
+def _save_ort(model: Path, path: Path) -> None:
+    """Convert to ORT format with the fusions that are good for every CPU.
+
+    What ONNX Runtime does beyond, to layouts, fits the CPU that converts: it stays off.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = LOG_NOTHING
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    try:
+        ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        raise InputError(f"{model}: cannot become ORT format: {first_line(error)}") from error

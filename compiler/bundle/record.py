@@ -1,0 +1,74 @@
+"""What a bundle consists of: a folder that another program serves an artifact from."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from regcache.compiler.artifact.manifest import FileRecord, hash_files
+from regcache.compiler.staging import MANIFEST, staged_folder
+from regcache.passes.errors import InputError
+
+BUNDLE = "regcache-bundle.json"
+"""The file in a bundle that says what regcache wrote."""
+
+
+class BundleFormat(StrEnum):
+    """What runs the bundle."""
+
+    TRITON = "triton"
+    ORT_EDGE = "ort-edge"
+
+
+class BundleRecord(BaseModel):
+    """The content of regcache-bundle.json.
+
+    `manifest`: SHA-256 of the artifact's manifest.json, and so of all that it was made from.
+    `files`: every other file of the bundle by its relative path.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: BundleFormat
+    manifest: str
+    files: dict[str, FileRecord]
+
+
+@contextmanager
+def staged_bundle(output: Path, artifact: Path) -> Iterator[Path]:
+    """Yield a folder that takes the place of `output` when the block ends well.
+
+    An older bundle there is replaced, as is an empty folder. Raises InputError for anything else,
+    where files were put into the older bundle since it was written, and inside the artifact, which
+    would no longer be what its manifest says.
+    """
+    if output.resolve().is_relative_to(artifact.resolve()):
+        raise InputError(f"{output}: lies in the artifact; write the bundle elsewhere")
+    if (output / BUNDLE).is_file():
+        _refuse_foreign_files(output)
+    with staged_folder(output, marker=BUNDLE) as staging:
+        yield staging
+
+
+def record_bundle(staging: Path, kind: BundleFormat, artifact: Path) -> BundleRecord:
+    """Write regcache-bundle.json, last of all, and return what it says."""
+    manifest = FileRecord.of(artifact / MANIFEST).sha256
+    record = BundleRecord(format=kind, manifest=manifest, files=hash_files(staging))
+    (staging / BUNDLE).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def _refuse_foreign_files(output: Path) -> None:
+    path = output / BUNDLE
+    try:
+        record = BundleRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{path}: not written by regcache bundle; not replaced") from error
+    for folder, _, names in os.walk(output):
+        for name in names:
+            found = (Path(folder) / name).relative_to(output).as_posix()
+            if found != BUNDLE and found not in record.files:
+                raise InputError(f"{output / found}: not part of the bundle there; not replaced")

@@ -1,0 +1,1 @@
+"""What activations look like, and the number formats and ranges that follow."""

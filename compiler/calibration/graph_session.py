@@ -1,0 +1,108 @@
+"""Sessions of graphs in memory, and hidden states that stream through them."""
+
+import ctypes
+import gc
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration.mapped import LARGE
+from regcache.compiler.calibration.statistics import tokens_per_image
+from regcache.passes.onnx_file import constant_bytes, save_graph
+from regcache.runtime.session import OrtSession
+
+Floats = NDArray[np.float32]
+
+
+def open_graph(
+    graph: gs.Graph, *, threads: int | None = None, integers: bool = False
+) -> OrtSession:
+    """A session of a graph; a large one goes through a temporary file, weight by weight.
+
+    As a message it would be in memory four times: as arrays, message, bytes and the session's own.
+    """
+    inputs = len(graph.inputs)
+    if constant_bytes(graph) < LARGE:
+        content = gs.export_onnx(graph).SerializeToString()
+        return OrtSession(content, threads=threads, integers=integers, inputs=inputs)
+    with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
+        path = Path(folder) / "model.onnx"
+        save_graph(graph, path, largest=LARGE)
+        return OrtSession(path, threads=threads, integers=integers, inputs=inputs)
+
+
+def stream(
+    session: OrtSession,
+    inputs: Floats,
+    batch: int,
+    workers: int = 1,
+    others: Sequence[Floats] = (),
+) -> Iterator[list[NDArray[Any]]]:
+    """The outputs for `inputs` [N, ...], `batch` of them at a time, in order.
+
+    `workers` runs share the session. A batch that the graph fixes takes precedence. `others`: what
+    the session's further inputs take, [N, ...] each.
+    """
+    size = session.fixed_batch or batch
+    yield from _map_chunks(session.run, size, (inputs, *others), workers)
+
+
+def stream_tokens(session: OrtSession, inputs: Floats, workers: int = 1) -> Iterator[list[Floats]]:
+    """The same for outputs that hold sequences: each as [B, T, K] (see tokens_per_image).
+
+    One image at a time, for every activation of an encoder together is large.
+    """
+
+    def run(chunk: Floats) -> list[Floats]:
+        full = session.filled(chunk)
+        return [tokens_per_image(item, len(full))[: len(chunk)] for item in session.run(full)]
+
+    yield from _map_chunks(run, session.fixed_batch or 1, (inputs,), workers)
+
+
+def _map_chunks(
+    run: Callable[..., list[NDArray[Any]]], size: int, inputs: Sequence[Floats], workers: int
+) -> Iterator[list[NDArray[Any]]]:
+    chunks = [
+        [item[start : start + size] for item in inputs] for start in range(0, len(inputs[0]), size)
+    ]
+    if workers == 1:
+        yield from (run(*chunk) for chunk in chunks)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        running: deque[Future[list[NDArray[Any]]]] = deque()
+        for chunk in chunks:  # no further ahead than workers, for what a run yields is large
+            if len(running) == workers:
+                yield running.popleft().result()
+            running.append(pool.submit(run, *chunk))
+        while running:
+            yield running.popleft().result()
+
+
+def run_all(
+    session: OrtSession,
+    inputs: Floats,
+    batch: int,
+    workers: int = 1,
+    others: Sequence[Floats] = (),
+) -> list[Floats]:
+    """All outputs for `inputs` [N, ...], one array each; see stream."""
+    parts = zip(*stream(session, inputs, batch, workers, others), strict=True)
+    return [np.concatenate(part) for part in parts]
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system: glibc keeps what many threads freed in pieces."""
+    gc.collect()  # graphs are cycles of nodes and tensors
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,0 +1,180 @@
+"""One streaming pass of the float model over the calibration images."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration.folds import Fold, Observed, join
+from regcache.compiler.calibration.statistics import (
+    ChannelRange,
+    Floats,
+    RowSample,
+    tokens_per_image,
+)
+from regcache.passes.base import run
+from regcache.passes.encoder import EncoderView
+from regcache.passes.errors import InputError
+from regcache.passes.observe import Observe
+from regcache.passes.onnx_file import save_graph
+from regcache.passes.rotate_stream import stream_ends
+from regcache.runtime.session import OrtSession
+
+
+class Activation(Protocol):
+    """What is known of an activation [..., K]: its range, and rows [S, K] that stand for all."""
+
+    @property
+    def low(self) -> float:
+        """Smallest value."""
+
+    @property
+    def high(self) -> float:
+        """Largest value."""
+
+    @property
+    def rows(self) -> Floats:
+        """A sample of its rows."""
+
+
+class Observer(Protocol):
+    """Something that takes in activations [B, T, K] batch by batch."""
+
+    def update(self, tokens: Floats) -> None:
+        """Take in one batch."""
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """What calibration learns of the activation at one site."""
+
+    channels: ChannelRange
+    sample: RowSample
+
+    @property
+    def low(self) -> float:
+        """Smallest value of any channel."""
+        return float(self.channels.low.min())
+
+    @property
+    def high(self) -> float:
+        """Largest value of any channel."""
+        return float(self.channels.high.max())
+
+    @property
+    def rows(self) -> Floats:
+        """The sampled rows [S, K]."""
+        return self.sample.rows
+
+    def update(self, tokens: Floats) -> None:
+        """Take in activations [B, T, K]."""
+        self.channels.update(tokens)
+        self.sample.update(tokens)
+
+
+@dataclass
+class HalvedStatistics:
+    """Statistics of every other image apart: what one half suggests is tried on the other."""
+
+    halves: tuple[SiteStatistics, SiteStatistics]
+    images: int = 0
+
+    def update(self, tokens: Floats) -> None:
+        """Take in activations [B, T, K], images in the order they come."""
+        for half, statistics in enumerate(self.halves):
+            part = tokens[(half + self.images) % 2 :: 2]
+            if len(part):
+                statistics.update(part)
+        self.images += len(tokens)
+
+    @property
+    def observed(self) -> tuple[Observed, ...]:
+        """What each half saw; one alone where there was a single image."""
+        return tuple(
+            Observed(half.channels.low, half.channels.high, half.rows)
+            for half in self.halves
+            if half.sample.images
+        )
+
+    @property
+    def whole(self) -> Observed:
+        """What all images together show."""
+        return join(self.observed)
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """Each half with the other to try it on; none where there was a single image."""
+        if len(self.observed) < 2:
+            return ()
+        one, other = self.observed
+        return Fold(one, other), Fold(other, one)
+
+
+def observe(
+    graph: gs.Graph,
+    observers: Mapping[str, Observer],
+    batches: Iterable[NDArray[np.float32]],
+    model_path: Path,
+    *,
+    threads: int | None = None,
+) -> int:
+    """Run the graph over `batches` [B, 3, H, W] and feed each named tensor to its observer.
+
+    The graph with the tensors as outputs is written to `model_path` first, so that ONNX Runtime
+    reads it from there and memory holds one copy. Returns the number of images. Raises
+    InputError, naming the tensor, when an activation is not finite or has no token axis.
+    """
+    save_graph(run(Observe(tuple(observers)), graph).graph, model_path)
+    images = 0
+    with OrtSession(model_path, threads=threads) as session:
+        for batch in batches:
+            full = session.filled(batch)
+            for name, activation in zip(session.output_names, session.run(full), strict=True):
+                if name in observers:
+                    tokens = _finite_tokens(name, activation, len(full))
+                    observers[name].update(tokens[: len(batch)])
+            images += len(batch)
+    return images
+
+
+def _finite_tokens(name: str, activation: Floats, batch: int) -> Floats:
+    try:
+        tokens = tokens_per_image(activation, batch)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
+    # A sum is finite exactly when no term is NaN or infinite, short of overflow.
+    if not np.isfinite(np.sum(tokens, dtype=np.float64)):
+        raise InputError(f"{name}: the float model computes NaN or infinity there")
+    return tokens
+
+
+def halved_statistics(view: EncoderView, images: int, seed: int) -> dict[str, HalvedStatistics]:
+    """Empty statistics for every site, by tensor name, sized for a number of images."""
+
+    def half(number: int) -> SiteStatistics:
+        return SiteStatistics(ChannelRange(), RowSample.of(-(-images // 2), seed + number))
+
+    return {site.tensor.name: HalvedStatistics((half(0), half(1))) for site in view.sites}
+
+
+def stream_ranges(view: EncoderView) -> dict[str, ChannelRange]:
+    """Empty ranges for the residual stream around every block, by tensor name.
+
+    Where it is rotated, also for what it is before and after that.
+    """
+    blocks = view.blocks
+    names = {item.name for block in blocks for item in (block.input, block.middle, block.output)}
+    names |= {item.name for item in stream_ends(view.graph)}
+    return {name: ChannelRange() for name in sorted(names)}
+
+
+def site_statistics(view: EncoderView, images: int, seed: int) -> dict[str, SiteStatistics]:
+    """Empty statistics for every site, by tensor name, sized for a number of images."""
+    return {
+        site.tensor.name: SiteStatistics(ChannelRange(), RowSample.of(images, seed))
+        for site in view.sites
+    }

@@ -1,0 +1,77 @@
+"""`regcache bench`: an artifact's speed, memory, start and energy beside the float original's."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from regcache.compiler.bench.bench import BenchPlan, bench_artifact, parse_batches, parse_runners
+from regcache.compiler.bench.plot import check_plot, write_plot
+from regcache.compiler.bench.table import bench_lines, bench_tables
+from regcache.compiler.cli.options import ArtifactArgument, JsonOption, ThreadsOption, listed
+from regcache.compiler.cli.tables import print_tables
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.staging import write_text
+
+
+def bench_command(
+    artifact: ArtifactArgument,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="The float model; the artifact's own by default."),
+    ] = None,
+    half_float: Annotated[
+        bool, typer.Option("--half-float", help="The float model in FP16, as TensorRT wants it.")
+    ] = False,
+    runner: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIST",
+            help="Of ort-cpu, ort-cuda, ort-tensorrt, tensorrt, tensorrt-rtx; ort-cpu by default.",
+        ),
+    ] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIST",
+            help="Images per run, 1,8 by default; engines are tuned for the first size.",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.0, max=3600.0, help="Timed for each runner and batch size.")
+    ] = 5.0,
+    threads: ThreadsOption = None,
+    max_ratio: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Exit 1 where quantized / float latency is over it."),
+    ] = None,
+    json: JsonOption = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the latencies into this .png or .svg file.")
+    ] = None,
+) -> None:
+    """Time an artifact against the float model, in turn, and measure memory, start and energy."""
+    if plot is not None:
+        check_plot(plot)
+    plan = BenchPlan(
+        artifact=artifact,
+        against=against,
+        half_float=half_float,
+        runners=parse_runners(listed(runner or ["ort-cpu"])),
+        batches=parse_batches(listed(batch or ["1,8"])),
+        seconds=seconds,
+        threads=threads,
+        max_ratio=max_ratio,
+    )
+    result = bench_artifact(plan, Reporter())
+    if json != Path("-"):  # before a file is written, which may fail
+        print_tables(bench_tables(result))
+        for line in bench_lines(result):
+            Console().print(line, highlight=False, markup=False, soft_wrap=True)
+    if json is not None:
+        write_text(json, result.model_dump_json(indent=2) + "\n")
+    if plot is not None:
+        write_plot(result, plot)
+    if not result.passed:
+        raise typer.Exit(1)

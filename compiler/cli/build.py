@@ -1,0 +1,88 @@
+"""`regcache build` on the command line."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from regcache.compiler.artifact.engine_record import EngineKind
+from regcache.compiler.cli.options import ArtifactArgument, JsonOption, listed
+from regcache.compiler.engines.build import BuildReport, EngineReport, build_engines
+from regcache.compiler.engines.toolchain import BuildOptions
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.staging import write_text
+from regcache.passes.errors import InputError
+
+_EngineOption = Annotated[
+    EngineKind, typer.Option(help="What builds: TensorRT-RTX needs no GPU, TensorRT does.")
+]
+_CapabilitiesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--compute-capability",
+        metavar="LIST",
+        help="GPUs that TensorRT-RTX builds for, or all; 8.6,8.9,12.0 by default.",
+    ),
+]
+_MaxBatchOption = Annotated[int, typer.Option(min=1, help="Largest batch that the engine takes.")]
+_OptBatchOption = Annotated[int, typer.Option(min=1, help="Batch that its kernels are tuned for.")]
+_FloatOption = Annotated[
+    bool, typer.Option("--float", help="Build float.onnx too, to compare with.")
+]
+_ForceOption = Annotated[bool, typer.Option("--force", help="Build what is up to date as well.")]
+
+
+def build_command(
+    artifact: ArtifactArgument,
+    engine: _EngineOption = EngineKind.TENSORRT_RTX,
+    compute_capability: _CapabilitiesOption = None,
+    max_batch: _MaxBatchOption = 8,
+    opt_batch: _OptBatchOption = 1,
+    with_float: _FloatOption = False,
+    force: _ForceOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Build an artifact's TensorRT engine, kept inside the artifact."""
+    if opt_batch > max_batch:
+        raise InputError(f"--opt-batch {opt_batch} is larger than --max-batch {max_batch}")
+    options = BuildOptions(
+        engine=engine,
+        compute_capabilities=tuple(listed(compute_capability)) if compute_capability else None,
+        max_batch=max_batch,
+        opt_batch=opt_batch,
+        with_float=with_float,
+        force=force,
+    )
+    report = build_engines(artifact, options, Reporter())
+    if json is not None:
+        write_text(json, report.model_dump_json(indent=2) + "\n")
+    if json != Path("-"):
+        _print(report, artifact)
+
+
+def _print(report: BuildReport, artifact: Path) -> None:
+    console = Console(soft_wrap=True)
+    for engine in report.engines:
+        for line in _lines(engine, artifact):
+            console.print(line, highlight=False, markup=False)
+
+
+def _lines(engine: EngineReport, artifact: Path) -> list[str]:
+    record = engine.record
+    least, tuned, largest = record.batch
+    sizes = f"batch {least}" if least == largest else f"batch {least} to {largest}, best at {tuned}"
+    where = record.gpu or f"compute capability {', '.join(record.compute_capabilities)}"
+    state = "up to date" if engine.seconds is None else f"built in {engine.seconds:.1f} s"
+    lines = [
+        f"{state}: {artifact / record.file}, {engine.size / 1e6:.1f} MB, for {where}, {sizes}",
+        f"  matrix products: {_counts(record.products)}; fused attentions: "
+        f"{record.fused_attentions}; all kernels: {_counts(record.layers)}",
+    ]
+    if record.size_ratio is not None:
+        lines.append(f"  {record.size_ratio:.2f} x the float engine's size")
+    return lines
+
+
+def _counts(by_format: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in by_format.items()) or "unknown"

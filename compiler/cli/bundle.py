@@ -1,0 +1,91 @@
+"""`regcache bundle` on the command line."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.bundle.edge import bundle_edge
+from regcache.compiler.bundle.record import BundleFormat, BundleRecord
+from regcache.compiler.bundle.triton import (
+    DEFAULT_MAX_BATCH,
+    DEFAULT_QUEUE_DELAY,
+    TritonOptions,
+    bundle_triton,
+)
+from regcache.compiler.cli.options import ArtifactArgument, JsonOption, OutOption
+from regcache.compiler.staging import write_text
+from regcache.passes.errors import InputError
+
+_FormatOption = Annotated[BundleFormat, typer.Option("--format", help="What will run the bundle.")]
+_NameOption = Annotated[
+    str | None, typer.Option(help="The model's name in Triton; by default from its source.")
+]
+_MaxBatchOption = Annotated[
+    int | None,
+    typer.Option(min=1, help=f"Images that Triton runs at once; {DEFAULT_MAX_BATCH} by default."),
+]
+_QueueDelayOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help=f"Microseconds an image waits for others; {DEFAULT_QUEUE_DELAY} by default.",
+    ),
+]
+_EngineOption = Annotated[
+    bool, typer.Option("--engine", help="Let Triton run the artifact's TensorRT engines.")
+]
+_ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads of ONNX Runtime in Triton; all by default.")
+]
+_OrtFormatOption = Annotated[
+    bool, typer.Option("--ort-format", help="model.ort, for minimal builds of ONNX Runtime.")
+]
+
+
+def bundle_command(
+    artifact: ArtifactArgument,
+    out: OutOption,
+    kind: _FormatOption,
+    name: _NameOption = None,
+    max_batch: _MaxBatchOption = None,
+    queue_delay: _QueueDelayOption = None,
+    engine: _EngineOption = False,
+    threads: _ThreadsOption = None,
+    ort_format: _OrtFormatOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Write what a server or a device needs to run an artifact."""
+    if kind is BundleFormat.TRITON:
+        _refuse(kind, {"--ort-format": ort_format})
+        options = TritonOptions(
+            name=name,
+            max_batch=max_batch,
+            queue_delay=DEFAULT_QUEUE_DELAY if queue_delay is None else queue_delay,
+            engine=engine,
+            threads=threads,
+        )
+        record = bundle_triton(Artifact.open(artifact), out, options)
+    else:
+        given = {"--name": name, "--max-batch": max_batch, "--threads": threads}
+        _refuse(kind, {**given, "--queue-delay": queue_delay, "--engine": engine})
+        record = bundle_edge(Artifact.open(artifact), out, ort_format=ort_format)
+    if json is not None:
+        write_text(json, record.model_dump_json(indent=2) + "\n")
+    if json != Path("-"):
+        _print_record(record, out)
+
+
+def _refuse(kind: BundleFormat, given: dict[str, object]) -> None:
+    """Raise InputError for an option that says nothing in this format."""
+    for option, value in given.items():
+        if value is not None and value is not False:
+            raise InputError(f"{option} says nothing with --format {kind.value}")
+
+
+def _print_record(record: BundleRecord, output: Path) -> None:
+    for name, file in record.files.items():
+        line = f"wrote {output / name}: {file.size:,} bytes"
+        Console().print(line, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,241 @@
+"""The command line. Exit codes: 0 good, 1 the measured thing falls short, 2 bad input."""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from regcache.compiler.artifact.artifact import MODEL
+from regcache.compiler.artifact.manifest import Manifest
+from regcache.compiler.artifact.speed_check import describe_speed
+from regcache.compiler.calibration.quantizer import Calibrator
+from regcache.compiler.cli.bench import bench_command
+from regcache.compiler.cli.build import build_command
+from regcache.compiler.cli.bundle import bundle_command
+from regcache.compiler.cli.options import (
+    BatchOption,
+    ImagesOption,
+    Int8ShareOption,
+    JsonOption,
+    OutOption,
+    OutputOption,
+    PreprocessOption,
+    ResolutionOption,
+    SchedulerOption,
+    SearchBudgetOption,
+    SourceArgument,
+    ThreadsOption,
+    parse_duration,
+)
+from regcache.compiler.cli.parity import parity_command
+from regcache.compiler.cli.reproduce import reproduce_command
+from regcache.compiler.cli.tables import print_tables
+from regcache.compiler.encoder.prepare import FLOAT, export_source
+from regcache.compiler.inspection.inspect import inspect_encoder
+from regcache.compiler.inspection.tables import inspection_tables
+from regcache.compiler.options import AttentionChoice, CompileOptions, RegisterChoice, Rounding
+from regcache.compiler.pipeline import compile_encoder
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.staging import staged_file, write_text
+from regcache.compiler.targets import Precision, Simulation, TargetName
+from regcache.export.onnx_file import sidecar
+from regcache.passes.errors import RegcacheError, one_line
+from regcache.passes.model_files import data_file
+from regcache.passes.quiet import silence_graphs
+from regcache.runtime.session import silence_runtime
+
+app = typer.Typer(
+    name="regcache",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"regcache {version('regcache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and end."),
+    ] = False,
+) -> None:
+    """Turn a pretrained vision encoder into an int8 artifact, and prove its accuracy."""
+
+
+@app.command()
+def export(source: SourceArgument, out: OutOption, resolution: ResolutionOption = None) -> None:
+    """Write a source as ONNX, its preprocessing recipe beside it."""
+    reporter = Reporter()
+    reporter.step(f"exporting {source}")
+    with staged_file(out) as staged:
+        recipe = export_source(source, staged, resolution, reporter)
+        if recipe is not None:
+            sidecar(staged).write_text(recipe.to_json(), encoding="utf-8")
+    Console().print(f"wrote {out}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def inspect(
+    source: SourceArgument,
+    images: Annotated[Path | None, typer.Option(help="Images to measure activations on.")] = None,
+    resolution: ResolutionOption = None,
+    output: OutputOption = None,
+    preprocess: PreprocessOption = None,
+    batch_size: BatchOption = 4,
+    threads: ThreadsOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Print the blocks found and, with --images, where the outliers stand."""
+    options = CompileOptions(
+        source=source,
+        images=str(images or ""),
+        resolution=resolution,
+        output=output,
+        preprocess=None if preprocess is None else str(preprocess),
+    )
+    found = inspect_encoder(options, images, Reporter(), batch_size=batch_size, threads=threads)
+    if json is not None:
+        write_text(json, found.model_dump_json(indent=2) + "\n")
+    if json != Path("-"):
+        print_tables(inspection_tables(found))
+
+
+@app.command("compile")
+def compile_command(
+    source: SourceArgument,
+    images: ImagesOption,
+    out: OutOption,
+    target: Annotated[TargetName, typer.Option(help="What will run it.")] = TargetName.ORT_CPU,
+    resolution: ResolutionOption = None,
+    output: OutputOption = None,
+    preprocess: PreprocessOption = None,
+    no_float: Annotated[bool, typer.Option("--no-float", help="Keep no float.onnx.")] = False,
+    batch_size: BatchOption = 4,
+    threads: ThreadsOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of all that is drawn at random.")] = 0,
+    calibrator: Annotated[
+        Calibrator, typer.Option(help="How the range of an activation is chosen.")
+    ] = Calibrator.OUTPUT_ERROR,
+    precision: Annotated[
+        Precision, typer.Option(help="What the linears compute in.")
+    ] = Precision.INT8,
+    simulate: Annotated[
+        Simulation | None, typer.Option(help="Other bit-widths, as fake quantization.")
+    ] = None,
+    equalize: Annotated[
+        bool, typer.Option("--equalize/--no-equalize", help="Whether channels are evened out.")
+    ] = True,
+    rotate: Annotated[
+        bool,
+        typer.Option(
+            "--rotate/--no-rotate",
+            help="Whether activations are rotated where --int8-share leaves room for it.",
+        ),
+    ] = True,
+    rounding: Annotated[
+        Rounding, typer.Option(help="How weights become integers.")
+    ] = Rounding.GPTQ,
+    int8_share: Int8ShareOption = None,
+    half: Annotated[
+        bool | None,
+        typer.Option("--half/--no-half", help="The rest in FP16; by default for TensorRT."),
+    ] = None,
+    attention: Annotated[
+        AttentionChoice, typer.Option(help="Attention's own products (int8: TensorRT only).")
+    ] = AttentionChoice.FLOAT,
+    accept_slower: Annotated[
+        bool, typer.Option("--accept-slower", help="Ship it though it is slower than float here.")
+    ] = False,
+    registers: Annotated[
+        RegisterChoice, typer.Option(help="Whether to search for registers.")
+    ] = RegisterChoice.AUTO,
+    search_budget: SearchBudgetOption = None,
+    scheduler: SchedulerOption = "threads",
+    json: JsonOption = None,
+) -> None:
+    """Compile a source into an int8 artifact, calibrated on --images."""
+    options = CompileOptions(
+        source=source,
+        images=str(images),
+        target=target,
+        resolution=resolution,
+        output=output,
+        preprocess=None if preprocess is None else str(preprocess),
+        batch_size=batch_size,
+        threads=threads,
+        seed=seed,
+        keep_float=not no_float,
+        calibrator=calibrator,
+        precision=precision,
+        simulate=simulate,
+        equalize=equalize,
+        rotate=rotate,
+        rounding=rounding,
+        int8_share=int8_share,
+        accept_slower=accept_slower,
+        half=half,
+        attention=attention,
+        registers=registers,
+        search_budget=None if search_budget is None else parse_duration(search_budget),
+        scheduler=scheduler,
+    )
+    manifest = compile_encoder(options, out, Reporter())
+    if json is not None:
+        write_text(json, manifest.model_dump_json(indent=2) + "\n")
+    if json != Path("-"):
+        _print_artifact(manifest, out)
+
+
+app.command("build")(build_command)
+app.command("bundle")(bundle_command)
+app.command("parity")(parity_command)
+app.command("reproduce")(reproduce_command)
+app.command("bench")(bench_command)
+
+
+def _print_artifact(manifest: Manifest, output: Path) -> None:
+    def megabytes(model: str) -> str:
+        names = (model, data_file(Path(model)).name)
+        sizes = [manifest.files[name].size for name in names if name in manifest.files]
+        return f"{sum(sizes) / 1e6:.1f} MB"
+
+    result = manifest.parity.result
+    lines = [
+        manifest.curation.reason,
+        f"wrote {output}: model.onnx {megabytes(MODEL)}"
+        + (f", float {megabytes(FLOAT)}" if FLOAT in manifest.files else ""),
+        f"on {result.n_images} of the calibration images: cosine {result.cosine_mean:.5f}, "
+        f"worst {result.cosine_min:.5f}; prove it on others with: regcache parity {output}",
+    ]
+    if manifest.speed is not None:
+        lines.insert(2, describe_speed(manifest.speed.ratios))
+    for line in lines:
+        Console().print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def main() -> None:
+    """Entry point: bad input and a full disk are one line on stderr and exit code 2."""
+    silence_runtime()
+    silence_graphs()
+    try:
+        app()
+    except RegcacheError as error:
+        _fail(str(error))
+    except OSError as error:  # a full disk or a folder without permission, outside an artifact
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except MemoryError:
+        _fail("out of memory")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"regcache: error: {one_line(message)}", file=sys.stderr)
+    sys.exit(2)

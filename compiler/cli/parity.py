@@ -1,0 +1,114 @@
+"""`regcache parity` on the command line."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regcache.compiler.cli.options import (
+    ArtifactArgument,
+    BatchOption,
+    ImagesOption,
+    JsonOption,
+    ThreadsOption,
+)
+from regcache.compiler.cli.tables import print_tables
+from regcache.compiler.parity.measure import Against, ReferenceChoice, measure_artifact
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.staging import write_text
+from regcache.passes.errors import InputError
+from regcache.runtime.parity_output import block_table, parity_table, write_json, write_junit
+from regcache.runtime.parity_summary import append_summary
+from regcache.runtime.thresholds import DEFAULT_MIN_COSINE, Thresholds
+
+_STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
+
+
+def parity_command(
+    artifact: ArtifactArgument,
+    images: ImagesOption,
+    gallery: Annotated[
+        Path | None, typer.Option(help="Folder of class folders for nearest-neighbour accuracy.")
+    ] = None,
+    query: Annotated[
+        Path | None, typer.Option(help="Folder of class folders to classify by the gallery.")
+    ] = None,
+    min_cosine: Annotated[
+        float | None,
+        typer.Option(
+            min=-1.0,
+            max=1.0,
+            help=f"Least mean cosine to pass; by default the file's, or {DEFAULT_MIN_COSINE}.",
+        ),
+    ] = None,
+    thresholds: Annotated[
+        Path | None, typer.Option(help="A TOML file of thresholds, such as cosine_min = 0.98.")
+    ] = None,
+    reference: Annotated[
+        ReferenceChoice, typer.Option(help="What to compare with; auto: PyTorch if it can be.")
+    ] = ReferenceChoice.AUTO,
+    against: Annotated[
+        Against, typer.Option(help="What is compared: the artifact's model, or its float.onnx.")
+    ] = Against.ARTIFACT,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Also compare the output of every block.")
+    ] = False,
+    class_scores: Annotated[
+        bool | None,
+        typer.Option(
+            "--class-scores/--no-class-scores",
+            help="Whether the embedding is a score for each class; by default as it is named.",
+        ),
+    ] = None,
+    batch_size: BatchOption = 4,
+    threads: ThreadsOption = None,
+    json: JsonOption = None,
+    junit: Annotated[Path | None, typer.Option(help="Write a JUnit report to this file.")] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Append a Markdown summary to this file; by default to {_STEP_SUMMARY}'s."
+        ),
+    ] = None,
+) -> None:
+    """Measure how close an artifact is to PyTorch; exit 1 where it falls short."""
+    if (gallery is None) != (query is None):
+        raise InputError("--gallery and --query go together")
+    result = measure_artifact(
+        artifact,
+        images,
+        Reporter(),
+        thresholds=_limits(thresholds, min_cosine),
+        choice=reference,
+        against=against,
+        per_layer=per_layer,
+        labelled=None if gallery is None or query is None else (gallery, query),
+        class_scores=class_scores,
+        batch_size=batch_size,
+        threads=threads,
+    )
+    if json == Path("-"):
+        write_text(json, result.model_dump_json(indent=2) + "\n")
+    else:
+        print_tables([parity_table(result)])
+        if result.blocks is not None:
+            print_tables([block_table(result.blocks, result.first_jump)])
+        if json is not None:
+            write_json(result, json)
+    if junit is not None:
+        write_junit(result, junit)
+    if summary is None and os.environ.get(_STEP_SUMMARY):
+        summary = Path(os.environ[_STEP_SUMMARY])
+    if summary is not None:
+        append_summary(result, artifact.name, summary)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _limits(file: Path | None, min_cosine: float | None) -> Thresholds:
+    """The file's thresholds, or the defaults; --min-cosine takes precedence."""
+    limits = Thresholds() if file is None else Thresholds.read(file)
+    if min_cosine is None:
+        return limits
+    return Thresholds.of(limits.model_dump() | {"cosine_mean": min_cosine})

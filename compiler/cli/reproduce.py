@@ -1,0 +1,145 @@
+"""`regcache reproduce` on the command line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+from regcache.compiler.calibration.quantizer import Calibrator
+from regcache.compiler.cli.options import (
+    BatchOption,
+    JsonOption,
+    OutputOption,
+    PreprocessOption,
+    ResolutionOption,
+    SchedulerOption,
+    SearchBudgetOption,
+    ThreadsOption,
+    listed,
+    parse_duration,
+)
+from regcache.compiler.curation.study import LEAST_IMAGES
+from regcache.compiler.options import CompileOptions
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.reproduce.reproduce import Plan, reproduce
+from regcache.compiler.reproduce.tasks import Tasks
+from regcache.compiler.staging import write_text
+from regcache.compiler.targets import Simulation, TargetName
+from regcache.passes.errors import InputError
+
+T = TypeVar("T")
+
+
+_File = Path | None
+_ModelOption = Annotated[str, typer.Option(metavar="SOURCE", help="As SOURCE of compile.")]
+_ImagenetOption = Annotated[
+    _File, typer.Option(help="Folder of class folders whose images are classified.")
+]
+_NamesOption = Annotated[
+    _File, typer.Option(help="Names of the classes, for zero-shot classification.")
+]
+_TemplatesOption = Annotated[
+    _File, typer.Option(help="Prompts, one a line, with {} for the class name.")
+]
+_TrainOption = Annotated[_File, typer.Option(help="Class folders for kNN and the linear probe.")]
+_CaptionsOption = Annotated[
+    _File, typer.Option(help="Captions file, its images below its folder, for retrieval.")
+]
+_LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="At most so many images a task, classes balanced.")
+]
+_TrainLimitOption = Annotated[
+    int | None, typer.Option(min=1, help="At most so many images of --train, classes balanced.")
+]
+_CalibrationOption = Annotated[
+    _File, typer.Option(help="Calibration images; --train, else --imagenet, by default.")
+]
+_CountOption = Annotated[
+    int, typer.Option(min=LEAST_IMAGES, help="How many of them, from all over the folder.")
+]
+_BitsOption = Annotated[
+    str, typer.Option(help="Of 8, 6 and 4 (weights and activations alike) and w4a16.")
+]
+_CalibratorsOption = Annotated[str, typer.Option(help="Base quantizers.")]
+_TargetOption = Annotated[TargetName, typer.Option(help="Whose number formats are simulated.")]
+_SeedOption = Annotated[int, typer.Option(help="Seed of all that is drawn at random.")]
+_MarkdownOption = Annotated[_File, typer.Option(help="Write the table to this file.")]
+_BOTH = ",".join((Calibrator.MIN_MAX, Calibrator.OUTPUT_ERROR))
+
+
+def reproduce_command(
+    model: _ModelOption,
+    imagenet: _ImagenetOption = None,
+    classnames: _NamesOption = None,
+    templates: _TemplatesOption = None,
+    train: _TrainOption = None,
+    captions: _CaptionsOption = None,
+    limit: _LimitOption = None,
+    train_limit: _TrainLimitOption = None,
+    images: _CalibrationOption = None,
+    calibration_images: _CountOption = 128,
+    bits: _BitsOption = "8",
+    calibrators: _CalibratorsOption = _BOTH,
+    target: _TargetOption = TargetName.TENSORRT,
+    resolution: ResolutionOption = None,
+    output: OutputOption = None,
+    preprocess: PreprocessOption = None,
+    batch_size: BatchOption = 4,
+    threads: ThreadsOption = None,
+    seed: _SeedOption = 0,
+    search_budget: SearchBudgetOption = None,
+    scheduler: SchedulerOption = "threads",
+    json: JsonOption = None,
+    markdown: _MarkdownOption = None,
+) -> None:
+    """Rerun the tables of the RegCache paper: base quantizer x {off, RegCache}."""
+    folder = images or train or imagenet
+    if folder is None:
+        raise InputError("no images to calibrate on: give --images, --train or --imagenet")
+    reporter = Reporter()
+    if folder == imagenet:
+        reporter.warn("calibrating on images that are evaluated too (give --images or --train)")
+    options = CompileOptions(
+        source=model,
+        images=str(folder),
+        target=target,
+        resolution=resolution,
+        output=output,
+        preprocess=None if preprocess is None else str(preprocess),
+        batch_size=batch_size,
+        threads=threads,
+        seed=seed,
+        search_budget=None if search_budget is None else parse_duration(search_budget),
+        scheduler=scheduler,
+    )
+    simulations, quantizers = _listed(bits, _simulation), _listed(calibrators, _calibrator)
+    plan = Plan(options, simulations, quantizers, calibration_images)
+    tasks = Tasks(imagenet, classnames, templates, train, captions, limit, train_limit)
+    table = reproduce(plan, tasks, reporter)
+    if Path("-") not in (json, markdown):  # before a file is written, which may fail
+        Console(soft_wrap=True).print(table.markdown(), highlight=False, markup=False)
+    if json is not None:
+        write_text(json, table.model_dump_json(indent=2) + "\n")
+    if markdown is not None:
+        write_text(markdown, table.markdown())
+
+
+def _listed(text: str, parse: Callable[[str], T]) -> list[T]:
+    """What a list with commas names, each once."""
+    return list(dict.fromkeys(parse(item) for item in listed([text])))
+
+
+def _simulation(text: str) -> Simulation:
+    name = f"w{text}a{text}" if text.isdigit() else text
+    if name not in list(Simulation):
+        raise InputError(f"--bits {text!r}: must be 8, 6, 4 or w4a16, or some with commas between")
+    return Simulation(name)
+
+
+def _calibrator(text: str) -> Calibrator:
+    if text not in list(Calibrator):
+        names = " or ".join(Calibrator)
+        raise InputError(f"--calibrators {text!r}: must be {names}, or some with commas between")
+    return Calibrator(text)

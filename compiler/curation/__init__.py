@@ -1,0 +1,1 @@
+"""The search for registers: what is sensitive, what helps, what is certain."""

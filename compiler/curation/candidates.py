@@ -1,0 +1,110 @@
+"""Register candidates: the tokens of largest l-infinity norm around the sensitive block."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.compiler.curation.workbench import Workbench
+from regcache.runtime.similarity import unit_rows
+
+Floats = NDArray[np.float32]
+
+# Tokens of largest norm that are looked at after each block (PAPER.md: 100), and blocks before
+# the sensitive one whose outputs are looked at too.
+_LARGEST = 100
+EARLIER = 3
+# Tokens closer than this are one candidate; the most candidates after the sensitive block, and
+# after one before it.
+_SAME = 0.9
+_KEPT, _KEPT_EARLIER = 3, 2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token [width] of the residual stream after `block` (-1: the embeddings).
+
+    `image`, `token` say where it stood; None for the mean of `members` alike ones.
+    """
+
+    vector: Floats
+    block: int
+    norm: float
+    members: int
+    image: int | None = None
+    token: int | None = None
+
+
+@dataclass(frozen=True)
+class Universality:
+    """Mean cosine of tokens from different images: those that stand out, and ordinary ones."""
+
+    block: int
+    outliers: int
+    largest: float
+    ordinary: float
+
+
+def find_candidates(bench: Workbench, sensitive: int) -> tuple[list[Candidate], Universality]:
+    """Candidates after block `sensitive` and up to EARLIER before, largest first in each.
+
+    Tokens alike (cosine above 0.9) are one candidate; where there are several, their mean is a
+    candidate too. Patches only, where they can be told from the tokens in front of them.
+    """
+    found: list[Candidate] = []
+    for block in range(sensitive, max(sensitive - EARLIER, 0) - 1, -1):
+        found += _after(bench, block, _KEPT if block == sensitive else _KEPT_EARLIER)
+    return found, _universality(bench, sensitive)
+
+
+def _after(bench: Workbench, block: int, most: int) -> list[Candidate]:
+    tokens, places = _largest(bench, block)
+    units = unit_rows(tokens)
+    free = np.ones(len(tokens), bool)
+    found: list[Candidate] = []
+    while free.any() and len(found) < most:
+        first = int(free.argmax())  # they come largest first
+        alike = free & (units @ units[first] > _SAME)
+        alike[first] = True
+        members = int(alike.sum())
+        image, token = places[first]
+        norm = float(np.abs(tokens[first]).max())
+        found.append(Candidate(tokens[first], block, norm, members, image, token))
+        if members > 1 and len(found) < most:
+            mean = tokens[alike].mean(axis=0)
+            found.append(Candidate(mean, block, float(np.abs(mean).max()), members))
+        free &= ~alike
+    return found
+
+
+def _largest(bench: Workbench, block: int) -> tuple[Floats, list[tuple[int, int]]]:
+    """The tokens [n, width] of largest norm after a block, largest first, and where they stand."""
+    hidden, skipped = bench.fit[block + 1], bench.view.prefix_tokens or 0
+    norms = np.abs(hidden[:, skipped:]).max(axis=-1)
+    order = np.argsort(-norms, axis=None, kind="stable")[:_LARGEST]
+    images, tokens = np.unravel_index(order, norms.shape)
+    places = [(int(i), int(t) + skipped) for i, t in zip(images, tokens, strict=True)]
+    return hidden[images, tokens + skipped], places
+
+
+def _universality(bench: Workbench, block: int) -> Universality:
+    """Of the tokens above mean + 3 sigma of the norms (arXiv 2506.08010), at most 100."""
+    largest, places = _largest(bench, block)
+    hidden, skipped = bench.fit[block + 1], bench.view.prefix_tokens or 0
+    norms = np.abs(hidden[:, skipped:]).max(axis=-1)
+    outliers = int((norms > norms.mean() + 3 * norms.std()).sum())
+    count = min(max(outliers, 2), len(places))
+    random = np.random.default_rng(bench.study.seed)
+    images = random.integers(len(hidden), size=_LARGEST)
+    tokens = random.integers(skipped, hidden.shape[1], size=_LARGEST)
+    owners = np.array([image for image, _ in places[:count]])
+    ordinary = _alike(hidden[images, tokens], images)
+    return Universality(block, outliers, _alike(largest[:count], owners), ordinary)
+
+
+def _alike(tokens: Floats, images: NDArray[Any]) -> float:
+    """The mean cosine of pairs of tokens that come from different images."""
+    units = unit_rows(tokens)
+    across = images[:, None] != images[None]
+    return float((units @ units.T)[across].mean()) if across.any() else 0.0

@@ -1,0 +1,258 @@
+"""Curate the registers: which layer is sensitive, what helps it, and whether that is certain."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration.graph_session import return_memory
+from regcache.compiler.calibration.statistics import TokenNorms, token_kind
+from regcache.compiler.curation.candidates import find_candidates
+from regcache.compiler.curation.decision import Improvement, measure_improvement
+from regcache.compiler.curation.journal import Journal
+from regcache.compiler.curation.record import (
+    CandidateRecord,
+    CurationRecord,
+    SensitivityRecord,
+    StreamNorms,
+    TriedRecord,
+    UniversalityRecord,
+)
+from regcache.compiler.curation.search import Search, Tasks
+from regcache.compiler.curation.sensitivity import BlockDamage, block_damage
+from regcache.compiler.curation.setting import Setting
+from regcache.compiler.curation.study import Study
+from regcache.compiler.curation.trial import Trial, TrialResult, decide_setting
+from regcache.compiler.curation.workbench import Workbench, close_workbench, workbench
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.workers.open_workers import open_workers
+from regcache.passes.cut_graph import needed_before
+from regcache.passes.errors import InputError
+from regcache.passes.onnx_file import constant_bytes
+from regcache.runtime.session import available_cpus
+
+Floats = NDArray[np.float32]
+
+# Bytes of weights up to which workers run beside one another.
+_LARGEST_SHARED = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Where the search runs and how long it may take.
+
+    `scheduler`: "threads", "processes" or the address of a Dask scheduler. `budget`: seconds after
+    which nothing more is tried; None for no limit. `journal`: where results are noted.
+    """
+
+    journal: Path
+    scheduler: str = "threads"
+    workers: int | None = None
+    budget: float | None = None
+
+
+@dataclass(frozen=True)
+class Curated:
+    """What to ship: a setting (the default means nothing), its registers [R, width], and why."""
+
+    setting: Setting
+    tokens: Floats
+    record: CurationRecord
+
+
+class UnsearchableError(InputError):
+    """The encoder cannot be cut at its blocks, so that nothing can be searched."""
+
+
+def curate(study: Study, options: SearchOptions, reporter: Reporter) -> Curated:
+    """Find registers and sink deletion that lower the error of the quantized encoder for certain.
+
+    Every image set of the study needs an image. The search goes on where a killed one with the
+    same study stopped. Raises UnsearchableError where the encoder cannot be cut at its blocks.
+    """
+    with _tasks(study, options, reporter) as (bench, tasks):
+        _check_blocks(bench)
+        return _curate(bench, tasks, reporter)
+
+
+def measure_sensitivity(
+    study: Study, options: SearchOptions, reporter: Reporter
+) -> list[SensitivityRecord]:
+    """The damage of each activation alone, without a search; see curate for what is raised."""
+    with _tasks(study, options, reporter) as (bench, tasks):
+        damaged = _block_damages(bench, tasks)
+        return _sensitivity(bench, _site_damages(damaged))
+
+
+@contextmanager
+def _tasks(
+    study: Study, options: SearchOptions, reporter: Reporter
+) -> Iterator[tuple[Workbench, Tasks]]:
+    """The study's workbench, and workers with a journal that goes once all went well."""
+    try:
+        bench = workbench(study)
+    except InputError as error:
+        raise UnsearchableError(str(error)) from error
+    deadline = None if options.budget is None else time.monotonic() + options.budget
+    count = options.workers or available_cpus()
+    if constant_bytes(study.graph) > _LARGEST_SHARED:
+        count = 1  # every worker holds a session with most of the weights
+    with (
+        open_workers(options.scheduler, count) as workers,
+        Journal(options.journal, study.key) as journal,
+    ):
+        if len(journal):
+            reporter.step(f"going on with a search of {len(journal)} results")
+        try:
+            yield bench, Tasks(workers, workers.share(study), journal, reporter, deadline)
+        finally:
+            close_workbench()
+        journal.remove()
+
+
+def _check_blocks(bench: Workbench) -> None:
+    """Raise UnsearchableError where a block reads more than the hidden state before it."""
+    for block, (start, end) in enumerate(pairwise(bench.streams)):
+        needed = needed_before(bench.graph, start, [end])
+        if needed:
+            raise UnsearchableError(f"block {block} also needs {needed[0]!r}")
+
+
+def _block_damages(bench: Workbench, tasks: Tasks) -> list[BlockDamage]:
+    blocks = {str(index): index for index in range(bench.depth)}
+    found = tasks.run("measuring sensitivity", block_damage, blocks, BlockDamage, to_the_end=True)
+    return_memory()
+    return list(found.values())
+
+
+def _site_damages(damaged: list[BlockDamage]) -> dict[str, float]:
+    return {name: one for block in damaged for name, one in block.sites.items()}
+
+
+def most_sensitive_block(bench: Workbench, damage: Mapping[str, float]) -> int:
+    """l_q: the block of the layer where quantization does the most damage that registers can undo.
+
+    That is the damage of a layer that is quantized alone, times the share of its squared range
+    that a few patches hold beyond the median patch. A range that the class token or a channel of
+    every token holds stays as it is, whatever registers there are.
+    """
+
+    def undone(name: str) -> float:
+        norms = bench.patch_norms[name]
+        typical = norms.percentile(50)
+        return damage[name] * (1 - (typical / norms.maximum) ** 2) if norms.maximum else 0.0
+
+    blocks = range(bench.depth)
+    names = [[site.tensor.name for site in bench.sites(block, block + 1)] for block in blocks]
+    return max(blocks, key=lambda block: max(map(undone, names[block])))
+
+
+def _curate(bench: Workbench, tasks: Tasks, reporter: Reporter) -> Curated:
+    damaged = _block_damages(bench, tasks)
+    damage = _site_damages(damaged)
+    sensitive = most_sensitive_block(bench, damage)
+    candidates, universality = find_candidates(bench, sensitive)
+    search = Search(tasks, candidates, damage, sensitive, bench.depth)
+    best = search.run()
+    before = float(bench.baseline.mean())
+    improvement = None
+    if best.changes and search.tried[best].mean < before:
+        improvement = _decide(tasks, search, best, bench.study.seed)
+    setting = best if improvement is not None and improvement.certain else Setting()
+    reason = _reason(search, best, before, improvement)
+    reporter.step(reason)
+    images = bench.study.images
+    record = CurationRecord(
+        reason=reason,
+        setting=setting,
+        n_images={
+            "fit": len(images.fit),
+            "rank": len(images.rank),
+            "decide": len(images.decide),
+        },
+        sensitive_block=sensitive,
+        sensitivity=_sensitivity(bench, damage),
+        block_damage=[block.whole for block in damaged],
+        streams=[_norms(bench.norms[name]) for name in bench.streams],
+        universality=UniversalityRecord.model_validate(universality),
+        candidates=[CandidateRecord.model_validate(candidate) for candidate in candidates],
+        screened=search.screened,
+        error_without=before,
+        tried=[_tried(setting, result) for setting, result in search.tried.items()],
+        improvement=improvement,
+        out_of_time=tasks.over,
+    )
+    return Curated(setting, search.registers(setting), record)
+
+
+def _decide(tasks: Tasks, search: Search, best: Setting, seed: int) -> Improvement:
+    """Both encoders on images that neither the ranges nor the search have seen."""
+    trials = {
+        setting.key(): Trial(setting, search.registers(setting)) for setting in (Setting(), best)
+    }
+    found = tasks.run("deciding", decide_setting, trials, TrialResult, to_the_end=True)
+    without, with_setting = (found[key].errors for key in trials)
+    return measure_improvement(without, with_setting, seed)
+
+
+def _reason(search: Search, best: Setting, before: float, seen: Improvement | None) -> str:
+    if seen is None:
+        if not search.tried:
+            return "no registers: nothing was tried" + _unfinished(search)
+        if best not in search.tried:
+            refused = next(iter(search.tried.values())).refused
+            return f"no registers: the passes refuse all {len(search.tried)} settings: {refused}"
+        error = search.tried[best].mean
+        return (
+            f"no registers: the best of {len(search.tried)} settings ({best}) has an error of "
+            f"{error:.2e} where none has {before:.2e}" + _unfinished(search)
+        )
+    gain = (
+        f"the error on {seen.n_images} unseen images goes from {seen.without:.2e} to "
+        f"{seen.with_setting:.2e}, a gain of {seen.gain:.1e} "
+        f"({seen.gain_low:.1e} to {seen.gain_high:.1e})"
+    )
+    if seen.certain:
+        return f"{best}: {gain}" + _unfinished(search)
+    return f"no registers: not certain that {best} helps: {gain}" + _unfinished(search)
+
+
+def _unfinished(search: Search) -> str:
+    return "; the search ran out of time" if search.tasks.over else ""
+
+
+def _sensitivity(bench: Workbench, damage: dict[str, float]) -> list[SensitivityRecord]:
+    records = []
+    for site in bench.view.sites:
+        name = site.tensor.name
+        norms, median = bench.norms[name], bench.norms[name].linf.percentile(50)
+        largest = norms.outliers[0]
+        records.append(
+            SensitivityRecord(
+                site=site.name,
+                tensor=name,
+                block=int(site.name.split(".")[1]),
+                damage=damage[name],
+                outlier_ratio=norms.linf.maximum / median if median else 0.0,
+                holder=token_kind(largest.token, bench.view.prefix_tokens),
+                token=largest.token,
+                channel=largest.channel,
+                value=largest.value,
+            )
+        )
+    return records
+
+
+def _norms(norms: TokenNorms) -> StreamNorms:
+    linf = norms.linf
+    return StreamNorms(median=linf.percentile(50), p99=linf.percentile(99), maximum=linf.maximum)
+
+
+def _tried(setting: Setting, result: TrialResult) -> TriedRecord:
+    error = result.mean if result.errors else None
+    return TriedRecord(setting=setting, error=error, refused=result.refused)

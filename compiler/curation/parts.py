@@ -1,0 +1,102 @@
+"""Parts of an encoder behind a block's input, run on hidden states that are there already."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration.graph_session import open_graph, run_all
+from regcache.passes.cut_graph import cut_graph, needed_before
+from regcache.passes.errors import InputError
+from regcache.runtime.similarity import row_cosines
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class State:
+    """What there is at a block's input: the hidden state [N, T, width], and tensors from before it.
+
+    `others` [N, ...], by name: what outputs need that read earlier blocks too, or come before.
+    """
+
+    stream: Floats
+    others: Mapping[str, Floats]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The nodes that compute `outputs` from the hidden state `start` and `others`, all names."""
+
+    graph: gs.Graph
+    start: str
+    outputs: tuple[str, ...]
+    others: tuple[str, ...]
+
+    @classmethod
+    def of(cls, graph: gs.Graph, start: str, outputs: Sequence[str]) -> Self:
+        """Cut a part out of an encoder; outputs that come before it are among `others`."""
+        before = {start, *needed_before(graph, start, outputs)}
+        made = [name for name in outputs if name not in before]
+        others = needed_before(graph, start, made)
+        return cls(cut_graph(graph, start, made, others), start, tuple(outputs), tuple(others))
+
+    def with_graph(self, graph: gs.Graph) -> Self:
+        """The same part after a pass."""
+        return type(self)(graph, self.start, self.outputs, self.others)
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[State, int], list[Floats]]]:
+        """Yield what computes the outputs of a state, so many images at a time."""
+        made = [output.name for output in self.graph.outputs]
+        with ExitStack() as stack:
+            session = stack.enter_context(open_graph(self.graph, threads=1)) if made else None
+
+            def compute(state: State, batch: int) -> list[Floats]:
+                known = {**state.others, self.start: state.stream}
+                if session is not None:
+                    others = [state.others[name] for name in self.others]
+                    found = run_all(session, state.stream, batch, others=others)
+                    known |= zip(made, found, strict=True)
+                return [known[name] for name in self.outputs]
+
+            yield compute
+
+
+def run_named(
+    graph: gs.Graph, names: Sequence[str], sets: Sequence[Floats], batch: int, workers: int
+) -> list[dict[str, Floats]]:
+    """Tensors of a graph for each set of images, [N, ...] by name, as float32.
+
+    Raises InputError where one does not have the batch in front.
+    """
+    source = graph.inputs[0].name
+    wanted = [name for name in dict.fromkeys(names) if name != source]
+    found = [{source: images} if source in names else {} for images in sets]
+    if wanted:
+        with open_graph(cut_graph(graph, None, wanted), threads=1) as session:
+            for known, images in zip(found, sets, strict=True):
+                made = run_all(session, images, batch, workers)
+                known.update(zip(wanted, made, strict=True))
+    for known, images in zip(found, sets, strict=True):
+        for name, values in known.items():
+            if len(values) != len(images):
+                raise InputError(f"{name!r} does not have the batch in front")
+            known[name] = values.astype(np.float32, copy=False)
+    return found
+
+
+def output_errors(
+    references: Sequence[Floats], candidates: Sequence[Floats]
+) -> NDArray[np.float64]:
+    """The mean over outputs of 1 - cosine of each image's output [N, ...] to its reference."""
+    errors = []
+    for pair in zip(references, candidates, strict=True):
+        reference, candidate = (item.reshape(len(item), -1).astype(np.float64) for item in pair)
+        errors.append(1 - row_cosines(reference, candidate))
+    mean: NDArray[np.float64] = np.mean(errors, axis=0)
+    return mean

@@ -1,0 +1,67 @@
+"""The cheap proxy: how far a register pulls in the ranges at the sensitive layers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration.graph_session import open_graph, stream
+from regcache.compiler.curation.study import Study
+from regcache.compiler.curation.workbench import workbench
+from regcache.passes.base import run
+from regcache.passes.cut_graph import cut_graph
+from regcache.passes.errors import InputError
+from regcache.passes.splice_registers import SpliceRegisters
+
+Floats = NDArray[np.float32]
+Ranges = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Registers [R, width] whose keys and values run along in blocks [start, end)."""
+
+    tokens: Floats
+    start: int
+    end: int
+
+
+def screened_ranges(study: Study, screen: Screen) -> Ranges:
+    """The width of the range of every activation of blocks [start, end), by the tensor's name.
+
+    In float, on the first of the `fit` images; registers in mode kv, whatever will be shipped.
+    Empty where a pass refuses the registers.
+    """
+    bench = workbench(study)
+    start, end = screen.start, screen.end
+    names = [site.tensor.name for site in bench.sites(start, end)]
+    ends = [*names, bench.streams[end]]  # whole blocks, which the pass can read
+    segment = bench.kept(
+        ("segment", start, end), lambda: cut_graph(bench.graph, bench.streams[start], ends)
+    )
+    if len(screen.tokens):
+        try:
+            keys, values = bench.capture(start, end).operands(screen.tokens)
+            segment = run(SpliceRegisters(0, end - start, keys, values), segment).graph
+        except InputError:
+            return {}
+    low, high = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    session = open_graph(segment, threads=1)
+    for outputs in stream(session, bench.fit[start][: study.screening_images], study.batch):
+        for name, output in zip(names, outputs, strict=False):
+            low[name] = min(low[name], float(output.min()))
+            high[name] = max(high[name], float(output.max()))
+    return {name: high[name] - low[name] for name in names}
+
+
+def predicted_damage(damage: Mapping[str, float], plain: Ranges, ranges: Ranges) -> float:
+    """The damage that is to be expected of layers whose ranges changed from `plain` to `ranges`.
+
+    The error of rounding grows with the square of the step, which is in proportion to the range.
+    """
+    return sum(
+        damage[name] * (width / plain[name]) ** 2
+        for name, width in ranges.items()
+        if plain[name] > 0
+    )

@@ -1,0 +1,46 @@
+"""Quantize one layer, and one block, at a time, and measure the damage at the outputs."""
+
+from dataclasses import dataclass
+
+from regcache.compiler.curation.parts import Part, State, output_errors
+from regcache.compiler.curation.study import Study
+from regcache.compiler.curation.workbench import workbench
+from regcache.passes.base import run
+
+
+@dataclass(frozen=True)
+class BlockDamage:
+    """Mean 1 - cosine of the counted outputs, the rest of the encoder in float.
+
+    `sites`: with one activation and the linears that read it quantized, by the tensor's name;
+    `whole`: with all of the block's.
+    """
+
+    sites: dict[str, float]
+    whole: float
+
+
+def block_damage(study: Study, block: int) -> BlockDamage:
+    """The damage that quantizing parts of one block does, on the first of the `fit` images.
+
+    Blocks before it are not run: their hidden states are there already.
+    """
+    bench = workbench(study)
+    state, batch = bench.fit_state(block), study.batch
+    before, behind = bench.before[block], bench.before[block + 1]
+    made = [bench.streams[block + 1], *(name for name in behind if name not in before)]
+    part = Part.of(bench.graph, bench.streams[block], made)
+    names = [site.tensor.name for site in bench.sites(block, block + 1)]
+    with bench.tail(bench.depth).open() as heads:
+        reference = heads(bench.fit_state(bench.depth), batch)
+    with bench.tail(block + 1).open() as tail:
+
+        def damage(quantized: list[str]) -> float:
+            step = study.quantizer.step({name: bench.scales[name] for name in quantized})
+            with part.with_graph(run(step, part.graph).graph).open() as compute:
+                hidden, *more = compute(state, batch)
+            others = {**state.others, **dict(zip(made[1:], more, strict=True))}
+            found = tail(State(hidden, others), batch)
+            return float(output_errors(reference, found).mean())
+
+        return BlockDamage({name: damage([name]) for name in names}, damage(names))

@@ -1,0 +1,89 @@
+"""One way to place registers and to delete sinks, and how a graph gets it."""
+
+from typing import Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from regcache.compiler.curation.registers import capture_registers
+from regcache.passes.base import Log, Pass, run
+from regcache.passes.delete_sinks import DeleteSinks
+from regcache.passes.encoder import EncoderView
+from regcache.passes.splice_register_tokens import SpliceRegisterTokens
+from regcache.passes.splice_registers import SpliceRegisters
+
+Floats = NDArray[np.float32]
+Mode = Literal["kv", "token"]
+
+
+class Setting(BaseModel):
+    """Registers `candidates` (numbers of candidates, repeats allowed) in blocks [start, end).
+
+    With `delete_count` patches deleted at the input of block `delete_at`. The default is R = 0
+    and no deletion: the encoder as it is.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    candidates: tuple[int, ...] = ()
+    start: int = 0
+    end: int = 0
+    mode: Mode = "kv"
+    delete_at: int = 0
+    delete_count: int = 0
+
+    @property
+    def count(self) -> int:
+        """R, the number of registers."""
+        return len(self.candidates)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it does anything."""
+        return bool(self.candidates or self.delete_count)
+
+    def first_block(self, depth: int) -> int:
+        """The first block that runs differently; `depth` where none does."""
+        starts = [self.start] if self.candidates else []
+        starts += [self.delete_at] if self.delete_count else []
+        return min(starts, default=depth)
+
+    def key(self) -> str:
+        """One line of text that tells settings apart."""
+        return self.model_dump_json()
+
+    def __str__(self) -> str:
+        parts = []
+        if self.candidates:
+            parts.append(f"R = {self.count} ({self.mode}) in blocks [{self.start}, {self.end})")
+        if self.delete_count:
+            parts.append(f"{self.delete_count} sinks deleted at block {self.delete_at}")
+        return " and ".join(parts) or "R = 0"
+
+
+def place_registers(
+    graph: gs.Graph, view: EncoderView, setting: Setting, tokens: Floats
+) -> tuple[gs.Graph, dict[str, Log]]:
+    """The graph with `setting`, and what each pass did. `tokens`: the registers [R, width].
+
+    `view` is of `graph`, in float: it gives the registers' keys and values in mode kv. Raises
+    InputError where a pass refuses the graph.
+    """
+    logs: dict[str, Log] = {}
+    if setting.delete_count:
+        deleted = run(DeleteSinks(setting.delete_at, setting.delete_count), graph)
+        graph, logs[DeleteSinks.name] = deleted.graph, deleted.log
+    if setting.candidates:
+        step = _splice(view, setting, tokens)
+        spliced = run(step, graph)
+        graph, logs[step.name] = spliced.graph, spliced.log
+    return graph, logs
+
+
+def _splice(view: EncoderView, setting: Setting, tokens: Floats) -> Pass:
+    start, end = setting.start, setting.end
+    if setting.mode == "token":
+        return SpliceRegisterTokens(start, end, tokens)
+    return SpliceRegisters(start, end, *capture_registers(view, start, end, tokens))

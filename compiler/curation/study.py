@@ -1,0 +1,107 @@
+"""What a search works on: the float encoder, reference images and the base quantizer."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.passes.detach_weights import pack_graph, unpack_graph
+from regcache.passes.external_weights import let_go
+from regcache.runtime.images import ImageFolder
+
+Floats = NDArray[np.float32]
+T = TypeVar("T")
+
+
+# The fewest images to search with, so that eight are left to decide, and the most looked at.
+LEAST_IMAGES = 16
+_MOST_IMAGES = 48
+
+
+@dataclass(frozen=True)
+class ReferenceImages:
+    """Preprocessed images [N, 3, H, W] that share none: to choose ranges, to rank, to decide."""
+
+    fit: Floats
+    rank: Floats
+    decide: Floats
+
+    @classmethod
+    def deal(cls, images: Floats) -> "ReferenceImages":
+        """A quarter to fit, a quarter to rank, half to decide; each sees the whole folder.
+
+        Half, because a bootstrap over few images is too sure of itself.
+        """
+        half = np.concatenate([images[2::4], images[3::4]])
+        return cls(images[0::4], images[1::4], half)
+
+    @classmethod
+    def of(cls, folder: ImageFolder) -> "ReferenceImages":
+        """At most 48 images from all over a folder. Raises InputError where none can be read."""
+        paths = evenly(folder.paths, _MOST_IMAGES)
+        some = ImageFolder(paths, folder.recipe, folder.batch_size)
+        return cls.deal(np.concatenate([batch.images for batch in some]))
+
+    @property
+    def count(self) -> int:
+        """Images in all three."""
+        return len(self.fit) + len(self.rank) + len(self.decide)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that a task of the search needs; it travels to workers by pickle.
+
+    `sensitivity_images`, `screening_images`: how many images those steps look at. `outputs`: names
+    of those that errors are measured at; where there are none, as choose_outputs counts them.
+    `key` tells studies apart: equal keys mean equal results.
+    """
+
+    graph: gs.Graph
+    images: ReferenceImages
+    quantizer: Quantizer
+    batch: int = 4
+    seed: int = 0
+    sensitivity_images: int = 4
+    screening_images: int = 4
+    outputs: tuple[str, ...] = ()
+    key: str = ""
+
+    @classmethod
+    def of(
+        cls, graph: gs.Graph, images: ReferenceImages, quantizer: Quantizer, **more: Any
+    ) -> "Study":
+        """A study with its key computed."""
+        digest = hashlib.sha256()
+        model, weights = pack_graph(graph)
+        digest.update(model)
+        digest.update(version("regcache").encode())  # another version searches differently
+        for name in sorted(weights):
+            digest.update(np.ascontiguousarray(weights[name]).data)
+            let_go(weights[name])
+        for part in (images.fit, images.rank, images.decide):
+            digest.update(repr(part.shape).encode())  # which set an image is in matters too
+            digest.update(np.ascontiguousarray(part).data)
+        digest.update(repr((quantizer, sorted(more.items()))).encode())
+        return cls(graph, images, quantizer, key=digest.hexdigest(), **more)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rest = (self.images, self.quantizer, self.batch, self.seed)
+        more = (self.sensitivity_images, self.screening_images, self.outputs, self.key)
+        return _unpack, (pack_graph(self.graph), *rest, *more)
+
+
+def _unpack(packed: tuple[bytes, dict[str, NDArray[Any]]], *rest: Any) -> Study:
+    return Study(unpack_graph(*packed), *rest)
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """`count` items from all over the sequence, in its order; all where there are no more."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]

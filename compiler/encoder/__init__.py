@@ -1,0 +1,1 @@
+"""From a source to a float encoder in the form that passes read."""

@@ -1,0 +1,186 @@
+"""From a source to a canonical float graph with its encoder view and preprocessing recipe."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import onnx_graphsurgeon as gs
+
+from regcache.compiler.encoder.adoption import adopt_file
+from regcache.compiler.pass_record import PassRecord, pass_record
+from regcache.compiler.reporter import Reporter
+from regcache.export.onnx_file import OnnxFileSource
+from regcache.export.recipe import at_resolution, for_input
+from regcache.export.recipe_file import read_recipe
+from regcache.export.source import open_source
+from regcache.passes.canonicalize import canonicalize_logged
+from regcache.passes.choose_outputs import OutputChoice, choose_outputs
+from regcache.passes.encoder import EncoderView
+from regcache.passes.errors import InputError
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.image_input import ImageInput, find_image
+from regcache.passes.preprocess import Preprocess
+from regcache.passes.read_graph import read_graph
+
+FLOAT = "float.onnx"
+RecipeFrom = Literal["source", "option", "assumed"]
+# ImageNet's statistics, which most vision encoders were trained with.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class SourceOptions(Protocol):
+    """What decides how a source becomes a float graph."""
+
+    @property
+    def source(self) -> str:
+        """SOURCE as the user wrote it."""
+
+    @property
+    def resolution(self) -> int | None:
+        """Side of the square input in pixels; None for the source's own."""
+
+    @property
+    def output(self) -> str | None:
+        """Name of the output that is the embedding; None for the most likely one."""
+
+    @property
+    def preprocess(self) -> str | None:
+        """A preprocess.json that takes the place of the source's recipe."""
+
+
+@dataclass(frozen=True)
+class FloatEncoder:
+    """A float encoder ready to be calibrated.
+
+    `path` is its ONNX file as exported, `graph` the canonical form, `recipe_from` says whether the
+    recipe came with the source, from an option, or had to be assumed. `outputs`: which is what.
+    `passes`: what led from the file to the canonical form.
+    """
+
+    path: Path
+    graph: gs.Graph
+    view: EncoderView
+    recipe: Preprocess
+    recipe_from: RecipeFrom
+    outputs: OutputChoice
+    passes: tuple[PassRecord, ...] = ()
+
+    def batch(self, wanted: int) -> int:
+        """The batch size to run with: the graph's own where it is fixed."""
+        shape = self.graph.inputs[0].shape
+        return shape[0] if shape and isinstance(shape[0], int) else wanted
+
+
+def prepare(
+    options: SourceOptions,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    verify: bool = True,
+    threads: int | None = None,
+) -> FloatEncoder:
+    """Export the source to `folder`/float.onnx, canonicalise it and find its blocks.
+
+    `verify`: whether a rewritten ONNX file is held against its original by running both, on that
+    many `threads`.
+    Raises InputError, naming the source, where it cannot be read, exported or understood.
+    """
+    path = folder / FLOAT
+    reporter.step(f"exporting {options.source}")
+    given = _given(options)
+    own = export_source(
+        options.source,
+        path,
+        options.resolution,
+        reporter,
+        recipe=given,
+        verify=verify,
+        threads=threads,
+    )
+    try:
+        graph, logs = canonicalize_logged(read_graph(path))
+        image = find_image(graph)
+        view = view_encoder(graph)
+        outputs = choose_outputs(view, options.output)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{options.source}: {reason}") from error
+    recipe_from: RecipeFrom = "option" if given else "source" if own else "assumed"
+    recipe = given or own or _assumed(options.source, image, reporter)
+    recipe = for_input(recipe, image.layout, image.dtype)
+    if (recipe.height, recipe.width) != image.size:
+        raise InputError(
+            f"{options.source}: takes {image.size[0]} x {image.size[1]} pixels, but the "
+            f"preprocessing recipe makes {recipe.height} x {recipe.width}"
+        )
+    reporter.step(
+        f"found {len(view.blocks)} blocks of width {view.width}, {view.heads} heads, "
+        f"{len(view.linears)} linears"
+    )
+    reporter.step(outputs.describe())
+    passes = tuple(pass_record(name, log) for name, log in logs)
+    return FloatEncoder(path, graph, view, recipe, recipe_from, outputs, passes)
+
+
+def export_source(
+    source: str,
+    path: Path,
+    resolution: int | None,
+    reporter: Reporter,
+    *,
+    recipe: Preprocess | None = None,
+    verify: bool = True,
+    threads: int | None = None,
+) -> Preprocess | None:
+    """Write a source to `path` as ONNX; returns its preprocessing recipe if it has one.
+
+    `recipe`: of an ONNX file, in place of its own. `verify`: whether such a file, rewritten, is
+    held against its original by running both, on that many `threads`.
+    PyTorch runs in a process of its own: importing it takes more memory than compiling does.
+    """
+    opened = open_source(source)  # what is missing or misspelt is said before a process starts
+    if isinstance(opened, OnnxFileSource):
+        return adopt_file(
+            opened, path, resolution, reporter, recipe=recipe, verify=verify, threads=threads
+        )
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(_export, source, path, resolution).result()
+    except BrokenProcessPool as error:
+        raise InputError(f"{source}: the exporting process was killed (out of memory?)") from error
+
+
+def _export(source: str, path: Path, resolution: int | None) -> Preprocess | None:
+    return open_source(source).export(path, resolution=resolution)
+
+
+def _given(options: SourceOptions) -> Preprocess | None:
+    """The recipe of --preprocess, at the resolution that is asked for."""
+    if options.preprocess is None:
+        return None
+    return at_resolution(read_recipe(Path(options.preprocess)), options.resolution)
+
+
+def _assumed(source: str, image: ImageInput, reporter: Reporter) -> Preprocess:
+    """The usual evaluation recipe: resize to an eighth more than the crop, bicubic.
+
+    A graph that scales or normalises its pixels itself gets them as it takes them.
+    """
+    height, width = (int(side) for side in image.size)
+    larger = min(round(height * 8 / 7), round(width * 8 / 7))
+    recipe = Preprocess(height, width, "shortest", (larger, larger), "bicubic", _MEAN, _STD)
+    pixels = "ImageNet mean and std"
+    if image.pixels is not None:
+        rescale = 1.0 if image.pixels == "bytes" else 1 / 255
+        recipe = replace(recipe, mean=(0.0,) * 3, std=(1.0,) * 3, rescale=rescale)
+        span = "0 to 255" if image.pixels == "bytes" else "0 to 1"
+        pixels = f"pixels from {span}, which the graph normalises itself"
+    reporter.warn(
+        f"{source} comes without a preprocessing recipe; assuming {pixels}, "
+        f"resize to {larger} bicubic, crop {height} x {width} (or give --preprocess)"
+    )
+    return recipe

@@ -1,0 +1,1 @@
+"""`regcache build`: TensorRT engines of an artifact."""

@@ -1,0 +1,114 @@
+"""`regcache build`: engines from an artifact's ONNX files, kept inside the artifact."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.engine_record import EngineRecord, inputs_key
+from regcache.compiler.artifact.manifest import Manifest
+from regcache.compiler.engines.signed_model import REWRITE, engine_source, has_zero_points
+from regcache.compiler.engines.toolchain import BuildOptions, Toolchain, open_toolchain
+from regcache.compiler.engines.update import NewEngine, add_engines, model_hashes
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.staging import recover
+from regcache.passes.quantized_products import quantized_products
+from regcache.runtime.engine_layers import narrow_products
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineReport(_Record):
+    """One engine: its record, its size in bytes, and the seconds that it took where it was built.
+
+    `built` is false where the engine was up to date.
+    """
+
+    record: EngineRecord
+    size: int
+    built: bool
+    seconds: float | None
+
+
+class BuildReport(_Record):
+    """What `regcache build` did: the artifact's model first, then its float original."""
+
+    artifact: str
+    engines: list[EngineReport]
+
+
+def build_engines(folder: Path, options: BuildOptions, reporter: Reporter) -> BuildReport:
+    """Build an artifact's engines where they are missing or their inputs changed, and add them.
+
+    The artifact is replaced as a whole, so a failure leaves it as it was.
+    Raises MissingExtraError without the library that builds; InputError where the artifact is
+    damaged, the options say nothing that can be built, or a node is refused (naming it).
+    """
+    folder = folder.resolve()
+    recover(folder)
+    artifact = Artifact.open(folder)
+    manifest = artifact.manifest
+    models = [artifact.model, artifact.float_model] if options.with_float else [artifact.model]
+    toolchain = open_toolchain(options, manifest.options.precision, reporter)
+    seconds: dict[str, float] = {}
+    new: list[NewEngine] = []
+    files: list[str] = []
+    for model in models:
+        key = _key(model, toolchain, artifact)
+        current = _current(manifest, key)
+        if current is not None and not options.force:
+            files.append(current.file)
+            continue
+        engine, taken = _build(model, key, toolchain, artifact, reporter)
+        new.append(engine)
+        files.append(engine.record.file)
+        seconds[engine.record.file] = taken
+    if new:
+        manifest = add_engines(folder, manifest, new)
+    records = {record.file: record for record in manifest.engines}
+    reports = [
+        EngineReport(
+            record=records[file],
+            size=manifest.files[file].size,
+            built=file in seconds,
+            seconds=seconds.get(file),
+        )
+        for file in files
+    ]
+    return BuildReport(artifact=str(folder), engines=reports)
+
+
+def _current(manifest: Manifest, key: str) -> EngineRecord | None:
+    """The engine that was built from these inputs; opening the artifact has checked its bytes."""
+    return next((record for record in manifest.engines if record.inputs == key), None)
+
+
+def _key(model: Path, toolchain: Toolchain, artifact: Artifact) -> str:
+    rewrite = {"rewrite": REWRITE} if has_zero_points(model, artifact) else {}
+    return inputs_key(model_hashes(artifact.manifest, model.name), toolchain.facts | rewrite)
+
+
+def _build(
+    model: Path, key: str, toolchain: Toolchain, artifact: Artifact, reporter: Reporter
+) -> tuple[NewEngine, float]:
+    reporter.step(f"building {model.name} with {toolchain.description}")
+    with engine_source(model, artifact, reporter) as source:
+        built = toolchain.build(source)
+        quantized = quantized_products(source)
+    rewrite = REWRITE if source != model else None
+    for warning in built.warnings:
+        reporter.warn(warning)
+    if not built.layers:
+        reporter.warn(f"the list of layers of {toolchain.description} could not be read")
+    narrow = narrow_products(built.layers)
+    if built.layers and narrow < quantized:
+        reporter.warn(
+            f"{toolchain.description} computes {narrow} of {quantized} quantized products of "
+            f"{model.name} in 8 bits, the others in float"
+        )
+    record = EngineRecord.of(
+        built, model=model.name, engine=toolchain.engine, inputs=key, rewrite=rewrite
+    )
+    return NewEngine(record, built.engine), built.seconds

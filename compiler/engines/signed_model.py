@@ -1,0 +1,86 @@
+"""The model of an artifact for ONNX Runtime as TensorRT takes it: zero points moved to 0.
+
+Packed projections are split, too, as the compiler does for TensorRT's own artifacts.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.pass_record import pass_record, say_slower
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.targets import TargetName
+from regcache.passes.base import run
+from regcache.passes.errors import InputError
+from regcache.passes.onnx_file import import_graph, save_graph
+from regcache.passes.signed_integers import SignedIntegers
+from regcache.passes.split_qkv import SplitQkv
+from regcache.passes.walk import count_ops
+from regcache.runtime.tensorrt_network import RefusedGraphError
+
+_PASSES = (SplitQkv(), SignedIntegers())
+REWRITE = " + ".join(f"{step.name} {step.version}" for step in _PASSES)
+"""What an engine's record and key say of a model that was rewritten."""
+
+
+def has_zero_points(model: Path, artifact: Artifact) -> bool:
+    """Whether an ONNX file is an artifact's with ONNX Runtime's integers, around any zero point."""
+    return model == artifact.model and artifact.manifest.options.target is TargetName.ORT_CPU
+
+
+@contextmanager
+def engine_source(model: Path, artifact: Artifact, reporter: Reporter) -> Iterator[Path]:
+    """Yield the ONNX file that an engine of an artifact is built of: `model`, or it signed."""
+    if has_zero_points(model, artifact):
+        with signed_model(model, reporter) as signed:
+            yield signed
+    else:
+        yield model
+
+
+@contextmanager
+def signed_model(model: Path, reporter: Reporter) -> Iterator[Path]:
+    """Yield the model with zero points of 0, as a temporary file; itself where it has no others.
+
+    Errors in the block that name that file come out naming `model`, and refusals with the way out.
+    Raises RefusedGraphError, too, where an integer cannot be moved.
+    """
+    with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
+        path = write_signed(model, Path(folder), reporter)
+        try:
+            yield path
+        except RefusedGraphError as error:
+            raise _refused(str(error).replace(str(path), str(model))) from error
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), str(model))) from error
+
+
+def write_signed(model: Path, folder: Path, reporter: Reporter) -> Path:
+    """Write the model with zero points of 0 into a folder; itself where it has no others.
+
+    Raises RefusedGraphError where an integer cannot be moved.
+    """
+    graph = import_graph(onnx.load(model))
+    if not count_ops(graph, "QuantizeLinear"):
+        return model  # in w4a16, the encoder view finds no linears: they are MatMulNBits
+    reporter.step(f"moving the zero points of {model.name} to 0, as TensorRT needs")
+    try:
+        for step in _PASSES:
+            result = run(step, graph)
+            graph = result.graph
+            say_slower([pass_record(step.name, result.log)], reporter)
+    except InputError as error:
+        raise _refused(f"{model}: {error}") from error
+    path = folder / model.name
+    save_graph(graph, path)
+    return path
+
+
+def _refused(reason: str) -> RefusedGraphError:
+    """How to come to an artifact that builds, for one whose numbers are ONNX Runtime's."""
+    cpu, rtx = TargetName.ORT_CPU.value, TargetName.TENSORRT_RTX.value
+    return RefusedGraphError(f"{reason}; it was compiled for {cpu}: compile it with --target {rtx}")

@@ -1,0 +1,72 @@
+"""Add engines to an artifact: the folder is replaced as a whole, so that it is never half-written.
+
+A file that does not change is a second name of the same bytes until the old folder goes.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from regcache.compiler.artifact.engine_record import EngineRecord, with_size_ratios
+from regcache.compiler.artifact.manifest import FileRecord, Manifest, read_manifest
+from regcache.compiler.encoder.prepare import FLOAT
+from regcache.compiler.staging import MANIFEST, staged_folder
+from regcache.passes.errors import InputError
+from regcache.passes.model_files import data_file
+
+
+@dataclass(frozen=True)
+class NewEngine:
+    """A serialized engine and what the manifest will say of it."""
+
+    record: EngineRecord
+    engine: bytes
+
+
+def model_hashes(manifest: Manifest, model: str) -> dict[str, str]:
+    """SHA-256 of an ONNX file of the artifact and of its external data, by file."""
+    names = {model, data_file(Path(model)).name}
+    return {name: record.sha256 for name, record in manifest.files.items() if name in names}
+
+
+def add_engines(folder: Path, opened: Manifest, new: Sequence[NewEngine]) -> Manifest:
+    """Put engines into an artifact, in the place of those of the same name; returns its manifest.
+
+    `opened`: the manifest that they were built for. Another process may have added engines since.
+    Raises InputError where the artifact's models are no longer those, or it cannot be written.
+    """
+    current = read_manifest(folder)
+    for model in {item.record.model for item in new}:
+        if model_hashes(current, model) != model_hashes(opened, model):
+            raise InputError(f"{folder}: was compiled again during the build; build it again")
+    with staged_folder(folder) as staging:
+        shutil.copytree(folder, staging, copy_function=_link, dirs_exist_ok=True)
+        files = dict(current.files)
+        for item in new:
+            path = staging / item.record.file
+            path.parent.mkdir(exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.write_bytes(item.engine)
+            files[item.record.file] = FileRecord.of(path)
+        fresh = {item.record.file: item.record for item in new}
+        records = {record.file: record for record in current.engines} | fresh
+        sizes = {name: record.size for name, record in files.items()}
+        manifest = current.model_copy(
+            update={
+                "engines": with_size_ratios(records.values(), sizes, FLOAT),
+                "files": dict(sorted(files.items())),
+            }
+        )
+        (staging / MANIFEST).unlink()  # else the old folder's manifest would be written to
+        manifest.write(staging)
+    return manifest
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,1 @@
+"""`regcache inspect`: the blocks of an encoder and where its outliers stand."""

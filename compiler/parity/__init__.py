@@ -1,0 +1,1 @@
+"""`regcache parity`: how close an artifact is to its original."""

@@ -1,0 +1,149 @@
+"""`regcache parity`: an artifact against PyTorch, or against the float ONNX inside it."""
+
+import importlib.util
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.encoder.prepare import FLOAT
+from regcache.compiler.parity.blocks import compare_blocks
+from regcache.compiler.parity.comparison import Encoder, compare, compare_knn
+from regcache.compiler.reporter import Reporter
+from regcache.export.extras import uncollected
+from regcache.export.source import open_source
+from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
+from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.parity import OUTPUT_NAMES, ParityResult, Reference
+from regcache.runtime.thresholds import Thresholds
+
+
+class ReferenceChoice(StrEnum):
+    """What an artifact is compared with."""
+
+    AUTO = "auto"
+    PYTORCH = "pytorch"
+    FLOAT_ONNX = "float-onnx"
+
+
+class Against(StrEnum):
+    """Which of an artifact's models is compared: what it ships, or the export it came from."""
+
+    ARTIFACT = "artifact"
+    FLOAT = "float"
+
+
+def measure_artifact(
+    artifact: Path,
+    images: Path,
+    reporter: Reporter,
+    *,
+    thresholds: Thresholds,
+    choice: ReferenceChoice,
+    against: Against = Against.ARTIFACT,
+    per_layer: bool = False,
+    labelled: tuple[Path, Path] | None = None,
+    class_scores: bool | None = None,
+    batch_size: int = 4,
+    threads: int | None = None,
+) -> ParityResult:
+    """Run an artifact and its original over a folder of images.
+
+    `per_layer` also compares the output of every block with the float ONNX's. `labelled` is
+    (gallery, query) for nearest-neighbour accuracy. `class_scores`: whether the embedding is a
+    score for each class; None: as the manifest says. Raises InputError when the artifact's files
+    are not those of its manifest, where there is nothing to compare with, and for a threshold of
+    something that is not measured.
+    """
+    thresholds.ask_for(knn=labelled is not None, blocks=per_layer)
+    opened = Artifact.open(artifact)
+    encoder = opened.manifest.encoder
+    scores = encoder.class_scores if class_scores is None else class_scores
+    thresholds.ask_for(knn=labelled is not None, blocks=per_layer, scores=scores)
+    paths = list_images(images, reporter.warn)
+    with ExitStack() as sessions:
+        candidate = sessions.enter_context(
+            opened.session(threads=threads)
+            if against is Against.ARTIFACT
+            else opened.float_session(threads=threads)
+        )
+        names = candidate.output_names
+        kind, reference = _reference(opened, choice, against, sessions, threads, reporter)
+        if kind == "pytorch" and names[0] == OUTPUT_NAMES[1]:
+            reference = _turned(reference)
+        batch_size = candidate.fixed_batch or batch_size
+        folder = ImageFolder(paths, opened.recipe, batch_size, reporter.skipped)
+        meter = compare(
+            reference,
+            candidate.run,
+            folder,
+            reporter,
+            names,
+            prefix_tokens=encoder.leading_tokens,
+            tokens=encoder.gives_tokens,
+            class_scores=scores,
+        )
+        knn = (
+            (None, None)
+            if labelled is None
+            else compare_knn(
+                reference, candidate.run, *labelled, opened.recipe, reporter, batch_size=batch_size
+            )
+        )
+    folder.on_skip = None  # it was said
+    blocks = (
+        compare_blocks(
+            opened, folder, reporter, float_model=against is Against.FLOAT, threads=threads
+        )
+        if per_layer
+        else None
+    )
+    return meter.result(
+        thresholds, kind, knn_top1_float=knn[0], knn_top1_quantized=knn[1], blocks=blocks
+    )
+
+
+def _reference(
+    artifact: Artifact,
+    choice: ReferenceChoice,
+    against: Against,
+    sessions: ExitStack,
+    threads: int | None,
+    reporter: Reporter,
+) -> tuple[Reference, Encoder]:
+    """The PyTorch original where wanted and possible, else the float ONNX; auto says which."""
+    options = artifact.manifest.options
+    itself = against is Against.FLOAT
+    if itself and choice is ReferenceChoice.FLOAT_ONNX:
+        raise InputError(f"{artifact.folder}: {FLOAT} cannot be compared with itself")
+    if choice is not ReferenceChoice.FLOAT_ONNX:
+        try:
+            original = _pytorch(options.source, options.resolution, threads)
+        except RegcacheError as error:
+            if choice is ReferenceChoice.PYTORCH or itself:
+                raise
+            reporter.warn(f"comparing with {FLOAT}, not PyTorch: {error}")
+        else:
+            if original is not None:
+                return "pytorch", original
+            if choice is ReferenceChoice.PYTORCH or itself:
+                raise InputError(f"{options.source}: is an ONNX file, there is no PyTorch original")
+    return "float-onnx", sessions.enter_context(artifact.float_session(threads=threads)).run
+
+
+def _turned(original: Encoder) -> Encoder:
+    """An original with its outputs the other way round: of OUTPUT_NAMES, the last is compared."""
+    return lambda images: original(images)[::-1]
+
+
+def _pytorch(source: str, resolution: int | None, threads: int | None) -> Encoder | None:
+    if source.endswith(".onnx"):
+        return None
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("the PyTorch original", extra="export", module="torch")
+    with uncollected():
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return open_source(source).reference(resolution=resolution)

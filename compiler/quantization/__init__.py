@@ -1,0 +1,1 @@
+"""From a float encoder to integers: rotate, shift, equalize, place, round."""

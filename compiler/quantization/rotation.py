@@ -1,0 +1,77 @@
+"""Which activations are rotated, and how many channels at a time, in the work that may be float."""
+
+from dataclasses import dataclass, replace
+
+from regcache.compiler.encoder.prepare import FloatEncoder
+from regcache.compiler.options import CompileOptions
+from regcache.compiler.pass_record import PassRecord, pass_record
+from regcache.compiler.targets import Precision
+from regcache.passes.base import Pass, run
+from regcache.passes.encoder import EncoderView
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.rotate_hidden import RotateHidden, hidden_sites, rotated_channels
+from regcache.passes.rotate_stream import RotateStream, rotated_stream
+
+# Of the work that may be float, the most that goes into rotations; linears get the rest.
+_MOST = 0.7
+# Channels of what fc2 reads, the most first; 4 at a time would spread an outlier too little.
+_SIZES = (64, 16)
+
+
+@dataclass(frozen=True)
+class Rotations:
+    """Whether the residual stream is rotated, and how many channels of what fc2 reads together."""
+
+    stream: bool = False
+    hidden: int | None = None
+
+    def steps(self, seed: int) -> list[Pass]:
+        """The passes, in order."""
+        steps: list[Pass] = [RotateStream(seed)] if self.stream else []
+        return steps if self.hidden is None else [*steps, RotateHidden(self.hidden)]
+
+
+def rotate(encoder: FloatEncoder, options: CompileOptions) -> tuple[FloatEncoder, list[PassRecord]]:
+    """The encoder with rotated activations where `int8_share` leaves room for their products.
+
+    For int8 alone: E4M3 and float hold outliers as they are.
+    """
+    if not options.rotate or options.precision is not Precision.INT8 or options.simulate:
+        return encoder, []
+    graph, logs = encoder.graph, []
+    for step in choose_rotations(encoder.view, options.share).steps(options.seed):
+        result = run(step, graph)
+        graph = result.graph
+        logs.append(pass_record(step.name, result.log))
+    if graph is encoder.graph:
+        return encoder, []
+    return replace(encoder, graph=graph, view=view_encoder(graph)), logs
+
+
+def choose_rotations(view: EncoderView, least_share: float) -> Rotations:
+    """What there is room for with `least_share` of the work in int8.
+
+    The stream first, then as many channels together as fit.
+    """
+    linears = sum(linear.work for linear in view.linears)
+    stream, spare = _stream_work(view), (1 - least_share) * _MOST
+    if stream > spare * (linears + stream):
+        return Rotations()
+    channels = [site.linears[0].weight_shape[0] for site in hidden_sites(view)]
+    for size in _SIZES:
+        work = stream + sum(size * count for count in channels if count % size == 0)
+        if work <= spare * (linears + work):
+            return Rotations(stream=True, hidden=size)
+    return Rotations(stream=True)
+
+
+def rotation_work(view: EncoderView) -> int:
+    """Multiply-accumulates of an encoder's rotations, for one token."""
+    linears = (site.linears[0] for site in hidden_sites(view))
+    hidden = sum(linear.weight_shape[0] * rotated_channels(linear) for linear in linears)
+    return hidden + _stream_work(view) if rotated_stream(view) else hidden
+
+
+def _stream_work(view: EncoderView) -> int:
+    """Of the products at both of the stream's ends."""
+    return 2 * view.width**2

@@ -1,0 +1,42 @@
+"""The weight behind an activation, as far as choices between its roundings need it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration.ranges import ErrorMeasure, output_error
+
+Floats = NDArray[np.float32]
+
+# Output channels that stand for all: errors of so many tell candidates apart as those of all do.
+_COLUMNS = 512
+
+
+@dataclass(frozen=True)
+class SampledWeight:
+    """What reads an activation of K channels.
+
+    `columns` [K, n]: at most 512 output channels from all over the weights; `peaks` [K]: each input
+    channel's largest magnitude, over all output channels; `error`: ||D columns||^2 of what is added
+    to the activation, D [S, K].
+    """
+
+    columns: Floats
+    peaks: Floats
+    error: ErrorMeasure
+
+    @classmethod
+    def of(cls, weights: Sequence[Floats]) -> "SampledWeight":
+        """A sample of the matrices [K, N] that read one activation."""
+        total = sum(weight.shape[1] for weight in weights)
+        chosen = np.arange(min(total, _COLUMNS)) * total // min(total, _COLUMNS)
+        parts, start = [], 0
+        for weight in weights:
+            here = chosen[(start <= chosen) & (chosen < start + weight.shape[1])] - start
+            parts.append(weight[:, here])
+            start += weight.shape[1]
+        columns = np.concatenate(parts, axis=1)
+        peaks = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
+        return cls(columns, peaks, output_error([columns]))

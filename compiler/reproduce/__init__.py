@@ -1,0 +1,1 @@
+"""`regcache reproduce`: the paper's tables on one's own images."""

@@ -1,0 +1,210 @@
+"""`regcache reproduce`: the tables of the RegCache paper, base quantizer x {off, RegCache}."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration.folds import Observed
+from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.curation.study import evenly
+from regcache.compiler.encoder.prepare import FloatEncoder, prepare
+from regcache.compiler.options import CompileOptions
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.reproduce.table import Recipe, Row, Table
+from regcache.compiler.reproduce.tasks import (
+    Embedded,
+    Tasks,
+    load_tasks,
+    measure,
+)
+from regcache.compiler.stages import (
+    calibrate,
+    choose_quantizer,
+    curate_encoder,
+    place,
+    quantize,
+    search_options,
+    shape_for_target,
+)
+from regcache.compiler.targets import Simulation
+from regcache.export.text_tower import embed_texts
+from regcache.passes.onnx_file import save_graph
+from regcache.passes.preprocess import Preprocess
+from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.session import OrtSession
+from regcache.runtime.similarity import row_cosines
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to make of a source: every bit-width with every base quantizer.
+
+    `options.images` is the calibration folder, of which `calibration_images` are used.
+    """
+
+    options: CompileOptions
+    simulations: Sequence[Simulation]
+    calibrators: Sequence[Calibrator]
+    calibration_images: int = 128
+
+
+def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
+    """Quantize the source in every way and measure all encoders in one pass over the images.
+
+    In memory are every encoder, in float, and its embeddings. Raises InputError on bad input,
+    where no task is given, and where a task needs texts but the source has no text encoder.
+    """
+    options = plan.options
+    found = list_images(Path(options.images), reporter.warn)
+    paths = evenly(found, plan.calibration_images)
+    loaded = load_tasks(tasks, lambda texts: embed_texts(options.source, texts), reporter)
+    with tempfile.TemporaryDirectory(prefix="regcache-") as scratch, ExitStack() as stack:
+        encoder = prepare(options, Path(scratch), reporter)
+        encoder, _ = shape_for_target(encoder, choose_quantizer(options).target)
+        batch = encoder.batch(options.batch_size)
+        folder = ImageFolder(paths, encoder.recipe, batch, reporter.skipped)
+        variants = list(_Workshop(encoder, folder, options, Path(scratch), reporter).make(plan))
+        files = list(dict.fromkeys(path for _, path in variants))
+        sessions = [
+            OrtSession(path, threads=options.threads, integers=False, outputs=encoder.outputs.first)
+            for path in files
+        ]
+        for session in sessions:
+            stack.enter_context(session)
+        passes = _OnePass(sessions, encoder.recipe, batch, reporter)
+        metrics = measure(loaded, passes, reporter, options.seed)
+    measured = dict(zip(files, zip(passes.cosines, metrics, strict=True), strict=True))
+    rows = []
+    for recipe, path in variants:
+        cosine, shares = measured[path]
+        rows.append(Row(**recipe.model_dump(), cosine=cosine, metrics=shares))
+    return Table(
+        source=options.source,
+        target=options.target.value,
+        evaluated=[str(item) for item in (tasks.labelled, tasks.captions) if item is not None],
+        n_images=passes.count,
+        n_available=loaded.available,
+        limit=tasks.limit,
+        train=None if tasks.train is None else str(tasks.train),
+        train_limit=tasks.train_limit,
+        calibration=options.images,
+        n_calibration=len(folder.paths),
+        rows=rows,
+    )
+
+
+@dataclass(frozen=True)
+class _Workshop:
+    """Makes the graphs to measure, as files in `scratch`."""
+
+    encoder: FloatEncoder
+    folder: ImageFolder
+    options: CompileOptions
+    scratch: Path
+    reporter: Reporter
+
+    def make(self, plan: Plan) -> Iterator[tuple[Recipe, Path]]:
+        """Every row of the table with its graph; where nothing ships, two rows share one."""
+        yield Recipe(bits="float"), self.encoder.path
+        statistics = self._calibrate(self.encoder)
+        for simulation in plan.simulations:
+            if simulation.activation_bits is None:
+                yield self._weights_only(simulation, statistics)
+                continue
+            for calibrator in plan.calibrators:
+                yield from self._off_and_on(simulation, calibrator, statistics)
+
+    def _weights_only(
+        self, simulation: Simulation, statistics: dict[str, Observed]
+    ) -> tuple[Recipe, Path]:
+        recipe = Recipe(
+            bits=simulation.value,
+            quantizer="round to nearest",
+            reason="no registers: activations stay float",
+        )
+        quantizer = choose_quantizer(self.options.model_copy(update={"simulate": simulation}))
+        return recipe, self._save(recipe, self.encoder, statistics, quantizer)
+
+    def _off_and_on(
+        self, simulation: Simulation, calibrator: Calibrator, statistics: dict[str, Observed]
+    ) -> Iterator[tuple[Recipe, Path]]:
+        """The base quantizer without registers, then with what the search decides to ship."""
+        off = Recipe(bits=simulation.value, quantizer=calibrator.value)
+        self.reporter.step(f"{off.bits}, {off.quantizer}")
+        options = self.options.model_copy(update={"simulate": simulation, "calibrator": calibrator})
+        quantizer = choose_quantizer(options)
+        without = self._save(off, self.encoder, statistics, quantizer)
+        yield off, without
+        search = search_options(options, self.scratch / f"{off.bits}-{off.quantizer}.jsonl")
+        curated = curate_encoder(
+            self.encoder, self.folder, quantizer, options, search, self.reporter
+        )
+        shipped = {"registers": str(curated.setting), "reason": curated.record.reason}
+        on = off.model_copy(update=shipped)
+        if not curated.setting.changes:
+            yield on, without
+            return
+        placed, _ = place(self.encoder, curated)
+        yield on, self._save(on, placed, self._calibrate(placed), quantizer)
+
+    def _calibrate(self, encoder: FloatEncoder) -> dict[str, Observed]:
+        seen = calibrate(encoder, self.folder, self.options, self.scratch, self.reporter)
+        return {name: statistics.whole for name, statistics in seen.items()}
+
+    def _save(
+        self,
+        recipe: Recipe,
+        encoder: FloatEncoder,
+        statistics: dict[str, Observed],
+        quantizer: Quantizer,
+    ) -> Path:
+        kind = "off" if recipe.registers == "off" else "on"
+        path = self.scratch / f"{recipe.bits}-{recipe.quantizer}-{kind}.onnx"
+        save_graph(quantize(encoder, statistics, quantizer).graph, path)
+        return path
+
+
+class _OnePass:
+    """Runs each image once through every encoder, the float one first; keeps pooled outputs."""
+
+    def __init__(
+        self, sessions: Sequence[OrtSession], recipe: Preprocess, batch: int, reporter: Reporter
+    ) -> None:
+        self._sessions, self._recipe, self._batch = sessions, recipe, batch
+        self._reporter = reporter
+        self._cosines = np.zeros(len(sessions))
+        self.count = 0
+
+    @property
+    def cosines(self) -> list[float]:
+        """The mean cosine to float of each encoder, over the `count` images evaluated."""
+        return [float(total / self.count) for total in self._cosines]
+
+    def __call__(self, paths: list[Path], label: str, *, evaluated: bool = True) -> Embedded:
+        """The images' embeddings; those that are not `evaluated` do not count in the cosine."""
+        folder = ImageFolder(paths, self._recipe, self._batch, self._reporter.skipped)
+        kept: list[Floats] = []
+        read: list[Path] = []
+        for batch in self._reporter.images(folder, len(paths), label):
+            outputs = [session.run(batch.images)[0] for session in self._sessions]
+            pooled = [output.reshape(len(batch.paths), -1) for output in outputs]
+            if not kept:
+                kept = [np.empty((len(paths), part.shape[1]), np.float32) for part in pooled]
+            for rows, part in zip(kept, pooled, strict=True):
+                rows[len(read) : len(read) + len(part)] = part
+            read += batch.paths
+            if evaluated:
+                self._add_cosines(pooled)
+        return Embedded(read, [rows[: len(read)] for rows in kept])
+
+    def _add_cosines(self, pooled: list[Floats]) -> None:
+        reference, *_ = wide = [part.astype(np.float64) for part in pooled]
+        self._cosines += [row_cosines(reference, part).sum() for part in wide]
+        self.count += len(reference)

@@ -16,13 +16,13 @@ import numpy as np
 import typer
 
 from regcache.compiler.calibration.graph_session import open_graph, run_all
-from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import SearchOptions, curate
 from regcache.compiler.curation.sensitivity import block_damage
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.workbench import close_workbench, workbench
 from regcache.compiler.encoder.prepare import prepare
-from regcache.compiler.options import CompileOptions
+from regcache.compiler.options import Calibrator, CompileOptions
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import TargetName, resolve_target
 from regcache.compiler.workers.open_workers import open_workers

@@ -19,11 +19,12 @@ import typer
 from planted import draw_planting
 from planted_photos import halves, model_graph, natural, planted_graph
 
-from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import SearchOptions, curate
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting
+from regcache.compiler.options import Calibrator
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import Simulation, TargetName, resolve_target, simulate
 

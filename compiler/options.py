@@ -1,17 +1,33 @@
 """What a user can choose of a compilation."""
 
 from enum import StrEnum
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from regcache.compiler.calibration.quantizer import Calibrator
 from regcache.compiler.targets import (
     Precision,
     Simulation,
     TargetName,
     default_int8_share,
+    resolve_target,
     runs_integers,
 )
+from regcache.passes.errors import InputError
+
+
+class Calibrator(StrEnum):
+    """How the range of an activation is chosen: by its layers' output error, or by its values."""
+
+    OUTPUT_ERROR = "output-error"
+    MIN_MAX = "min-max"
+    PERCENTILE = "percentile"
+    ENTROPY = "entropy"
+    MSE = "mse"
+
+
+# The others choose where integers clip.
+FLOAT8_CALIBRATORS = frozenset({Calibrator.OUTPUT_ERROR, Calibrator.MIN_MAX})
 
 
 class RegisterChoice(StrEnum):
@@ -73,6 +89,23 @@ class CompileOptions(BaseModel):
     accept_slower: bool = False
     half: bool | None = None
     attention: AttentionChoice = AttentionChoice.FLOAT
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        """Raise InputError for options that no target runs together, before anything is read."""
+        resolve_target(self.target, u8s8_saturates=False, precision=self.precision)
+        on_cpu = self.target is TargetName.ORT_CPU
+        if on_cpu and (self.half or self.attention is AttentionChoice.INT8):
+            raise InputError(
+                f"--half and --attention int8 are for TensorRT, not {self.target.value}"
+            )
+        if self.precision is Precision.W4A16 and self.int8_share is not None:
+            raise InputError("--int8-share says nothing about w4a16: activations stay float")
+        if self.precision is Precision.FP8 and self.calibrator not in FLOAT8_CALIBRATORS:
+            raise InputError(f"the {self.calibrator.value} calibrator is for integers, not for fp8")
+        if self.simulate is not None and self.precision is not Precision.INT8:
+            raise InputError("--simulate and --precision do not go together")
+        return self
 
     @property
     def share(self) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict
 
 from regcache.compiler.reporter import Reporter
-from regcache.passes.base import Log, Skip
+from regcache.passes.base import Ran, Skip
 
 
 class PassRecord(BaseModel):
@@ -22,10 +22,17 @@ class PassRecord(BaseModel):
     slower: list[str] = []
 
 
-def pass_record(name: str, log: Log) -> PassRecord:
-    """The log of a pass as the manifest keeps it."""
-    skips = [f"{skip.site}: {skip.reason}" for skip in log.skips]
-    return PassRecord(name=name, edits=len(log.edits), skips=skips, slower=_slower(name, log.skips))
+def pass_records(ran: Iterable[Ran]) -> tuple[PassRecord, ...]:
+    """What passes did, as the manifest keeps it."""
+    return tuple(
+        PassRecord(
+            name=one.name,
+            edits=len(one.log.edits),
+            skips=[f"{skip.site}: {skip.reason}" for skip in one.log.skips],
+            slower=_slower(one.name, one.log.skips),
+        )
+        for one in ran
+    )
 
 
 def say_slower(records: Iterable[PassRecord], reporter: Reporter) -> None:

@@ -4,6 +4,7 @@ A pass is a small frozen dataclass: facts (statistics, chosen registers) arrive 
 `rewrite` edits an onnx-graphsurgeon graph with them. A pass never runs a model.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,3 +111,25 @@ def run(step: Pass, graph: gs.Graph) -> Result:
     check_and_infer(after)
     step.ensures(graph, after)
     return Result(after, log)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A pass that found something to edit or to leave alone, by its name, and what it did."""
+
+    name: str
+    log: Log
+
+
+def run_all(steps: Iterable[Pass], graph: gs.Graph) -> tuple[gs.Graph, list[Ran]]:
+    """Run passes one after the other; returns the last graph and what each did.
+
+    Left out are those that found nothing: no edit and no refusal. Raises as `run` does.
+    """
+    ran = []
+    for step in steps:
+        result = run(step, graph)
+        graph = result.graph
+        if result.log.edits or result.log.skips:
+            ran.append(Ran(step.name, result.log))
+    return graph, ran

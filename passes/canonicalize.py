@@ -3,7 +3,7 @@
 import onnx
 import onnx_graphsurgeon as gs
 
-from regcache.passes.base import Log, Pass, run
+from regcache.passes.base import Pass, Ran, run_all
 from regcache.passes.check import check_and_infer
 from regcache.passes.drop_masks import DropMasks
 from regcache.passes.errors import InputError, first_line
@@ -50,16 +50,10 @@ def canonicalize_graph(graph: gs.Graph) -> gs.Graph:
     return canonicalize_logged(graph)[0]
 
 
-def canonicalize_logged(graph: gs.Graph) -> tuple[gs.Graph, list[tuple[str, Log]]]:
-    """The same, and what each pass that found something to do or to skip did, by its name."""
+def canonicalize_logged(graph: gs.Graph) -> tuple[gs.Graph, list[Ran]]:
+    """The same, and what each pass that found something to do or to leave alone did."""
     try:
         check_and_infer(graph)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise InputError(f"the graph's shapes do not fit: {first_line(error)}") from error
-    logs = []
-    for step in PASSES:
-        result = run(step, graph)
-        graph = result.graph
-        if result.changed or result.log.skips:
-            logs.append((step.name, result.log))
-    return graph, logs
+    return run_all(PASSES, graph)

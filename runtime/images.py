@@ -4,12 +4,12 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from regcache.runtime.image_formats import (
     unread_suffix,
 )
 from regcache.runtime.pixel_modes import to_eight_bits, to_rgb
+
+T = TypeVar("T")
 
 # Twice Image.MAX_IMAGE_PIXELS: where Pillow stops warning and raises DecompressionBombError.
 PIXEL_LIMIT = 178_956_970
@@ -68,12 +70,12 @@ class Batch:
     paths: list[Path]
 
 
-@dataclass
+@dataclass(frozen=True)
 class ImageFolder:
     """Image files as a stream of batches: every `batch_size` readable images, then the rest.
 
-    Each iteration reads the files anew and holds one batch. A file that cannot be read is left out,
-    added to `skipped` (emptied when an iteration starts) and passed to `on_skip`.
+    Each iteration reads the files anew and holds one batch. A file that cannot be read is left out
+    and passed to `on_skip`.
     Iterating raises OversizedImageError at an image over the pixel limit, and InputError at the end
     when no file could be read.
     """
@@ -82,7 +84,6 @@ class ImageFolder:
     recipe: Preprocess
     batch_size: int = 8
     on_skip: Callable[[Skipped], None] | None = None
-    skipped: list[Skipped] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -91,27 +92,51 @@ class ImageFolder:
             raise InputError("no images to read")
 
     def __iter__(self) -> Iterator[Batch]:
-        self.skipped.clear()
-        readable = self._read()
+        skipped: list[Skipped] = []
+        readable = self._read(skipped)
         while chunk := list(islice(readable, self.batch_size)):
             yield Batch(np.stack([image for _, image in chunk]), [path for path, _ in chunk])
-        if len(self.skipped) == len(self.paths):
-            first = self.skipped[0]
+        if len(skipped) == len(self.paths):
+            first = skipped[0]
             raise InputError(
                 f"none of the {len(self.paths)} images can be read; {first.path}: {first.reason}"
             )
 
-    def _read(self) -> Iterator[tuple[Path, NDArray[Any]]]:
+    def telling(self, also: Callable[[Skipped], None]) -> "ImageFolder":
+        """The same folder, which also tells `also` of each file that it leaves out."""
+
+        def tell(skipped: Skipped) -> None:
+            also(skipped)
+            if self.on_skip is not None:
+                self.on_skip(skipped)
+
+        return replace(self, on_skip=tell)
+
+    def without(self, skipped: Iterable[Skipped]) -> "ImageFolder":
+        """The folder but for files that could not be read."""
+        unreadable = {item.path for item in skipped}
+        return replace(self, paths=[path for path in self.paths if path not in unreadable])
+
+    def some(self, count: int) -> "ImageFolder":
+        """At most `count` images from all over the folder, of which nothing more is said."""
+        return replace(self, paths=evenly(self.paths, count), on_skip=None)
+
+    def _read(self, skipped: list[Skipped]) -> Iterator[tuple[Path, NDArray[Any]]]:
         for path in self.paths:
             try:
                 image = read_image(path, self.recipe)
             except UnreadableImageError as error:
-                skipped = Skipped(path, error.reason)
-                self.skipped.append(skipped)
+                skipped.append(Skipped(path, error.reason))
                 if self.on_skip is not None:
-                    self.on_skip(skipped)
+                    self.on_skip(skipped[-1])
             else:
                 yield path, image
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """`count` items from all over the sequence, in its order; all where there are no more."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def list_images(folder: Path, warn: Callable[[str], None] | None = None) -> list[Path]:

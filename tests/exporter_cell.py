@@ -9,7 +9,8 @@ from exporter_forms import SIDE, Form, export, model_of
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.observe import observe, site_statistics
-from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.options import Calibrator
 from regcache.compiler.targets import TargetName, resolve_target
 from regcache.export.adopt import adopt
 from regcache.passes.base import run

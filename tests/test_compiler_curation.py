@@ -20,10 +20,11 @@ import pytest
 from PIL import Image
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.cli.main import main
 from regcache.compiler.curation.curate import Curated, SearchOptions, curate
 from regcache.compiler.curation.study import ReferenceImages, Study
+from regcache.compiler.options import Calibrator
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import Simulation, TargetName, resolve_target, simulate
 from regcache.export.onnx_file import sidecar

@@ -15,7 +15,8 @@ from tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration.folds import Fold, Folded, Observed, join
 from regcache.compiler.calibration.observe import HalvedStatistics, halved_statistics, observe
-from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.options import Calibrator
 from regcache.compiler.quantization.factors import Equalization, Rule
 from regcache.compiler.targets import Simulation, simulate
 from regcache.passes.affine import Affine

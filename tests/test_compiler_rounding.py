@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration.observe import observe, site_statistics
-from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.options import Calibrator
 from regcache.compiler.quantization import rounding
 from regcache.compiler.quantization.rounding import LayerInput, Rounded, round_weights
 from regcache.compiler.targets import (

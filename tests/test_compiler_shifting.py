@@ -13,7 +13,8 @@ from test_compiler_equalization import Case, layer_error, make_case, see, see_ha
 from tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration.folds import Folded, Halved, Observed, Suggested
-from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.options import Calibrator
 from regcache.compiler.quantization.factors import folds_error, rounding_error
 from regcache.compiler.quantization.sampled_weight import SampledWeight
 from regcache.compiler.quantization.shifts import Shift

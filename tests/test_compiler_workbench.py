@@ -23,7 +23,7 @@ from tiny_vit import Spec, TinyVit
 from regcache.compiler.calibration import graph_session
 from regcache.compiler.calibration.graph_session import open_graph, run_all
 from regcache.compiler.calibration.observe import SiteStatistics, site_statistics
-from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation import workbench as workbench_module
 from regcache.compiler.curation.screening import Screen, predicted_damage, screened_ranges
 from regcache.compiler.curation.sensitivity import block_damage
@@ -31,6 +31,7 @@ from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting, try_setting
 from regcache.compiler.curation.workbench import Workbench, close_workbench, workbench
+from regcache.compiler.options import Calibrator
 from regcache.compiler.targets import Simulation, Target, simulate
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass, run

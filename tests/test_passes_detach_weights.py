@@ -14,8 +14,9 @@ from test_passes_quantize_linears import scales
 from test_passes_registers import random_kv
 from tiny_vit import Spec, TinyVit
 
-from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.study import ReferenceImages, Study
+from regcache.compiler.options import Calibrator
 from regcache.compiler.targets import Simulation, TargetName, resolve_target, simulate
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize

@@ -13,11 +13,12 @@ from planted import PEAK, Planted, Planting, plant
 from planted_photos import halves, model_graph, natural
 from running import run_graph
 
-from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import Curated, SearchOptions, curate
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting
+from regcache.compiler.options import Calibrator
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import TargetName, resolve_target
 from regcache.passes.base import run

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import Self
 
 from regcache.compiler.calibration.calibrators import (
     ScaleByValues,
@@ -19,6 +19,8 @@ from regcache.compiler.calibration.ranges import (
     choose_scale,
     output_error,
 )
+from regcache.compiler.context import Context
+from regcache.compiler.options import FLOAT8_CALIBRATORS, Calibrator
 from regcache.compiler.targets import Target
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass
@@ -33,18 +35,6 @@ Scale = Affine | Float8
 """How one activation is rounded: `scale`, `zero_point`, `dtype`, `range` and `round_trip`."""
 
 
-class Calibrator(StrEnum):
-    """How the range of an activation is chosen: by its layers' output error, or by its values."""
-
-    OUTPUT_ERROR = "output-error"
-    MIN_MAX = "min-max"
-    PERCENTILE = "percentile"
-    ENTROPY = "entropy"
-    MSE = "mse"
-
-
-# The others choose where integers clip.
-FLOAT8_CALIBRATORS = frozenset({Calibrator.OUTPUT_ERROR, Calibrator.MIN_MAX})
 _BY_VALUES: Mapping[Calibrator, ScaleByValues] = {
     Calibrator.MIN_MAX: min_max_scale,
     Calibrator.PERCENTILE: percentile_scale,
@@ -59,6 +49,11 @@ class Quantizer:
 
     target: Target
     calibrator: Calibrator = Calibrator.OUTPUT_ERROR
+
+    @classmethod
+    def of(cls, context: Context) -> Self:
+        """The base quantizer that a compilation asks for."""
+        return cls(context.target, context.options.calibrator)
 
     @property
     def quantizes_activations(self) -> bool:

@@ -11,7 +11,6 @@ from rich.console import Console
 from regcache.compiler.artifact.artifact import MODEL
 from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.artifact.speed_check import describe_speed
-from regcache.compiler.calibration.quantizer import Calibrator
 from regcache.compiler.cli.bench import bench_command
 from regcache.compiler.cli.build import build_command
 from regcache.compiler.cli.bundle import bundle_command
@@ -36,7 +35,13 @@ from regcache.compiler.cli.tables import print_tables
 from regcache.compiler.encoder.prepare import FLOAT, export_source
 from regcache.compiler.inspection.inspect import inspect_encoder
 from regcache.compiler.inspection.tables import inspection_tables
-from regcache.compiler.options import AttentionChoice, CompileOptions, RegisterChoice, Rounding
+from regcache.compiler.options import (
+    AttentionChoice,
+    Calibrator,
+    CompileOptions,
+    RegisterChoice,
+    Rounding,
+)
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import staged_file, write_text

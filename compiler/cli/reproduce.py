@@ -7,7 +7,6 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 
-from regcache.compiler.calibration.quantizer import Calibrator
 from regcache.compiler.cli.options import (
     BatchOption,
     JsonOption,
@@ -21,7 +20,7 @@ from regcache.compiler.cli.options import (
     parse_duration,
 )
 from regcache.compiler.curation.study import LEAST_IMAGES
-from regcache.compiler.options import CompileOptions
+from regcache.compiler.options import Calibrator, CompileOptions
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce.reproduce import Plan, reproduce
 from regcache.compiler.reproduce.tasks import Tasks

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import return_memory
 from regcache.compiler.calibration.statistics import TokenNorms, token_kind
+from regcache.compiler.context import Context
 from regcache.compiler.curation.candidates import find_candidates
 from regcache.compiler.curation.decision import Improvement, measure_improvement
 from regcache.compiler.curation.journal import Journal
@@ -54,6 +56,12 @@ class SearchOptions:
     scheduler: str = "threads"
     workers: int | None = None
     budget: float | None = None
+
+    @classmethod
+    def of(cls, context: Context) -> Self:
+        """Where a compilation searches."""
+        options = context.options
+        return cls(context.journal, options.scheduler, options.threads, options.search_budget)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from regcache.compiler.curation.registers import capture_registers
-from regcache.passes.base import Log, Pass, run
+from regcache.passes.base import Pass, Ran, run_all
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.encoder import EncoderView
 from regcache.passes.splice_register_tokens import SpliceRegisterTokens
@@ -65,21 +65,18 @@ class Setting(BaseModel):
 
 def place_registers(
     graph: gs.Graph, view: EncoderView, setting: Setting, tokens: Floats
-) -> tuple[gs.Graph, dict[str, Log]]:
+) -> tuple[gs.Graph, list[Ran]]:
     """The graph with `setting`, and what each pass did. `tokens`: the registers [R, width].
 
     `view` is of `graph`, in float: it gives the registers' keys and values in mode kv. Raises
     InputError where a pass refuses the graph.
     """
-    logs: dict[str, Log] = {}
+    steps: list[Pass] = []
     if setting.delete_count:
-        deleted = run(DeleteSinks(setting.delete_at, setting.delete_count), graph)
-        graph, logs[DeleteSinks.name] = deleted.graph, deleted.log
+        steps.append(DeleteSinks(setting.delete_at, setting.delete_count))
     if setting.candidates:
-        step = _splice(view, setting, tokens)
-        spliced = run(step, graph)
-        graph, logs[step.name] = spliced.graph, spliced.log
-    return graph, logs
+        steps.append(_splice(view, setting, tokens))
+    return run_all(steps, graph)
 
 
 def _splice(view: EncoderView, setting: Setting, tokens: Floats) -> Pass:

@@ -1,10 +1,9 @@
 """What a search works on: the float encoder, reference images and the base quantizer."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -16,9 +15,6 @@ from regcache.passes.external_weights import let_go
 from regcache.runtime.images import ImageFolder
 
 Floats = NDArray[np.float32]
-T = TypeVar("T")
-
-
 # The fewest images to search with, so that eight are left to decide, and the most looked at.
 LEAST_IMAGES = 16
 _MOST_IMAGES = 48
@@ -44,8 +40,7 @@ class ReferenceImages:
     @classmethod
     def of(cls, folder: ImageFolder) -> "ReferenceImages":
         """At most 48 images from all over a folder. Raises InputError where none can be read."""
-        paths = evenly(folder.paths, _MOST_IMAGES)
-        some = ImageFolder(paths, folder.recipe, folder.batch_size)
+        some = folder.some(_MOST_IMAGES)
         return cls.deal(np.concatenate([batch.images for batch in some]))
 
     @property
@@ -99,9 +94,3 @@ class Study:
 
 def _unpack(packed: tuple[bytes, dict[str, NDArray[Any]]], *rest: Any) -> Study:
     return Study(unpack_graph(*packed), *rest)
-
-
-def evenly(items: Sequence[T], count: int) -> list[T]:
-    """`count` items from all over the sequence, in its order; all where there are no more."""
-    count = min(count, len(items))
-    return [items[number * len(items) // count] for number in range(count)]

@@ -3,22 +3,21 @@
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol
-
-import onnx_graphsurgeon as gs
+from typing import Protocol
 
 from regcache.compiler.encoder.adoption import adopt_file
-from regcache.compiler.pass_record import PassRecord, pass_record
+from regcache.compiler.encoder.float_encoder import FloatEncoder, RecipeFrom
+from regcache.compiler.encoder.outside_blocks import outside_blocks
+from regcache.compiler.pass_record import pass_records
 from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import OnnxFileSource
 from regcache.export.recipe import at_resolution, for_input
 from regcache.export.recipe_file import read_recipe
 from regcache.export.source import open_source
 from regcache.passes.canonicalize import canonicalize_logged
-from regcache.passes.choose_outputs import OutputChoice, choose_outputs
-from regcache.passes.encoder import EncoderView
+from regcache.passes.choose_outputs import choose_outputs
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.image_input import ImageInput, find_image
@@ -26,7 +25,6 @@ from regcache.passes.preprocess import Preprocess
 from regcache.passes.read_graph import read_graph
 
 FLOAT = "float.onnx"
-RecipeFrom = Literal["source", "option", "assumed"]
 # ImageNet's statistics, which most vision encoders were trained with.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -49,29 +47,6 @@ class SourceOptions(Protocol):
     @property
     def preprocess(self) -> str | None:
         """A preprocess.json that takes the place of the source's recipe."""
-
-
-@dataclass(frozen=True)
-class FloatEncoder:
-    """A float encoder ready to be calibrated.
-
-    `path` is its ONNX file as exported, `graph` the canonical form, `recipe_from` says whether the
-    recipe came with the source, from an option, or had to be assumed. `outputs`: which is what.
-    `passes`: what led from the file to the canonical form.
-    """
-
-    path: Path
-    graph: gs.Graph
-    view: EncoderView
-    recipe: Preprocess
-    recipe_from: RecipeFrom
-    outputs: OutputChoice
-    passes: tuple[PassRecord, ...] = ()
-
-    def batch(self, wanted: int) -> int:
-        """The batch size to run with: the graph's own where it is fixed."""
-        shape = self.graph.inputs[0].shape
-        return shape[0] if shape and isinstance(shape[0], int) else wanted
 
 
 def prepare(
@@ -101,7 +76,7 @@ def prepare(
         threads=threads,
     )
     try:
-        graph, logs = canonicalize_logged(read_graph(path))
+        graph, ran = canonicalize_logged(read_graph(path))
         image = find_image(graph)
         view = view_encoder(graph)
         outputs = choose_outputs(view, options.output)
@@ -121,7 +96,7 @@ def prepare(
         f"{len(view.linears)} linears"
     )
     reporter.step(outputs.describe())
-    passes = tuple(pass_record(name, log) for name, log in logs)
+    passes = (*pass_records(ran), *outside_blocks(view))
     return FloatEncoder(path, graph, view, recipe, recipe_from, outputs, passes)
 
 

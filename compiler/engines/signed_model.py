@@ -11,10 +11,10 @@ from pathlib import Path
 import onnx
 
 from regcache.compiler.artifact.artifact import Artifact
-from regcache.compiler.pass_record import pass_record, say_slower
+from regcache.compiler.pass_record import pass_records, say_slower
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import TargetName
-from regcache.passes.base import run
+from regcache.passes.base import run_all
 from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import import_graph, save_graph
 from regcache.passes.signed_integers import SignedIntegers
@@ -69,12 +69,10 @@ def write_signed(model: Path, folder: Path, reporter: Reporter) -> Path:
         return model  # in w4a16, the encoder view finds no linears: they are MatMulNBits
     reporter.step(f"moving the zero points of {model.name} to 0, as TensorRT needs")
     try:
-        for step in _PASSES:
-            result = run(step, graph)
-            graph = result.graph
-            say_slower([pass_record(step.name, result.log)], reporter)
+        graph, ran = run_all(_PASSES, graph)
     except InputError as error:
         raise _refused(f"{model}: {error}") from error
+    say_slower(pass_records(ran), reporter)
     path = folder / model.name
     save_graph(graph, path)
     return path

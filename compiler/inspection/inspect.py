@@ -14,11 +14,12 @@ from regcache.compiler.calibration.statistics import (
     TokenNorms,
     token_kind,
 )
-from regcache.compiler.encoder.prepare import FloatEncoder, SourceOptions, prepare
+from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.encoder.prepare import SourceOptions, prepare
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import unnamed
 from regcache.passes.encoder import Block, EncoderView
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder, Skipped, list_images
 
 
 class _Record(BaseModel):
@@ -158,13 +159,13 @@ def _observe(
     threads: int | None,
 ) -> list[str]:
     """Run the images through the observers; returns the names of those that could be read."""
+    skipped: list[Skipped] = []
     folder = ImageFolder(paths, encoder.recipe, encoder.batch(batch_size), reporter.skipped)
-    batches = reporter.images(folder, len(paths), "inspecting")
+    batches = reporter.images(folder.telling(skipped.append), len(paths), "inspecting")
     model = scratch / "observed.onnx"
     observers: dict[str, Observer] = {**streams, **sites}
     observe(encoder.graph, observers, (b.images for b in batches), model, threads=threads)
-    unreadable = {item.path for item in folder.skipped}
-    return [path.name for path in paths if path not in unreadable]
+    return [path.name for path in folder.without(skipped).paths]
 
 
 class _Place:

@@ -2,6 +2,7 @@
 
 import importlib.util
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -90,10 +91,10 @@ def measure_artifact(
                 reference, candidate.run, *labelled, opened.recipe, reporter, batch_size=batch_size
             )
         )
-    folder.on_skip = None  # it was said
+    said = replace(folder, on_skip=None)
     blocks = (
         compare_blocks(
-            opened, folder, reporter, float_model=against is Against.FLOAT, threads=threads
+            opened, said, reporter, float_model=against is Against.FLOAT, threads=threads
         )
         if per_layer
         else None

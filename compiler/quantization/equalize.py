@@ -1,15 +1,20 @@
-"""An encoder with the channels of its activations moved and evened out."""
+"""The stage that shifts the channels of activations and equalizes them."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from regcache.compiler.calibration.calibrate import Calibrated
 from regcache.compiler.calibration.folds import Folded, Halved, Observed
+from regcache.compiler.calibration.graph_session import return_memory
+from regcache.compiler.calibration.mapped import keep_on_disk, let_graph_go
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.encoder.prepare import FloatEncoder
-from regcache.compiler.pass_record import PassRecord, pass_record
+from regcache.compiler.context import Context
+from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.quantization.factors import (
     Equalization,
     Standing,
@@ -18,44 +23,66 @@ from regcache.compiler.quantization.factors import (
 )
 from regcache.compiler.quantization.shifts import Shift, choose_shift, is_shiftable, refine_shift
 from regcache.passes.affine import Affine
-from regcache.passes.base import Pass, run
+from regcache.passes.base import Pass, run_all
 from regcache.passes.encoder import EncoderView, Site
 from regcache.passes.equalize import Equalize, foldable
 from regcache.passes.external_weights import let_go
-from regcache.passes.find_blocks import view_encoder
 from regcache.passes.shift_activations import ShiftActivations
 from regcache.runtime.session import available_cpus
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation that linears read, as it stands after equalizing.
+
+    `seen`: what calibration would see of it; `for_scale`: the same, but of images that had no say
+    in how its channels were shifted, where they were. `scale`: the one that it was shifted for and
+    no other. `factors` [K]: what its channels are divided by; `how`: what was done, in words.
+    """
+
+    seen: Observed
+    for_scale: Observed
+    scale: Affine | None = None
+    factors: Floats | None = None
+    how: str | None = None
 
 
 @dataclass(frozen=True)
 class Equalized:
-    """An encoder with its channels evened out, and what calibration would see in it.
-
-    `statistics`: by the names that activations have now; `for_scales`: the same, but what images
-    look like that had no say in how channels were moved, where they were. `scales`: those of
-    activations that were moved for one scale and no other. `how`: what was done to a site, by the
-    site's name. `even`: what of it equalizes `original`, where channels were moved too.
-    """
+    """An encoder whose channels are shifted and equalized, and its activations by site name."""
 
     encoder: FloatEncoder
-    original: FloatEncoder
-    even: Equalize | None
-    statistics: dict[str, Observed]
-    for_scales: dict[str, Observed]
-    scales: dict[str, Affine]
-    how: dict[str, str]
-    logs: list[PassRecord]
+    activations: Mapping[str, Activation]
 
-    def unmoved(self) -> FloatEncoder:
-        """The encoder with channels evened out alone.
 
-        For what rounds to nearest with scales of its own: a constant in an activation needs its
-        bias corrected. Made anew on each call, for its weights are a copy.
-        """
-        if self.even is None:
-            return self.encoder
-        view, _ = _run(self.even, self.original.view, [])
-        return _with_view(self.original, view)
+def equalize(context: Context, encoder: FloatEncoder, calibrated: Calibrated) -> Equalized:
+    """Shift channels and equalize them where that helps; the encoder computes the same."""
+    options = context.options
+    if not options.equalize:
+        return as_it_is(encoder, calibrated.statistics)
+    found = equalize_encoder(encoder, calibrated.statistics, Quantizer.of(context), options.threads)
+    keep_on_disk(found.encoder.graph, context.scratch)
+    let_graph_go(encoder.graph)
+    return_memory()
+    return found
+
+
+def without_shifts(context: Context, encoder: FloatEncoder, equalized: Equalized) -> FloatEncoder:
+    """`encoder`, of which `equalized` was made, with its channels equalized but not shifted.
+
+    For what rounds to the nearest with scales of its own: a constant in an activation needs its
+    bias corrected.
+    """
+    known = equalized.activations.values()
+    if all(one.scale is None and one.for_scale is one.seen for one in known):
+        return equalized.encoder
+    found = encoder.after([_equalizing(encoder.view, equalized.activations)])
+    keep_on_disk(found.graph, context.scratch)
+    let_graph_go(encoder.graph)
+    return_memory()
+    return found
 
 
 def equalize_encoder(
@@ -64,7 +91,7 @@ def equalize_encoder(
     quantizer: Quantizer,
     threads: int | None = None,
 ) -> Equalized:
-    """Move channels and even them out where that helps; the encoder computes the same.
+    """Shift channels and equalize them where that helps, by statistics of every tensor's name.
 
     Activations are chosen for side by side, each by one of `threads`, so nothing depends on those.
     """
@@ -78,10 +105,8 @@ def equalize_encoder(
     sites = encoder.view.sites
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or available_cpus()) as pool:
         found = pool.map(choose, sites)
-        choices = {site.tensor.name: one for site, one in zip(sites, found, strict=True)}
-    shifts = {name: one.shift for name, one in choices.items() if one.shift is not None}
-    even = {name: one.even for name, one in choices.items() if one.even is not None}
-    return _apply(encoder, statistics, shifts, even)
+        choices = {site.name: one for site, one in zip(sites, found, strict=True)}
+    return _apply(encoder, statistics, choices)
 
 
 @dataclass(frozen=True)
@@ -108,71 +133,50 @@ def _choose(site: Site, statistics: Halved, quantizer: Quantizer, view: EncoderV
 
 def as_it_is(encoder: FloatEncoder, statistics: Mapping[str, Halved]) -> Equalized:
     """The encoder unchanged."""
-    return _apply(encoder, statistics, {}, {})
+    return _apply(encoder, statistics, {})
 
 
 def _apply(
-    encoder: FloatEncoder,
-    statistics: Mapping[str, Halved],
-    shifts: Mapping[str, Shift],
-    chosen: Mapping[str, Equalization],
+    encoder: FloatEncoder, statistics: Mapping[str, Halved], choices: Mapping[str, _Choice]
 ) -> Equalized:
-    """Run the passes, sites by sites; what a pass refuses stays as it was."""
-    logs, how = list[PassRecord](), dict[str, list[str]]()
-    names = {site.name: site.tensor.name for site in encoder.view.sites}
-    seen = {site: Folded.of(statistics[name]) for site, name in names.items()}
-    moves = {site: shifts[name] for site, name in names.items() if name in shifts}
-    scales = {site: chosen[name] for site, name in names.items() if name in chosen}
+    """Run the passes; what one refuses at a site stays as it was."""
+    shifts = {site: one.shift for site, one in choices.items() if one.shift is not None}
+    even = {site: one.even for site, one in choices.items() if one.even is not None}
+    tensors = {site.name: site.tensor.name for site in encoder.view.sites}
+    shifting = ShiftActivations({tensors[site]: one.values.whole for site, one in shifts.items()})
+    shifted, shifted_how = _run(shifting, encoder)
+    tensors = {site.name: site.tensor.name for site in shifted.view.sites}
+    equalizing = Equalize({tensors[site]: one.factors.whole for site, one in even.items()})
+    after, even_how = _run(equalizing, shifted)
 
-    shifting = ShiftActivations({names[site]: one.values.whole for site, one in moves.items()})
-    view, done = _run(shifting, encoder.view, logs)
-    for site, what in done.items():
-        seen[site] = seen[site].shifted(moves[site].values)
-        how.setdefault(site, []).append(f"{moves[site].name} taken off, {what}")
-
-    moved, fixed = frozenset(done), {site: moves[site].scale for site in done}
-    names = {site.name: site.tensor.name for site in view.sites}
-    equalizing = Equalize({names[site]: one.factors.whole for site, one in scales.items()})
-    view, done = _run(equalizing, view, logs)
-    for site, what in done.items():
-        seen[site] = seen[site].divided(scales[site].factors)
-        how.setdefault(site, []).append(f"{scales[site].rule}, {what}")
-    fixed = {site: scale for site, scale in fixed.items() if site in done or site not in scales}
-
-    # Channels that were moved fit the images at hand too well.
-    for_scales = {
-        site.tensor.name: one.held_out if site.name in moved else one.whole
-        for site in view.sites
-        for one in [seen[site.name]]
-    }
-    even = Equalize({name: one.factors.whole for name, one in chosen.items()}) if moves else None
-    return Equalized(
-        _with_view(encoder, view),
-        encoder,
-        even,
-        {site.tensor.name: seen[site.name].whole for site in view.sites},
-        for_scales,
-        {
-            site.tensor.name: scale
-            for site in view.sites
-            if (scale := fixed.get(site.name)) is not None
-        },
-        {site: "; ".join(parts) for site, parts in how.items()},
-        logs,
-    )
+    activations = {}
+    for site in encoder.view.sites:
+        name, seen = site.name, Folded.of(statistics[site.tensor.name])
+        how, scale, for_scale = list[str](), None, None
+        if name in shifted_how:
+            seen = seen.shifted(shifts[name].values)
+            how.append(f"{shifts[name].name} taken off, {shifted_how[name]}")
+            # It was chosen for equalized channels.
+            scale = shifts[name].scale if name in even_how or name not in even else None
+        if name in even_how:
+            seen = seen.divided(even[name].factors)
+            how.append(f"{even[name].rule}, {even_how[name]}")
+        if name in shifted_how:
+            for_scale = seen.held_out  # shifted channels fit the images at hand too well
+        factors = even[name].factors.whole if name in even else None
+        activations[name] = Activation(
+            seen.whole, for_scale or seen.whole, scale, factors, "; ".join(how) or None
+        )
+    return Equalized(after, activations)
 
 
-def _with_view(encoder: FloatEncoder, view: EncoderView) -> FloatEncoder:
-    return replace(encoder, graph=view.graph, view=view)
+def _equalizing(view: EncoderView, activations: Mapping[str, Activation]) -> Equalize:
+    factors = {site.tensor.name: activations[site.name].factors for site in view.sites}
+    return Equalize({name: one for name, one in factors.items() if one is not None})
 
 
-def _run(
-    step: Pass, view: EncoderView, logs: list[PassRecord]
-) -> tuple[EncoderView, dict[str, str]]:
-    """The view after a pass, and what it did by the name of the site."""
-    result = run(step, view.graph)
-    if result.log.edits or result.log.skips:
-        logs.append(pass_record(step.name, result.log))
-    if not result.changed:
-        return view, {}
-    return view_encoder(result.graph), {edit.site: edit.what for edit in result.log.edits}
+def _run(step: Pass, encoder: FloatEncoder) -> tuple[FloatEncoder, dict[str, str]]:
+    """The encoder after a pass, and what that did, by the name of the site."""
+    graph, ran = run_all([step], encoder.graph)
+    edits = {edit.site: edit.what for one in ran for edit in one.log.edits}
+    return encoder.rewritten(graph, ran), edits

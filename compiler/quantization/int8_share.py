@@ -1,11 +1,27 @@
-"""Which linears stay in float, where a share of the multiply-accumulates may."""
+"""The stage that keeps linears float, where a share of the multiply-accumulates may be."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.context import Context
+from regcache.compiler.curation.curate import (
+    SearchOptions,
+    UnsearchableError,
+    measure_sensitivity,
+)
+from regcache.compiler.curation.record import SensitivityRecord
+from regcache.compiler.curation.study import ReferenceImages, Study
+from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.quantization.equalize import Equalized, without_shifts
+from regcache.compiler.quantization.rotation import rotation_work
 from regcache.passes.encoder import Site
+
+# Images that ranges are chosen on where only sensitivity is measured.
+_SENSITIVITY_IMAGES = 16
 
 
 class ParetoPoint(BaseModel):
@@ -29,6 +45,51 @@ class Placement:
     left_float: tuple[str, ...]
     share: float
     pareto: tuple[ParetoPoint, ...] = ()
+
+
+def keep_float(
+    context: Context,
+    encoder: FloatEncoder,
+    equalized: Equalized,
+    known: Sequence[SensitivityRecord],
+) -> Placement:
+    """Which linears stay float. `known`: the sensitivity of `encoder`, where it was measured.
+
+    `equalized` was made of `encoder`.
+    """
+    share = context.options.share
+    if not known and share < 1 and Quantizer.of(context).quantizes_activations:
+        known = _sensitivity(context, encoder, equalized)
+    damage = {record.site: record.damage for record in known}
+    view = equalized.encoder.view
+    rotations = rotation_work(view)
+    placement = place_int8(view.sites, damage, share, rotations)
+    floats = [*(["rotations"] if rotations else []), *placement.left_float]
+    if floats:
+        context.reporter.step(
+            f"{placement.share:.1%} of the work in int8; float: {', '.join(floats)}"
+        )
+    return placement
+
+
+def _sensitivity(
+    context: Context, encoder: FloatEncoder, equalized: Equalized
+) -> list[SensitivityRecord]:
+    some = context.images.some(_SENSITIVITY_IMAGES)
+    images = np.concatenate([batch.images for batch in some])
+    study = Study.of(
+        without_shifts(context, encoder, equalized).graph,
+        ReferenceImages(images, images[:1], images[:1]),
+        Quantizer.of(context),
+        batch=some.batch_size,
+        seed=context.options.seed,
+        outputs=encoder.outputs.counted,
+    )
+    try:
+        return measure_sensitivity(study, SearchOptions.of(context), context.reporter)
+    except UnsearchableError as error:
+        context.reporter.warn(f"{context.options.source}: all linears in int8: {error}")
+        return []
 
 
 def place_int8(

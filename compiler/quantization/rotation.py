@@ -1,14 +1,14 @@
 """Which activations are rotated, and how many channels at a time, in the work that may be float."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from regcache.compiler.encoder.prepare import FloatEncoder
-from regcache.compiler.options import CompileOptions
-from regcache.compiler.pass_record import PassRecord, pass_record
+from regcache.compiler.calibration.graph_session import return_memory
+from regcache.compiler.calibration.mapped import keep_on_disk, let_graph_go
+from regcache.compiler.context import Context
+from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.targets import Precision
-from regcache.passes.base import Pass, run
+from regcache.passes.base import Pass
 from regcache.passes.encoder import EncoderView
-from regcache.passes.find_blocks import view_encoder
 from regcache.passes.rotate_hidden import RotateHidden, hidden_sites, rotated_channels
 from regcache.passes.rotate_stream import RotateStream, rotated_stream
 
@@ -31,21 +31,21 @@ class Rotations:
         return steps if self.hidden is None else [*steps, RotateHidden(self.hidden)]
 
 
-def rotate(encoder: FloatEncoder, options: CompileOptions) -> tuple[FloatEncoder, list[PassRecord]]:
+def rotate(context: Context, encoder: FloatEncoder) -> FloatEncoder:
     """The encoder with rotated activations where `int8_share` leaves room for their products.
 
     For int8 alone: E4M3 and float hold outliers as they are.
     """
+    options = context.options
     if not options.rotate or options.precision is not Precision.INT8 or options.simulate:
-        return encoder, []
-    graph, logs = encoder.graph, []
-    for step in choose_rotations(encoder.view, options.share).steps(options.seed):
-        result = run(step, graph)
-        graph = result.graph
-        logs.append(pass_record(step.name, result.log))
-    if graph is encoder.graph:
-        return encoder, []
-    return replace(encoder, graph=graph, view=view_encoder(graph)), logs
+        return encoder
+    steps = choose_rotations(encoder.view, options.share).steps(options.seed)
+    rotated = encoder.after(steps)
+    if rotated.graph is not encoder.graph:
+        keep_on_disk(rotated.graph, context.scratch)
+        let_graph_go(encoder.graph)
+        return_memory()
+    return rotated
 
 
 def choose_rotations(view: EncoderView, least_share: float) -> Rotations:

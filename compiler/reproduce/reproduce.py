@@ -3,17 +3,23 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.calibrate import calibrate
 from regcache.compiler.calibration.folds import Observed
-from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
-from regcache.compiler.curation.study import evenly
-from regcache.compiler.encoder.prepare import FloatEncoder, prepare
-from regcache.compiler.options import CompileOptions
+from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.context import Context, choose_target
+from regcache.compiler.curation.find import find_registers, splice
+from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.encoder.prepare import prepare
+from regcache.compiler.encoder.split import split_for_target
+from regcache.compiler.options import Calibrator, CompileOptions
+from regcache.compiler.quantization.plain import quantize_plainly
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce.table import Recipe, Row, Table
 from regcache.compiler.reproduce.tasks import (
@@ -22,20 +28,11 @@ from regcache.compiler.reproduce.tasks import (
     load_tasks,
     measure,
 )
-from regcache.compiler.stages import (
-    calibrate,
-    choose_quantizer,
-    curate_encoder,
-    place,
-    quantize,
-    search_options,
-    shape_for_target,
-)
 from regcache.compiler.targets import Simulation
 from regcache.export.text_tower import embed_texts
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.preprocess import Preprocess
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder, evenly, list_images
 from regcache.runtime.session import OrtSession
 from regcache.runtime.similarity import row_cosines
 
@@ -67,10 +64,14 @@ def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
     loaded = load_tasks(tasks, lambda texts: embed_texts(options.source, texts), reporter)
     with tempfile.TemporaryDirectory(prefix="regcache-") as scratch, ExitStack() as stack:
         encoder = prepare(options, Path(scratch), reporter)
-        encoder, _ = shape_for_target(encoder, choose_quantizer(options).target)
+        target = choose_target(options)
+        encoder = split_for_target(encoder, target)
         batch = encoder.batch(options.batch_size)
         folder = ImageFolder(paths, encoder.recipe, batch, reporter.skipped)
-        variants = list(_Workshop(encoder, folder, options, Path(scratch), reporter).make(plan))
+        journal = Path(scratch) / "search.jsonl"
+        context = Context(options, target, folder, Path(scratch), journal, reporter)
+        workshop = _Workshop.of(context, encoder)
+        variants = list(workshop.make(plan))
         files = list(dict.fromkeys(path for _, path in variants))
         sessions = [
             OrtSession(path, threads=options.threads, integers=False, outputs=encoder.outputs.first)
@@ -95,79 +96,85 @@ def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
         train=None if tasks.train is None else str(tasks.train),
         train_limit=tasks.train_limit,
         calibration=options.images,
-        n_calibration=len(folder.paths),
+        n_calibration=len(workshop.context.images.paths),
         rows=rows,
     )
 
 
 @dataclass(frozen=True)
 class _Workshop:
-    """Makes the graphs to measure, as files in `scratch`."""
+    """Makes the graphs to measure, as files in the context's scratch folder.
 
+    `statistics`: of the encoder, by its tensors' names.
+    """
+
+    context: Context
     encoder: FloatEncoder
-    folder: ImageFolder
-    options: CompileOptions
-    scratch: Path
-    reporter: Reporter
+    statistics: dict[str, Observed]
+
+    @classmethod
+    def of(cls, context: Context, encoder: FloatEncoder) -> Self:
+        """A workshop for an encoder, which is calibrated for it."""
+        seen = calibrate(context, encoder)
+        statistics = {name: one.whole for name, one in seen.statistics.items()}
+        return cls(replace(context, images=seen.images), encoder, statistics)
 
     def make(self, plan: Plan) -> Iterator[tuple[Recipe, Path]]:
         """Every row of the table with its graph; where nothing ships, two rows share one."""
         yield Recipe(bits="float"), self.encoder.path
-        statistics = self._calibrate(self.encoder)
         for simulation in plan.simulations:
             if simulation.activation_bits is None:
-                yield self._weights_only(simulation, statistics)
+                yield self._weights_only(simulation)
                 continue
             for calibrator in plan.calibrators:
-                yield from self._off_and_on(simulation, calibrator, statistics)
+                yield from self._off_and_on(simulation, calibrator)
 
-    def _weights_only(
-        self, simulation: Simulation, statistics: dict[str, Observed]
-    ) -> tuple[Recipe, Path]:
+    def _weights_only(self, simulation: Simulation) -> tuple[Recipe, Path]:
         recipe = Recipe(
             bits=simulation.value,
             quantizer="round to nearest",
             reason="no registers: activations stay float",
         )
-        quantizer = choose_quantizer(self.options.model_copy(update={"simulate": simulation}))
-        return recipe, self._save(recipe, self.encoder, statistics, quantizer)
+        context = self._simulating(simulate=simulation)
+        return recipe, self._save(recipe, self.encoder, self.statistics, context)
 
     def _off_and_on(
-        self, simulation: Simulation, calibrator: Calibrator, statistics: dict[str, Observed]
+        self, simulation: Simulation, calibrator: Calibrator
     ) -> Iterator[tuple[Recipe, Path]]:
         """The base quantizer without registers, then with what the search decides to ship."""
         off = Recipe(bits=simulation.value, quantizer=calibrator.value)
-        self.reporter.step(f"{off.bits}, {off.quantizer}")
-        options = self.options.model_copy(update={"simulate": simulation, "calibrator": calibrator})
-        quantizer = choose_quantizer(options)
-        without = self._save(off, self.encoder, statistics, quantizer)
+        self.context.reporter.step(f"{off.bits}, {off.quantizer}")
+        context = self._simulating(simulate=simulation, calibrator=calibrator)
+        without = self._save(off, self.encoder, self.statistics, context)
         yield off, without
-        search = search_options(options, self.scratch / f"{off.bits}-{off.quantizer}.jsonl")
-        curated = curate_encoder(
-            self.encoder, self.folder, quantizer, options, search, self.reporter
-        )
+        curated = find_registers(context, self.encoder)
         shipped = {"registers": str(curated.setting), "reason": curated.record.reason}
         on = off.model_copy(update=shipped)
         if not curated.setting.changes:
             yield on, without
             return
-        placed, _ = place(self.encoder, curated)
-        yield on, self._save(on, placed, self._calibrate(placed), quantizer)
+        placed = splice(self.encoder, curated)
+        again = self.of(context, placed)
+        yield on, self._save(on, placed, again.statistics, context)
 
-    def _calibrate(self, encoder: FloatEncoder) -> dict[str, Observed]:
-        seen = calibrate(encoder, self.folder, self.options, self.scratch, self.reporter)
-        return {name: statistics.whole for name, statistics in seen.items()}
+    def _simulating(self, **update: Simulation | Calibrator) -> Context:
+        """The context with other bit-widths, or another calibrator too."""
+        options = self.context.options.model_copy(update=update)
+        journal = self.context.scratch / f"{options.simulate}-{options.calibrator}.jsonl"
+        return replace(
+            self.context, options=options, target=choose_target(options), journal=journal
+        )
 
     def _save(
         self,
         recipe: Recipe,
         encoder: FloatEncoder,
         statistics: dict[str, Observed],
-        quantizer: Quantizer,
+        context: Context,
     ) -> Path:
         kind = "off" if recipe.registers == "off" else "on"
-        path = self.scratch / f"{recipe.bits}-{recipe.quantizer}-{kind}.onnx"
-        save_graph(quantize(encoder, statistics, quantizer).graph, path)
+        path = context.scratch / f"{recipe.bits}-{recipe.quantizer}-{kind}.onnx"
+        save_graph(quantize_plainly(encoder, statistics, Quantizer.of(context)), path)
         return path
 
 

@@ -1,0 +1,37 @@
+"""What every stage of a compilation is told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from regcache.compiler.options import CompileOptions
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.targets import Target, TargetName, resolve_target, simulate
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.session import u8s8_saturates
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a compilation is asked for, and where it works.
+
+    `target`: the number formats that the options come to on this CPU. `images`: the calibration
+    images; without the unreadable ones, once the first calibration has found these. `scratch`: a
+    folder for files that do not last. `journal`: where a search notes results until it is done.
+    """
+
+    options: CompileOptions
+    target: Target
+    images: ImageFolder
+    scratch: Path
+    journal: Path
+    reporter: Reporter
+
+
+def choose_target(options: CompileOptions) -> Target:
+    """The number formats that the options ask for, on this CPU."""
+    target = resolve_target(
+        options.target,
+        u8s8_saturates=options.target is TargetName.ORT_CPU and u8s8_saturates(),
+        precision=options.precision,
+    )
+    return target if options.simulate is None else simulate(target, options.simulate)

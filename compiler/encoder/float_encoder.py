@@ -1,0 +1,52 @@
+"""A float encoder between export and quantization, and what every stage makes of it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import onnx_graphsurgeon as gs
+
+from regcache.compiler.pass_record import PassRecord, pass_records
+from regcache.passes.base import Pass, Ran, run_all
+from regcache.passes.choose_outputs import OutputChoice
+from regcache.passes.encoder import EncoderView
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.preprocess import Preprocess
+
+RecipeFrom = Literal["source", "option", "assumed"]
+
+
+@dataclass(frozen=True)
+class FloatEncoder:
+    """A float encoder as it stands: exported, then with registers, rotated, equalized.
+
+    `path` is its ONNX file as exported, `graph` its form now, `view` of that; `recipe_from` says
+    whether the recipe came with the source, from an option, or had to be assumed. `outputs`: which
+    is what. `passes`: what led from the file to the graph.
+    """
+
+    path: Path
+    graph: gs.Graph
+    view: EncoderView
+    recipe: Preprocess
+    recipe_from: RecipeFrom
+    outputs: OutputChoice
+    passes: tuple[PassRecord, ...] = ()
+
+    def batch(self, wanted: int) -> int:
+        """The batch size to run with: the graph's own where it is fixed."""
+        shape = self.graph.inputs[0].shape
+        return shape[0] if shape and isinstance(shape[0], int) else wanted
+
+    def after(self, steps: Iterable[Pass]) -> "FloatEncoder":
+        """The encoder after passes; itself where they change nothing and refuse nothing."""
+        return self.rewritten(*run_all(steps, self.graph))
+
+    def rewritten(self, graph: gs.Graph, ran: Iterable[Ran]) -> "FloatEncoder":
+        """The encoder with another graph, which passes made of its own."""
+        records = pass_records(ran)
+        if graph is self.graph and not records:
+            return self
+        view = self.view if graph is self.graph else view_encoder(graph)
+        return replace(self, graph=graph, view=view, passes=(*self.passes, *records))

@@ -1,0 +1,33 @@
+"""The stage that holds the model against its float original on a few calibration images."""
+
+from functools import partial
+from pathlib import Path
+
+from regcache.compiler.context import Context
+from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.parity.comparison import compare
+from regcache.compiler.targets import runs_integers
+from regcache.runtime.parity import ParityResult
+from regcache.runtime.session import OrtSession
+
+# Parity in the manifest is a first look, not the gate: `regcache parity` takes all images.
+_PARITY_IMAGES = 16
+
+
+def first_look(context: Context, encoder: FloatEncoder, model: Path) -> ParityResult:
+    """Parity of `model` with the float ONNX of `encoder`."""
+    session = partial(OrtSession, threads=context.options.threads, outputs=encoder.outputs.first)
+    integers = runs_integers(context.target.name)
+    with session(encoder.path) as reference, session(model, integers=integers) as candidate:
+        meter = compare(
+            reference.run,
+            candidate.run,
+            context.images.some(_PARITY_IMAGES),
+            context.reporter,
+            candidate.output_names,
+            prefix_tokens=encoder.outputs.leading,
+            tokens=encoder.outputs.tokens is not None,
+            class_scores=encoder.outputs.class_scores,
+            label="first look at parity",
+        )
+    return meter.result(reference="float-onnx")

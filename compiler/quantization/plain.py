@@ -1,0 +1,18 @@
+"""The plain base quantizer: scales, and every linear rounded to the nearest."""
+
+from collections.abc import Mapping
+
+import onnx_graphsurgeon as gs
+
+from regcache.compiler.calibration.observe import Activation
+from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.passes.base import run
+
+
+def quantize_plainly(
+    encoder: FloatEncoder, statistics: Mapping[str, Activation], quantizer: Quantizer
+) -> gs.Graph:
+    """The quantized graph, from statistics of every site by its tensor's name."""
+    step = quantizer.step(quantizer.scales(encoder.view.sites, statistics))
+    return run(step, encoder.graph).graph

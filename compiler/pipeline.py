@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from regcache.compiler.artifact.artifact import MODEL
+from regcache.compiler.artifact.artifact import MODEL, PREPROCESS
 from regcache.compiler.artifact.describe import Compiled, describe_artifact
 from regcache.compiler.artifact.manifest import FileRecord, Manifest, SpeedRecord
 from regcache.compiler.artifact.speed_check import check_speed
@@ -80,6 +80,7 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
     _save(quantized, curated, (encoder, placed, even.equalized.encoder), folder)
     parity = first_look(context, encoder, folder / MODEL)
     speed = _speed(context, encoder, folder / MODEL, quantized.linears)
+    (folder / PREPROCESS).write_text(encoder.recipe.to_json(), encoding="utf-8")
     source = FileRecord.of(*model_files(encoder.path))
     if not context.options.keep_float:
         remove_model(encoder.path)

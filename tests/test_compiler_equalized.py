@@ -17,18 +17,26 @@ from test_compiler_precisions import cli
 from test_compiler_shifting import MIDDLE, ZERO_POINT
 from tiny_vit import Spec, TinyVit
 
+from regcache.compiler.calibration.calibrate import Calibrated
 from regcache.compiler.calibration.folds import Observed
 from regcache.compiler.calibration.observe import HalvedStatistics, observe, stream_ranges
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.curation.curate import SearchOptions
-from regcache.compiler.encoder.prepare import FloatEncoder
+from regcache.compiler.context import Context
+from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.options import CompileOptions, Rounding
-from regcache.compiler.quantization.equalize import Equalized, as_it_is, equalize_encoder
-from regcache.compiler.quantization.finish import Finisher
+from regcache.compiler.quantization.equalize import (
+    Equalized,
+    as_it_is,
+    equalize,
+    equalize_encoder,
+    without_shifts,
+)
+from regcache.compiler.quantization.finish import quantize
 from regcache.compiler.quantization.int8_share import Placement
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.targets import TargetName
 from regcache.export.onnx_file import sidecar
+from regcache.passes.affine import Affine
 from regcache.passes.base import run
 from regcache.passes.choose_outputs import choose_outputs
 from regcache.passes.find_blocks import view_encoder
@@ -63,13 +71,32 @@ def planted(spec: Spec) -> TinyVit:
 
 def planted_case(folder: Path, spelling: str) -> tuple[Case, FloatEncoder]:
     case = make_case(folder, planted(SPELLED[spelling]))
+    return case, planted_encoder(folder, case)
+
+
+def planted_encoder(folder: Path, case: Case) -> FloatEncoder:
     path = folder / "float.onnx"  # never read
-    return case, FloatEncoder(
-        path, case.graph, case.view, RECIPE, "source", choose_outputs(case.view)
-    )
+    outputs = choose_outputs(case.view)
+    return FloatEncoder(path, case.graph, case.view, RECIPE, "source", outputs)
 
 
-def equalize(folder: Path, spelling: str, quantizer: str) -> tuple[Case, Equalized]:
+def how_of(found: Equalized) -> dict[str, str]:
+    """What was done, by the name of the site."""
+    return {name: one.how for name, one in found.activations.items() if one.how is not None}
+
+
+def scales_of(found: Equalized) -> dict[str, Affine]:
+    """The scales that activations were shifted for, by the name of the site."""
+    return {name: one.scale for name, one in found.activations.items() if one.scale is not None}
+
+
+def statistics_of(found: Equalized) -> dict[str, Observed]:
+    """What calibration would see, by the names that tensors have now."""
+    sites = found.encoder.view.sites
+    return {site.tensor.name: found.activations[site.name].seen for site in sites}
+
+
+def equalized_case(folder: Path, spelling: str, quantizer: str) -> tuple[Case, Equalized]:
     case, encoder = planted_case(folder, spelling)
     return case, equalize_encoder(encoder, case.statistics, QUANTIZERS[quantizer])
 
@@ -104,8 +131,8 @@ def test_the_encoder_computes_the_same(tmp_path: Path, spelling: str, quantizer:
 def test_statistics_are_those_of_the_equalized_graph(
     tmp_path: Path, spelling: str, quantizer: str
 ) -> None:
-    case, found = equalize(tmp_path, spelling, quantizer)
-    assert_agree(found.statistics, observed(found.encoder.graph, case.vit.images(16), tmp_path))
+    case, found = equalized_case(tmp_path, spelling, quantizer)
+    assert_agree(statistics_of(found), observed(found.encoder.graph, case.vit.images(16), tmp_path))
 
 
 def assert_agree(found: Mapping[str, Observed], again: Mapping[str, HalvedStatistics]) -> None:
@@ -126,39 +153,40 @@ def assert_agree(found: Mapping[str, Observed], again: Mapping[str, HalvedStatis
 
 @pytest.mark.parametrize("spelling", SPELLED)
 def test_what_was_done_is_said(tmp_path: Path, spelling: str) -> None:
-    case, found = equalize(tmp_path, spelling, "s8s8")
+    case, found = equalized_case(tmp_path, spelling, "s8s8")
     block = case.view.blocks[1]
     for site in case.view.sites:
-        how = found.how.get(site.name, "")
+        how = how_of(found).get(site.name, "")
         if site.linears == block.mlp.fc1:
             assert how.startswith(MIDDLE)
             assert "taken off, into the norm" in how
         if site.name.endswith(".fc2") and spelling != "swiglu":
             assert f"{ZERO_POINT} taken off, an Add of its own" in how
-    values = found.how["blocks.1.out"]
+    values = how_of(found)["blocks.1.out"]
     assert values.startswith(MIDDLE)
     assert "taken off, into the value projection" in values
-    shifting, equalizing = found.logs
+    shifting, equalizing = found.encoder.passes
     assert (shifting.name, equalizing.name) == ("shift_activations", "equalize")
-    taken = [how for how in found.how.values() if "taken off" in how]
-    ranged = [how for how in found.how.values() if "range^" in how]
+    taken = [how for how in how_of(found).values() if "taken off" in how]
+    ranged = [how for how in how_of(found).values() if "range^" in how]
     assert (shifting.edits, equalizing.edits) == (len(taken), len(ranged))
     assert ranged
     assert shifting.skips == equalizing.skips == []
-    assert len(found.how) < len(taken) + len(ranged)  # some were done both ways
-    assert any("taken off" in how and "; range^" in how for how in found.how.values())
+    assert len(how_of(found)) < len(taken) + len(ranged)  # some were done both ways
+    assert any("taken off" in how and "; range^" in how for how in how_of(found).values())
 
 
 @each
 def test_scales_of_moved_channels_are_chosen_on_images_without_a_say(
     tmp_path: Path, spelling: str, quantizer: str
 ) -> None:
-    _, found = equalize(tmp_path, spelling, quantizer)
-    assert found.for_scales.keys() == found.statistics.keys()
+    _, found = equalized_case(tmp_path, spelling, quantizer)
+    assert {site.name for site in found.encoder.view.sites} == found.activations.keys()
     moved = 0
     for site in found.encoder.view.sites:
-        tried, fitted = (one[site.tensor.name] for one in (found.for_scales, found.statistics))
-        if "taken off" not in found.how.get(site.name, ""):
+        activation = found.activations[site.name]
+        tried, fitted = activation.for_scale, activation.seen
+        if "taken off" not in (activation.how or ""):
             assert tried is fitted
             continue
         moved += 1
@@ -166,13 +194,12 @@ def test_scales_of_moved_channels_are_chosen_on_images_without_a_say(
         # A channel's largest value in one half is beyond what the other half suggests.
         assert (tried.highs - tried.lows).mean() > (fitted.highs - fitted.lows).mean()
     assert bool(moved) == (quantizer == "s8s8")
-    assert set(found.for_scales) == {site.tensor.name for site in found.encoder.view.sites}
 
 
 @pytest.mark.parametrize("spelling", SPELLED)
 def test_unmoved_is_evened_out_alone(tmp_path: Path, spelling: str) -> None:
-    case, found = equalize(tmp_path, spelling, "s8s8")
-    even = found.unmoved()
+    case, found = equalized_case(tmp_path, spelling, "s8s8")
+    even = without_shifts(context(tmp_path), planted_encoder(tmp_path, case), found)
     pictures = case.vit.images(3, seed=5)
     for ours, truth in zip(
         run_graph(even.graph, pictures), case.vit.reference(pictures), strict=True
@@ -181,7 +208,9 @@ def test_unmoved_is_evened_out_alone(tmp_path: Path, spelling: str) -> None:
     assert even.view.graph is even.graph
     assert not [node.name for node in even.graph.nodes if node.name.startswith("shift/")]
     # Where an Add of its own stands behind them, factors do not fold into the up projection.
-    unfolded = [site[:-3] + "up" for site, how in found.how.items() if "an Add of its own" in how]
+    unfolded = [
+        site[:-3] + "up" for site, how in how_of(found).items() if "an Add of its own" in how
+    ]
     for one, other in zip(even.view.linears, found.encoder.view.linears, strict=True):
         if one.name in unfolded:
             continue
@@ -194,12 +223,13 @@ def test_unmoved_is_evened_out_alone(tmp_path: Path, spelling: str) -> None:
 
 
 def test_on_a_cpu_nothing_is_moved(tmp_path: Path) -> None:
-    _, found = equalize(tmp_path, "separate", "u8s8")
-    assert [log.name for log in found.logs] == ["equalize"]
-    assert found.how
-    assert not any("taken off" in how for how in found.how.values())
-    assert found.scales == {}
-    assert found.unmoved().graph is found.encoder.graph
+    case, found = equalized_case(tmp_path, "separate", "u8s8")
+    assert [log.name for log in found.encoder.passes] == ["equalize"]
+    assert how_of(found)
+    assert not any("taken off" in how for how in how_of(found).values())
+    assert scales_of(found) == {}
+    plain = without_shifts(context(tmp_path), planted_encoder(tmp_path, case), found)
+    assert plain.graph is found.encoder.graph
 
 
 def test_what_a_pass_refuses_stays_as_it_was(tmp_path: Path) -> None:
@@ -211,15 +241,17 @@ def test_what_a_pass_refuses_stays_as_it_was(tmp_path: Path) -> None:
     outputs = choose_outputs(case.view)
     encoder = FloatEncoder(tmp_path, graph, view_encoder(graph), RECIPE, "source", outputs)
     found = equalize_encoder(encoder, case.statistics, S8S8)
-    assert not found.how.keys() & set(sites)
-    assert not found.scales.keys() & set(names)
+    assert not how_of(found).keys() & set(sites)
+    assert not scales_of(found).keys() & set(sites)
     reason = "its activation is an output of the graph"
-    skips = [skip for log in found.logs for skip in log.skips]
+    skips = [skip for log in found.encoder.passes for skip in log.skips]
     assert {f"{site}: {reason}" for site in sites} == set(skips)
     for name in names:
-        np.testing.assert_array_equal(found.statistics[name].rows, case.statistics[name].whole.rows)
+        np.testing.assert_array_equal(
+            statistics_of(found)[name].rows, case.statistics[name].whole.rows
+        )
     again = observed(found.encoder.graph, case.vit.images(16), tmp_path)
-    assert_agree(found.statistics, again)
+    assert_agree(statistics_of(found), again)
     pictures = case.vit.images(2, seed=5)
     for ours, truth in zip(
         run_graph(found.encoder.graph, pictures), run_graph(graph, pictures), strict=True
@@ -232,32 +264,32 @@ def test_a_norm_without_bias_is_evened_out_and_not_moved(tmp_path: Path) -> None
     case, encoder = planted_case(tmp_path, "swiglu")
     site = case.site("blocks.1.q+k+v")
     moved = equalize_encoder(encoder, case.statistics, S8S8)
-    assert moved.how[site.name].startswith(f"{ZERO_POINT} taken off, into the norm; range^")
-    assert site.tensor.name in moved.scales
+    assert how_of(moved)[site.name].startswith(f"{ZERO_POINT} taken off, into the norm; range^")
+    assert site.name in scales_of(moved)
     graph = case.graph.copy()
     norm = view_encoder(graph).blocks[1].norm1
     norm.inputs = norm.inputs[:2]
     outputs = choose_outputs(case.view)
     bare = FloatEncoder(tmp_path, graph, view_encoder(graph), RECIPE, "source", outputs)
     found = equalize_encoder(bare, case.statistics, S8S8)
-    assert found.logs[0].skips == [f"{site.name}: its norm has no bias to move it into"]
-    assert found.how[site.name].startswith("range^")
-    assert found.scales.keys() == moved.scales.keys() - {site.tensor.name}
+    assert found.encoder.passes[0].skips == [f"{site.name}: its norm has no bias to move it into"]
+    assert how_of(found)[site.name].startswith("range^")
+    assert scales_of(found).keys() == scales_of(moved).keys() - {site.name}
 
 
 def test_as_it_is_changes_nothing(tmp_path: Path) -> None:
     case, encoder = planted_case(tmp_path, "separate")
     found = as_it_is(encoder, case.statistics)
     assert found.encoder.graph is case.graph
-    assert (found.scales, found.how, found.logs) == ({}, {}, [])
-    assert found.statistics.keys() == case.statistics.keys()
+    assert (scales_of(found), how_of(found), found.encoder.passes) == ({}, {}, ())
+    assert statistics_of(found).keys() == case.statistics.keys()
     for name, seen in case.statistics.items():
-        np.testing.assert_array_equal(found.statistics[name].rows, seen.whole.rows)
-        np.testing.assert_array_equal(found.statistics[name].lows, seen.whole.lows)
-        np.testing.assert_array_equal(found.statistics[name].highs, seen.whole.highs)
+        np.testing.assert_array_equal(statistics_of(found)[name].rows, seen.whole.rows)
+        np.testing.assert_array_equal(statistics_of(found)[name].lows, seen.whole.lows)
+        np.testing.assert_array_equal(statistics_of(found)[name].highs, seen.whole.highs)
 
 
-def finisher(folder: Path, quantizer: Quantizer, *, equalize: bool) -> Finisher:
+def context(folder: Path, *, equalize: bool = True) -> Context:
     options = CompileOptions(
         source="tiny.onnx",
         images="none",
@@ -267,40 +299,46 @@ def finisher(folder: Path, quantizer: Quantizer, *, equalize: bool) -> Finisher:
         half=False,
     )
     images = ImageFolder([folder / "unread.png"], RECIPE, 4)
-    search = SearchOptions(folder / "journal")
-    return Finisher(quantizer, images, options, folder, search, Reporter())
+    return Context(options, S8S8.target, images, folder, folder / "journal", Reporter())
+
+
+def calibrated(folder: Path, case: Case) -> Calibrated:
+    return Calibrated(case.statistics, {}, context(folder).images)
 
 
 @pytest.mark.parametrize("left_float", [(), ("blocks.0.fc2",)])
 def test_scales_survive_quantization(tmp_path: Path, left_float: tuple[str, ...]) -> None:
     case, encoder = planted_case(tmp_path, "separate")
-    finish = finisher(tmp_path, S8S8, equalize=True)
-    equalized = finish.equalize(encoder, case.statistics)
-    sites = {site.tensor.name: site for site in equalized.encoder.view.sites}
-    moved = {sites[name].name for name in equalized.scales}
-    assert {"blocks.0.fc2", "blocks.1.fc2"} <= moved
-    assert moved == {site for site, how in equalized.how.items() if ZERO_POINT in how}
-    quantized = finish.quantize(equalized, Placement(left_float, 1.0), {})
+    told = context(tmp_path)
+    equalized = equalize(told, encoder, calibrated(tmp_path, case))
+    sites = {site.name: site for site in equalized.encoder.view.sites}
+    shifted = scales_of(equalized)
+    assert {"blocks.0.fc2", "blocks.1.fc2"} <= shifted.keys()
+    assert set(shifted) == {site for site, how in how_of(equalized).items() if ZERO_POINT in how}
+    quantized = quantize(told, equalized, Placement(left_float, 1.0), {})
     stored = quantized.graph.tensors()
-    for name, scale in equalized.scales.items():
-        if sites[name].name in left_float:
+    kept = [site for name, site in sites.items() if name not in left_float]
+    assert quantized.linears == sum(len(site.linears) for site in kept)
+    for name, scale in shifted.items():
+        if name in left_float:
             assert name not in quantized.scales
             continue
         assert quantized.scales[name] is scale
-        (rounding,) = [node for node in stored[name].outputs if node.op == "QuantizeLinear"]
+        tensor = stored[sites[name].tensor.name]
+        (rounding,) = [node for node in tensor.outputs if node.op == "QuantizeLinear"]
         assert float(rounding.inputs[1].values) == np.float32(scale.scale)
         assert rounding.inputs[2].values == 0
-    free = [name for name in sites if name not in equalized.scales]
-    for name in free:
+    for name in sites.keys() - shifted.keys():
         weights = [linear.weight for linear in sites[name].linears]
-        assert quantized.scales[name] == S8S8.scale(weights, equalized.for_scales[name])
+        seen = equalized.activations[name].for_scale
+        assert quantized.scales[name] == S8S8.scale(weights, seen)
 
 
 def test_not_asked_for_nothing_is_moved(tmp_path: Path) -> None:
     case, encoder = planted_case(tmp_path, "separate")
-    found = finisher(tmp_path, S8S8, equalize=False).equalize(encoder, case.statistics)
+    found = equalize(context(tmp_path, equalize=False), encoder, calibrated(tmp_path, case))
     assert found.encoder.graph is case.graph
-    assert (found.how, found.scales) == ({}, {})
+    assert (how_of(found), scales_of(found)) == ({}, {})
 
 
 def test_zero_is_a_whole_step_in_the_artifact(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from test_passes_signed_integers import quantized
 from tiny_vit import Spec, TinyVit
 
 from regcache.compiler.encoder.outside_blocks import outside_blocks
-from regcache.compiler.pass_record import PassRecord, pass_record, say_slower
+from regcache.compiler.pass_record import PassRecord, pass_records, say_slower
 from regcache.compiler.reporter import Reporter
-from regcache.passes.base import Edit, Log, Skip
+from regcache.passes.base import Edit, Log, Ran, Skip
 from regcache.passes.canonicalize import canonicalize, canonicalize_logged
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import import_graph, save_graph
@@ -41,7 +41,7 @@ SLOW = "TensorRT computes it in float"
     ],
 )
 def test_one_line_for_each_way_to_be_slower(skips: list[Skip], lines: list[str]) -> None:
-    record = pass_record("p", Log((Edit("z", "done"),), tuple(skips)))
+    (record,) = pass_records([Ran("p", Log((Edit("z", "done"),), tuple(skips)))])
     assert (record.name, record.edits, record.slower) == ("p", 1, lines)
     assert record.skips == [f"{skip.site}: {skip.reason}" for skip in skips]
     said = io.StringIO()
@@ -52,8 +52,8 @@ def test_one_line_for_each_way_to_be_slower(skips: list[Skip], lines: list[str])
 
 def test_what_canonical_passes_did_is_kept() -> None:
     model = TinyVit(Spec(gemm=True, gelu="half_last", layer_norm="pow", opset=17)).model()
-    graph, logs = canonicalize_logged(import_graph(raise_opset(model)))
-    edits = {name: len(log.edits) for name, log in logs}
+    graph, ran = canonicalize_logged(import_graph(raise_opset(model)))
+    edits = {one.name: len(one.log.edits) for one in ran}
     assert edits["split_gemm"] == len(view_encoder(graph).linears)
     assert (edits["fuse_gelu"], edits["fuse_layer_norm"]) == (2, 5)
 

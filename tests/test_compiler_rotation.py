@@ -18,10 +18,11 @@ from tiny_vit import Spec, TinyVit
 
 from regcache.compiler import pipeline
 from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.context import Context, choose_target
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.curation.setting import Setting, place_registers
-from regcache.compiler.encoder.prepare import FloatEncoder
+from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.options import CompileOptions
 from regcache.compiler.parity.blocks import compare_blocks
 from regcache.compiler.quantization.rotation import (
@@ -112,9 +113,12 @@ def tiny() -> FloatEncoder:
     return FloatEncoder(Path("tiny.onnx"), graph, view_encoder(graph), RECIPE, "source", outputs)
 
 
-def options(**changes: object) -> CompileOptions:
+def context(**changes: object) -> Context:
     values = {"source": "tiny.onnx", "images": "photos", "target": TargetName.TENSORRT}
-    return CompileOptions.model_validate(values | {"int8_share": SHARE} | changes)
+    options = CompileOptions.model_validate(values | {"int8_share": SHARE} | changes)
+    images = ImageFolder([Path("unread.png")], RECIPE)
+    scratch = Path("unwritten")
+    return Context(options, choose_target(options), images, scratch, scratch, Reporter())
 
 
 @pytest.mark.parametrize(
@@ -131,12 +135,15 @@ def options(**changes: object) -> CompileOptions:
 def test_where_rotations_do_not_pay_nothing_changes(
     tiny: FloatEncoder, changes: dict[str, object]
 ) -> None:
-    assert rotate(tiny, options(**changes)) == (tiny, [])
+    assert rotate(context(**changes), tiny) is tiny
 
 
 def test_says_what_it_did(tiny: FloatEncoder) -> None:
-    found, logs = rotate(tiny, options())
-    assert [(log.name, log.edits) for log in logs] == [("rotate_stream", 1), ("rotate_hidden", 3)]
+    found = rotate(context(), tiny)
+    assert [(log.name, log.edits) for log in found.passes] == [
+        ("rotate_stream", 1),
+        ("rotate_hidden", 3),
+    ]
     assert rotated_stream(found.view)
     assert [rotated_channels(block.mlp.fc2) for block in found.view.blocks] == [16, 16, 16]
     assert found.path == tiny.path
@@ -169,7 +176,7 @@ def test_the_artifact_keeps_the_share_that_its_manifest_states(
 ) -> None:
     opened = Artifact.open(artifact)
     record = opened.manifest.quantization
-    rotations = products_work(rotate(tiny, options())[0].view)
+    rotations = products_work(rotate(context(), tiny).view)
     every = linears_work(tiny.view) + rotations
     int8 = sum(int(np.prod(shape)) for _, shape in int8_weights(opened.model))
     assert record.int8_share == pytest.approx(int8 / every)

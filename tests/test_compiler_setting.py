@@ -52,7 +52,8 @@ def text(graph: gs.Graph) -> bytes:
 def place(
     graph: gs.Graph, setting: Setting, tokens: NDArray[np.float32]
 ) -> tuple[gs.Graph, dict[str, Log]]:
-    return place_registers(graph, view_encoder(graph), setting, tokens)
+    placed, ran = place_registers(graph, view_encoder(graph), setting, tokens)
+    return placed, {one.name: one.log for one in ran}
 
 
 @settings(deadline=None)

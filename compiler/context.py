@@ -5,7 +5,7 @@ from pathlib import Path
 
 from regcache.compiler.options import CompileOptions
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import Target, TargetName, resolve_target, simulate
+from regcache.compiler.targets import Target, resolve_target, simulate
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.session import u8s8_saturates
 
@@ -31,7 +31,7 @@ def choose_target(options: CompileOptions) -> Target:
     """The number formats that the options ask for, on this CPU."""
     target = resolve_target(
         options.target,
-        u8s8_saturates=options.target is TargetName.ORT_CPU and u8s8_saturates(),
+        u8s8_saturates=options.profile.integers and u8s8_saturates(),
         precision=options.precision,
     )
     return target if options.simulate is None else simulate(target, options.simulate)

@@ -6,12 +6,12 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from regcache.compiler.targets import (
+    PROFILES,
     Precision,
     Simulation,
     TargetName,
-    default_int8_share,
+    TargetProfile,
     resolve_target,
-    runs_integers,
 )
 from regcache.passes.errors import InputError
 
@@ -94,8 +94,7 @@ class CompileOptions(BaseModel):
     def _go_together(self) -> Self:
         """Raise InputError for options that no target runs together, before anything is read."""
         resolve_target(self.target, u8s8_saturates=False, precision=self.precision)
-        on_cpu = self.target is TargetName.ORT_CPU
-        if on_cpu and (self.half or self.attention is AttentionChoice.INT8):
+        if not self.profile.half and (self.half or self.attention is AttentionChoice.INT8):
             raise InputError(
                 f"--half and --attention int8 are for TensorRT, not {self.target.value}"
             )
@@ -108,15 +107,20 @@ class CompileOptions(BaseModel):
         return self
 
     @property
+    def profile(self) -> TargetProfile:
+        """What is particular to the target."""
+        return PROFILES[self.target]
+
+    @property
     def share(self) -> float:
         """`int8_share`, or the target's default; all where other bit-widths are simulated."""
         if self.int8_share is not None:
             return self.int8_share
-        return 1.0 if self.simulate is not None else default_int8_share(self.target)
+        return 1.0 if self.simulate is not None else self.profile.int8_share
 
     @property
     def in_half(self) -> bool:
-        """`half`, or whether TensorRT runs it; nothing where other bit-widths are simulated."""
+        """`half`, or the target's default; nothing where other bit-widths are simulated."""
         if self.half is not None:
             return self.half
-        return not runs_integers(self.target) and self.simulate is None
+        return self.profile.half and self.simulate is None

@@ -31,7 +31,7 @@ from regcache.compiler.quantization.int8_share import keep_float
 from regcache.compiler.quantization.rotation import rotate
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import staged_folder
-from regcache.compiler.targets import Precision, runs_integers
+from regcache.compiler.targets import Precision
 from regcache.passes.model_files import model_files, remove_model
 from regcache.passes.onnx_file import save_graph
 from regcache.runtime.images import ImageFolder, Skipped, list_images
@@ -134,7 +134,7 @@ def _speed(
 ) -> SpeedRecord | None:
     """How fast the model is beside the float one; None where ONNX Runtime will not run it."""
     options = context.options
-    if not runs_integers(options.target) or options.simulate is not None:
+    if not options.profile.integers or options.simulate is not None:
         return None
     first = replace(context.images, paths=context.images.paths[:1], batch_size=1)
     batch = next(iter(first))

@@ -1,5 +1,6 @@
 """What each deployment target can run, as the number formats of its Q/DQ pairs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -50,9 +51,10 @@ class Simulation(StrEnum):
 class Target:
     """Number formats: activations per tensor, weights per channel and symmetric.
 
-    Integers of fewer than 8 bits are simulated inside 8. `activation_bits` is None where only
-    weights are quantized, 4 bits in blocks of 32 input channels: simulated in float, or stored as
-    such in blocks of `block_size`. `float8`: both are E4M3, and the integer types say nothing.
+    `name` and `why`: of the target they belong to, and in words. Integers of fewer than 8 bits are
+    simulated inside 8. `activation_bits` is None where only weights are quantized, 4 bits in blocks
+    of 32 input channels: simulated in float, or stored as such in blocks of `block_size`.
+    `float8`: both are E4M3, and the integer types say nothing.
     """
 
     name: TargetName
@@ -66,6 +68,11 @@ class Target:
     float8: bool = False
 
     @property
+    def profile(self) -> "TargetProfile":
+        """That of the target."""
+        return PROFILES[self.name]
+
+    @property
     def dtypes(self) -> tuple[str, str]:
         """ONNX's names of what activations and weights are rounded to."""
         if self.float8:
@@ -73,34 +80,73 @@ class Target:
         return self.activation_dtype, self.weight_dtype
 
 
+@dataclass(frozen=True)
+class TargetProfile:
+    """All that is particular to a target; to add one is to add its profile.
+
+    `formats`: number formats by precision; `saturating`: those of int8 where the CPU's kernels for
+    unsigned activations and signed weights saturate. `int8_share`: the least share of the linears'
+    multiply-accumulates that is int8 unless told. `half`: whether the rest is FP16 unless told, and
+    whether it, and attention in int8, can be asked for. `integers`: whether ONNX Runtime measures
+    the artifact with its own integer kernels, and not dequantized, node by node as written. It does
+    not where a CPU's kernels may saturate and the target's do not. `runner`: the name of the runner
+    that times it.
+    """
+
+    formats: Mapping[Precision, Target]
+    int8_share: float
+    half: bool
+    integers: bool
+    runner: str
+    saturating: Target | None = None
+
+
+def _tensorrt(name: TargetName) -> TargetProfile:
+    """TensorRT takes signed int8 with zero point 0 only, and computes the rest in FP16."""
+    formats = {
+        Precision.INT8: Target(name, "int8", True, "int8", "TensorRT: signed int8, zero point 0"),
+        Precision.FP8: Target(name, "int8", True, "int8", "TensorRT: FP8, E4M3", float8=True),
+    }
+    return TargetProfile(formats, int8_share=1.0, half=True, integers=False, runner=name.value)
+
+
+def _cpu(name: TargetName) -> TargetProfile:
+    """Unsigned activations are one bit finer after GELU-like skew.
+
+    The few layers that do the most damage cost little in float.
+    """
+    blocks = f"W4A16: 4-bit weights in blocks of {_BLOCK_SIZE}, MatMulNBits"
+    formats = {
+        Precision.INT8: Target(name, "uint8", False, "int8", "U8S8: this CPU's kernels are exact"),
+        Precision.W4A16: Target(name, "uint8", False, "int8", blocks, None, 4, _BLOCK_SIZE),
+    }
+    saturating = Target(
+        name, "uint8", False, "uint8", "U8U8: this CPU's U8S8 kernels saturate in 16 bits"
+    )
+    return TargetProfile(formats, 0.95, False, True, name.value, saturating)
+
+
+PROFILES: Mapping[TargetName, TargetProfile] = {
+    TargetName.ORT_CPU: _cpu(TargetName.ORT_CPU),
+    TargetName.TENSORRT: _tensorrt(TargetName.TENSORRT),
+    TargetName.TENSORRT_RTX: _tensorrt(TargetName.TENSORRT_RTX),
+}
+
+
 def resolve_target(
     name: TargetName, *, u8s8_saturates: bool, precision: Precision = Precision.INT8
 ) -> Target:
     """The formats for a target; `u8s8_saturates` is measured on the CPU that compiles.
 
-    TensorRT takes signed int8 with zero point 0 only. On a CPU, unsigned activations are one bit
-    finer after GELU-like skew; weights are signed unless the CPU's U8S8 kernels saturate.
     Raises InputError where the target does not run the precision.
     """
-    if name is not TargetName.ORT_CPU:
-        return _tensorrt(name, precision)
-    if precision is Precision.FP8:
-        raise InputError(f"fp8 runs on TensorRT, not on {name.value}")
-    if precision is Precision.W4A16:
-        why = f"W4A16: 4-bit weights in blocks of {_BLOCK_SIZE}, MatMulNBits"
-        return Target(name, "uint8", False, "int8", why, None, 4, _BLOCK_SIZE)
-    if u8s8_saturates:
-        why = "U8U8: this CPU's U8S8 kernels saturate in 16 bits"
-        return Target(name, "uint8", False, "uint8", why)
-    return Target(name, "uint8", False, "int8", "U8S8: this CPU's kernels are exact")
-
-
-def _tensorrt(name: TargetName, precision: Precision) -> Target:
-    if precision is Precision.W4A16:
-        raise InputError(f"w4a16 runs on {TargetName.ORT_CPU.value}, not on {name.value}")
-    if precision is Precision.FP8:
-        return Target(name, "int8", True, "int8", "TensorRT: FP8, E4M3", float8=True)
-    return Target(name, "int8", True, "int8", "TensorRT: signed int8, zero point 0")
+    profile = PROFILES[name]
+    if precision not in profile.formats:
+        able = [other.value for other, one in PROFILES.items() if precision in one.formats]
+        raise InputError(f"{precision.value} runs on {' and '.join(able)}, not on {name.value}")
+    if precision is Precision.INT8 and u8s8_saturates and profile.saturating is not None:
+        return profile.saturating
+    return profile.formats[precision]
 
 
 def simulate(target: Target, simulation: Simulation) -> Target:
@@ -111,20 +157,3 @@ def simulate(target: Target, simulation: Simulation) -> Target:
         weight_bits=simulation.weight_bits,
         why=f"{simulation.value}, simulated; {target.why}",
     )
-
-
-def default_int8_share(name: TargetName) -> float:
-    """The least share of the linears' multiply-accumulates that stays int8 unless told.
-
-    On a CPU the few layers that do the most damage cost little in float; TensorRT gets all int8.
-    """
-    return 0.95 if name is TargetName.ORT_CPU else 1.0
-
-
-def runs_integers(name: TargetName) -> bool:
-    """Whether ONNX Runtime measures the artifact with its own integer kernels.
-
-    TensorRT's artifacts are measured dequantised, node by node as written: on a CPU without VNNI
-    the signed kernels would saturate, which TensorRT's do not.
-    """
-    return name is TargetName.ORT_CPU

@@ -272,7 +272,7 @@ def test_calibrators_differ(workshop: Workshop, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ("--precision fp8", "fp8 runs on TensorRT, not on ort-cpu"),
+        ("--precision fp8", "fp8 runs on tensorrt and tensorrt-rtx, not on ort-cpu"),
         ("--precision w4a16 --target tensorrt", "w4a16 runs on ort-cpu, not on tensorrt"),
         ("--precision w4a16 --target tensorrt-rtx", "w4a16 runs on ort-cpu, not on tensorrt-rtx"),
         ("--precision w4a16 --simulate w8a8", "--simulate and --precision do not go together"),

@@ -80,7 +80,10 @@ def test_a_case_runs_what_it_can_and_says_the_rest(
 
     fp8 = script.Case("fp8", TargetName.ORT_CPU, Precision.FP8, (RunnerName.ORT_CPU,))
     (failed,) = script.run_case(fp8, check, Reporter())
-    assert (failed.passed, failed.failure) == (False, "fp8 runs on TensorRT, not on ort-cpu")
+    assert (failed.passed, failed.failure) == (
+        False,
+        "fp8 runs on tensorrt and tensorrt-rtx, not on ort-cpu",
+    )
 
 
 def on_gpu(monkeypatch: pytest.MonkeyPatch, script: ModuleType, gpu: Gpu) -> None:

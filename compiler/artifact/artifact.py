@@ -6,7 +6,6 @@ from typing import Self
 
 from regcache.compiler.artifact.manifest import Manifest, read_manifest
 from regcache.compiler.encoder.prepare import FLOAT
-from regcache.compiler.targets import runs_integers
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.session import OrtSession
@@ -47,7 +46,7 @@ class Artifact:
     @property
     def runs_integers(self) -> bool:
         """Whether ONNX Runtime computes in integers; what is meant for TensorRT it dequantizes."""
-        return runs_integers(self.manifest.options.target)
+        return self.manifest.options.profile.integers
 
     @property
     def first_outputs(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from regcache.compiler.bench.engines import engine_for, why_unsupported
 from regcache.compiler.encoder.prepare import FLOAT, export_source
 from regcache.compiler.engines.signed_model import has_zero_points, write_signed
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import TargetName
+from regcache.compiler.targets import PROFILES
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
@@ -25,11 +25,7 @@ from regcache.runtime.machine import describe_machine
 from regcache.runtime.runners import Loading, RunnerName, check_runner, open_runner
 from regcache.runtime.session import available_cpus
 
-_TARGETS = {
-    RunnerName.ORT_CPU: TargetName.ORT_CPU,
-    RunnerName.TENSORRT: TargetName.TENSORRT,
-    RunnerName.TENSORRT_RTX: TargetName.TENSORRT_RTX,
-}
+_TARGETS = {RunnerName(profile.runner): name for name, profile in PROFILES.items()}
 
 
 @dataclass(frozen=True)

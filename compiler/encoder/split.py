@@ -1,7 +1,7 @@
 """The stage that brings a float encoder into the form that its target computes."""
 
 from regcache.compiler.encoder.float_encoder import FloatEncoder
-from regcache.compiler.targets import Target, runs_integers
+from regcache.compiler.targets import Target
 from regcache.passes.split_qkv import SplitQkv
 
 
@@ -10,7 +10,7 @@ def split_for_target(encoder: FloatEncoder, target: Target) -> FloatEncoder:
 
     TensorRT does so with most; blocks of weights are wider for v than for q and k.
     """
-    integers = runs_integers(target.name)
+    integers = target.profile.integers
     if integers and target.block_size is None:
         return encoder
     return encoder.after([SplitQkv(for_tensorrt=not integers)])

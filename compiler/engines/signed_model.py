@@ -29,7 +29,7 @@ REWRITE = " + ".join(f"{step.name} {step.version}" for step in _PASSES)
 
 def has_zero_points(model: Path, artifact: Artifact) -> bool:
     """Whether an ONNX file is an artifact's with ONNX Runtime's integers, around any zero point."""
-    return model == artifact.model and artifact.manifest.options.target is TargetName.ORT_CPU
+    return model == artifact.model and not artifact.manifest.options.profile.half
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from pathlib import Path
 from regcache.compiler.context import Context
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.parity.comparison import compare
-from regcache.compiler.targets import runs_integers
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.session import OrtSession
 
@@ -17,7 +16,7 @@ _PARITY_IMAGES = 16
 def first_look(context: Context, encoder: FloatEncoder, model: Path) -> ParityResult:
     """Parity of `model` with the float ONNX of `encoder`."""
     session = partial(OrtSession, threads=context.options.threads, outputs=encoder.outputs.first)
-    integers = runs_integers(context.target.name)
+    integers = context.target.profile.integers
     with session(encoder.path) as reference, session(model, integers=integers) as candidate:
         meter = compare(
             reference.run,

@@ -22,7 +22,6 @@ from regcache.compiler.quantization.rounding import (
     nearest_blocks,
     round_weights,
 )
-from regcache.compiler.targets import runs_integers
 from regcache.passes.base import Pass, run_all
 from regcache.passes.correct_bias import CorrectBias
 from regcache.passes.encoder import Site
@@ -108,7 +107,7 @@ def _rest(
         for name, stream in streams.items():
             ranges[name] = float(stream.low.min()), float(stream.high.max())
         yield HalfPrecision(ranges)
-    if runs_integers(context.target.name):
+    if context.target.profile.integers:
         yield KeepBiasApart()
 
 

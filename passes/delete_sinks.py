@@ -12,7 +12,8 @@ from regcache.passes.check import check_and_infer
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.register_nodes import LAST, MARK, Writer
+from regcache.passes.marks import DELETED, TOKENS
+from regcache.passes.register_nodes import LAST, Writer
 from regcache.passes.token_positions import Positions, between, find_positions
 
 
@@ -46,7 +47,7 @@ class DeleteSinks:
         if not 0 <= self.count < view.patches:
             raise InputError(f"sinks: cannot delete {self.count} of {view.patches} patches")
         for node in graph.nodes:
-            if node.name.startswith((f"{MARK}/delete/", f"{MARK}/token/")):
+            if node.name.startswith((DELETED, TOKENS)):
                 raise InputError("sinks: the graph has deleted sinks or register tokens already")
         self._check_heads(graph)
 
@@ -154,7 +155,7 @@ def _shorten(write: Writer, positions: Positions, kept: gs.Variable, count: int)
         if constant.name not in gathered:
             name = f"table_{len(gathered)}"
             values = constant.values.reshape(constant.shape[-2:])
-            rows = gs.Constant(f"{MARK}/delete/{name}/rows", values)
+            rows = gs.Constant(f"{DELETED}{name}/rows", values)
             picked = write.node("Gather", name, [rows, kept], axis=0)
             heads = write.ints(f"{name}/heads", 1)
             gathered[constant.name] = write.node("Unsqueeze", f"{name}/wide", [picked, heads])
@@ -165,7 +166,7 @@ def _restore(write: Writer, view: EncoderView, output: gs.Variable, kept: gs.Var
     """Scatter a shortened output back to every position; only the output itself reads it."""
     prefix, patches = _known(view)
     maker = output.inputs[0]
-    shorter = gs.Variable(f"{MARK}/delete/{output.name}/shorter", dtype=np.float32)
+    shorter = gs.Variable(f"{DELETED}{output.name}/shorter", dtype=np.float32)
     readers = list(output.outputs)
     maker.outputs = [shorter if item is output else item for item in maker.outputs]
     for node in readers:
@@ -180,5 +181,5 @@ def _restore(write: Writer, view: EncoderView, output: gs.Variable, kept: gs.Var
     parts = [whole]
     if prefix:
         parts.insert(0, write.slice(f"{name}/prefix", shorter, 0, prefix))
-    node = gs.Node("Concat", f"{MARK}/delete/{name}/concat", {"axis": 1}, parts, [output])
+    node = gs.Node("Concat", f"{DELETED}{name}/concat", {"axis": 1}, parts, [output])
     write.graph.nodes.append(node)

@@ -6,6 +6,7 @@ there along the data until it meets the residual adds.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 
 import numpy as np
@@ -15,13 +16,43 @@ from numpy.typing import NDArray
 from regcache.passes.walk import is_constant, stored_weight, upstream
 
 
+class Role(StrEnum):
+    """What a linear does in its block; a projection may make several of q, k and v."""
+
+    Q = "q"
+    K = "k"
+    V = "v"
+    QK = "qk"
+    QV = "qv"
+    KV = "kv"
+    QKV = "qkv"
+    OUT = "out"
+    GATE = "gate"
+    UP = "up"
+    FC1 = "fc1"
+    FC2 = "fc2"
+
+
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """A fully connected layer: MatMul with a constant weight and, mostly, an Add for the bias."""
+    """A fully connected layer: MatMul with a constant weight and, mostly, an Add for the bias.
+
+    `name`: "blocks.3.fc1" where it belongs to a block; only then has it a `block` and a `role`.
+    """
 
     name: str
     matmul: gs.Node
     bias_add: gs.Node | None
+
+    @property
+    def block(self) -> int:
+        """The number of its block."""
+        return int(self.name.split(".")[1])
+
+    @property
+    def role(self) -> Role:
+        """What it does there."""
+        return Role(self.name.rpartition(".")[2])
 
     @property
     def input(self) -> gs.Variable:
@@ -130,6 +161,16 @@ class Site:
 
     tensor: gs.Variable
     linears: tuple[Linear, ...]
+
+    @property
+    def block(self) -> int:
+        """The number of the linears' block."""
+        return self.linears[0].block
+
+    @property
+    def role(self) -> Role:
+        """That of the first linear: FC2 and OUT are read by no other."""
+        return self.linears[0].role
 
     @property
     def weight(self) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
-from regcache.passes.encoder import EncoderView, Site
+from regcache.passes.encoder import EncoderView, Role, Site
 from regcache.passes.equalize_sources import Source, find_source, refusal
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
@@ -60,7 +60,7 @@ class Equalize:
                 continue
             source = find_source(view, site)
             reason = refusal(view, site)
-            if reason is None and not source.free and not site.name.endswith((".out", ".fc2")):
+            if reason is None and not source.free and site.role not in (Role.OUT, Role.FC2):
                 reason = "its norm is read elsewhere"
             if reason is not None:
                 skips.append(Skip(site.name, reason))

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from regcache.passes.encoder import EncoderView, Linear, Site
-from regcache.passes.register_nodes import marked
+from regcache.passes.encoder import EncoderView, Linear, Role, Site
+from regcache.passes.marks import of_registers
 from regcache.passes.split_qkv import packed_thirds
 from regcache.passes.walk import (
     NORMS,
@@ -203,10 +203,10 @@ def value_behind(view: EncoderView, site: Site) -> Columns | None:
     for linear in attention.projections:
         if not _divisible(graph, linear):
             continue
-        if linear.name.endswith(".v") and linear.weight_shape[1] == channels:
+        if linear.role is Role.V and linear.weight_shape[1] == channels:
             if _moved(graph, tensor, linear.output):
                 return Columns(attention.out.input, linear, slice(None), registers)
-        elif linear.name.endswith(".qkv"):
+        elif linear.role is Role.QKV:
             thirds = packed_thirds(linear)
             if thirds is not None and _moved(graph, tensor, thirds[2]):
                 last = slice(2 * channels, 3 * channels)
@@ -219,7 +219,7 @@ def _through_registers(
 ) -> tuple[gs.Tensor, tuple[tuple[gs.Node, int], ...]] | None:
     """The values without spliced registers, and where the registers' constants are read."""
     node = producer(value)
-    if node is None or not marked(node.name) or node.op != "Concat":
+    if node is None or not of_registers(node.name) or node.op != "Concat":
         return value, ()
     registers, values = node.inputs
     if is_constant(registers):

@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.encoder import Attention, Block, EncoderView, Linear, Mlp
 from regcache.passes.errors import InputError
-from regcache.passes.register_nodes import marked
+from regcache.passes.marks import of_registers, rotates
 from regcache.passes.scalar_function import identify_activation
 from regcache.passes.walk import (
     NORMS,
@@ -19,7 +19,6 @@ from regcache.passes.walk import (
     is_linear,
     linears_behind,
     producer,
-    rotates,
     skip_affine,
     skip_back,
     skip_rotation,
@@ -250,11 +249,11 @@ def _leads_to(output: gs.Tensor, following: gs.Tensor) -> bool:
     """Whether nothing but a register pass's own nodes stand between two blocks."""
 
     def follow(node: gs.Node) -> list[gs.Tensor]:
-        return list(node.inputs) if marked(node.name) else []
+        return list(node.inputs) if of_registers(node.name) else []
 
     maker = producer(output)
     return output is following or any(
-        node is maker for node in upstream(following, follow) if not marked(node.name)
+        node is maker for node in upstream(following, follow) if not of_registers(node.name)
     )
 
 

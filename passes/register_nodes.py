@@ -9,20 +9,14 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.passes.errors import InputError
+from regcache.passes.marks import REGISTERS
 
-# Every node that a register pass adds is named with this, and every constant that it replaces.
-MARK = "regcache.registers"
 LAST = np.iinfo(np.int64).max
-
-
-def marked(name: str) -> bool:
-    """Whether a register pass gave this name."""
-    return name.startswith(MARK)
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Appends nodes whose names begin with MARK and `prefix`."""
+    """Appends nodes whose names begin with REGISTERS and `prefix`."""
 
     graph: gs.Graph
     prefix: str
@@ -31,7 +25,7 @@ class Writer:
         self, op: str, name: str, inputs: Sequence[gs.Tensor], dtype: Any = np.float32, **attrs: Any
     ) -> gs.Variable:
         """Append a node; returns its output (the last of two for TopK, whose indices matter)."""
-        full = f"{MARK}/{self.prefix}/{name}"
+        full = f"{REGISTERS}/{self.prefix}/{name}"
         outputs = [gs.Variable(f"{full}/out", dtype=dtype)]
         if op == "TopK":
             outputs.insert(0, gs.Variable(f"{full}/values", dtype=np.float32))
@@ -40,7 +34,7 @@ class Writer:
 
     def ints(self, name: str, *values: int) -> gs.Constant:
         """A constant int64 vector."""
-        return gs.Constant(f"{MARK}/{self.prefix}/{name}", np.array(values, dtype=np.int64))
+        return gs.Constant(f"{REGISTERS}/{self.prefix}/{name}", np.array(values, dtype=np.int64))
 
     def slice(self, name: str, tensor: gs.Tensor, start: int, end: int) -> gs.Variable:
         """Tokens [start, end) of a sequence [B, T, C]."""
@@ -65,16 +59,16 @@ def over_batch(graph: gs.Graph, values: NDArray[Any], name: str) -> gs.Tensor:
     """
     batch = graph.inputs[0].shape[0]
     if isinstance(batch, int):
-        return gs.Constant(f"{MARK}/{name}", np.repeat(values, batch, axis=0))
-    output = gs.Variable(f"{MARK}/{name}/expanded", dtype=values.dtype)
-    inputs = [gs.Constant(f"{MARK}/{name}", values), _batch_shape(graph, values.ndim)]
-    graph.nodes.append(gs.Node("Expand", f"{MARK}/{name}/expand", {}, inputs, [output]))
+        return gs.Constant(f"{REGISTERS}/{name}", np.repeat(values, batch, axis=0))
+    output = gs.Variable(f"{REGISTERS}/{name}/expanded", dtype=values.dtype)
+    inputs = [gs.Constant(f"{REGISTERS}/{name}", values), _batch_shape(graph, values.ndim)]
+    graph.nodes.append(gs.Node("Expand", f"{REGISTERS}/{name}/expand", {}, inputs, [output]))
     return output
 
 
 def _batch_shape(graph: gs.Graph, rank: int) -> gs.Tensor:
     """The shape [B, 1, ...] of a rank, computed once per graph."""
-    name = f"{MARK}/batch_{rank}"
+    name = f"{REGISTERS}/batch_{rank}"
     existing: dict[str, gs.Tensor] = graph.tensors()
     if name in existing:
         return existing[name]
@@ -93,15 +87,15 @@ def insert_concat(
     graph: gs.Graph, node: gs.Node, slot: int, registers: gs.Tensor, axis: int, name: str
 ) -> None:
     """Put registers in front of one input of a node: Concat([registers, input], axis)."""
-    joined = gs.Variable(f"{MARK}/{name}/joined", dtype=np.float32)
+    joined = gs.Variable(f"{REGISTERS}/{name}/joined", dtype=np.float32)
     source = node.inputs[slot]
     graph.nodes.append(
-        gs.Node("Concat", f"{MARK}/{name}", {"axis": axis}, [registers, source], [joined])
+        gs.Node("Concat", f"{REGISTERS}/{name}", {"axis": axis}, [registers, source], [joined])
     )
     node.inputs[slot] = joined
 
 
 def first_marked(nodes: Iterable[gs.Node], part: str) -> gs.Node | None:
     """The first node that a register pass named with `part`."""
-    wanted = f"{MARK}/{part}"
+    wanted = f"{REGISTERS}/{part}"
     return next((node for node in nodes if node.name.startswith(wanted)), None)

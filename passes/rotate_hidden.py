@@ -18,7 +18,8 @@ from regcache.passes.encoder import EncoderView, Linear, Site
 from regcache.passes.equalize_sources import refusal
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.walk import ROTATION, rotates, skip_affine, skip_back, upstream
+from regcache.passes.marks import ROTATION, rotates
+from regcache.passes.walk import skip_affine, skip_back, upstream
 
 Floats = NDArray[np.float32]
 

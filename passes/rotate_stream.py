@@ -21,8 +21,8 @@ from regcache.passes.correct_bias import add_to_bias
 from regcache.passes.encoder import Block, EncoderView, Linear
 from regcache.passes.equalize_sources import norm_behind, refusal
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.marks import ROTATION
 from regcache.passes.walk import (
-    ROTATION,
     consumers,
     data_inputs,
     is_constant,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
 from regcache.passes.correct_bias import add_to_bias
-from regcache.passes.encoder import EncoderView, Linear, Site
+from regcache.passes.encoder import EncoderView, Linear, Role, Site
 from regcache.passes.equalize_sources import Columns, norm_behind, refusal, value_behind
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
@@ -95,15 +95,14 @@ def _subtract(
     view: EncoderView, site: Site, shifts: Floats, biases: dict[str, Floats]
 ) -> _Moved | None:
     """Take the shifts off an activation; `biases` are what is to be added to linears' biases."""
-    kind = site.name.rpartition(".")[2]
-    if kind not in ("out", "fc2"):
+    if site.role not in (Role.OUT, Role.FC2):
         norm = norm_behind(view.graph, site)
         if norm is None or len(norm.inputs) < 3 or norm.inputs[2].is_empty():
             return None
         bias = np.asarray(norm.inputs[2].values - shifts, np.float32)
         norm.inputs[2] = gs.Constant(f"{norm.name}/bias/shifted", bias)
         return _Moved("into the norm")
-    value = _value(view, site) if kind == "out" else None
+    value = _value(view, site) if site.role is Role.OUT else None
     if value is not None:
         biases[value.linear.name][value.columns] -= shifts
         value.change_registers(lambda registers, by_head: registers - by_head, shifts)

@@ -11,7 +11,8 @@ from regcache.passes.base import Edit, Log, Lossy, Parity
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.register_nodes import MARK, Writer, check_blocks, marked, over_batch
+from regcache.passes.marks import TOKENS, of_registers
+from regcache.passes.register_nodes import Writer, check_blocks, over_batch
 from regcache.passes.token_positions import Positions, between, find_positions, leaving
 from regcache.passes.walk import consumers
 
@@ -52,10 +53,10 @@ class SpliceRegisterTokens:
             )
         if not np.isfinite(self.tokens).all():
             raise InputError("registers: tokens must be finite")
-        if any(node.name.startswith(f"{MARK}/token/") for node in graph.nodes):
+        if any(node.name.startswith(TOKENS) for node in graph.nodes):
             raise InputError("registers: the graph has register tokens already")
         region = _region(view, self.start, self.end)
-        if any(marked(node.name) and "/delete/" in node.name for node in region):
+        if any(of_registers(node.name) and "/delete/" in node.name for node in region):
             raise InputError("registers: sinks are deleted between these blocks")
         blocks = view.blocks[self.start : self.end]
         left = leaving(graph, region, blocks[-1].output)
@@ -100,13 +101,13 @@ def _lengthen(positions: Positions, count: int) -> None:
     """Make room for `count` tokens behind the others, without rotation."""
     for place in positions.splits:
         *first, last = place.sizes
-        name = f"{MARK}/token/{place.node.name}/sizes"
+        name = f"{TOKENS}{place.node.name}/sizes"
         place.node.inputs[1] = gs.Constant(name, np.array([*first, last + count], dtype=np.int64))
     for table in positions.tables:
         values = table.table.values
         shape = (*values.shape[:-2], count, values.shape[-1])
         identity = np.full(shape, 0.0 if table.sine else 1.0, dtype=values.dtype)
-        name = f"{MARK}/token/{table.node.name}/table"
+        name = f"{TOKENS}{table.node.name}/table"
         table.node.inputs[table.slot] = gs.Constant(
             name, np.concatenate([values, identity], axis=-2)
         )

@@ -51,7 +51,7 @@ class SplitQkv:
         edits, skips = [], []
         for block in view_encoder(graph).blocks:
             for packed in block.attention.projections:
-                letters = packed.name.rpartition(".")[2]
+                letters = packed.role.value
                 if len(letters) == 1:
                     continue
                 found = _packed_parts(packed)
@@ -91,7 +91,7 @@ def packed_thirds(packed: Linear) -> list[gs.Variable] | None:
 
 def _packed_parts(packed: Linear) -> list[Part] | None:
     """The equal parts of a projection's columns, in order; None where they cannot be followed."""
-    count = len(packed.name.rpartition(".")[2])
+    count = len(packed.role.value)
     tensor, axes = packed.output, axes_of(packed.output)
     while axes is not None:
         following = consumers(tensor)

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Log, Lossy, Parity
 from regcache.passes.errors import InputError
-from regcache.passes.register_nodes import MARK
+from regcache.passes.marks import KEYS_AND_VALUES, TOKENS
 from regcache.passes.walk import is_constant, replace_everywhere
 
 
@@ -32,11 +32,11 @@ class StripRegisters:
         """Rewire around the nodes that the splices added."""
         edits = []
         for node in list(graph.nodes):
-            if node.op == "Concat" and node.name.startswith(f"{MARK}/kv/"):
+            if node.op == "Concat" and node.name.startswith(KEYS_AND_VALUES):
                 _bypass(graph, node, kept=1)
                 edits.append(Edit(node.name, "registers removed"))
-        concat = _named(graph, f"{MARK}/token/concat")
-        end = _named(graph, f"{MARK}/token/slice")
+        concat = _named(graph, f"{TOKENS}concat")
+        end = _named(graph, f"{TOKENS}slice")
         if concat is not None and end is not None:
             _shorten(graph, count=-int(end.inputs[2].values[0]))
             _bypass(graph, concat, kept=0)
@@ -48,7 +48,7 @@ class StripRegisters:
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
         """No register node is left."""
-        spliced = (f"{MARK}/kv/", f"{MARK}/token/")
+        spliced = (KEYS_AND_VALUES, TOKENS)
         left = [node.name for node in after.nodes if node.name.startswith(spliced)]
         assert not left, left
 
@@ -67,9 +67,9 @@ def _shorten(graph: gs.Graph, count: int) -> None:
     """Give splits and rotary tables that were lengthened for tokens their old length."""
     for node in graph.nodes:
         for slot, item in enumerate(node.inputs):
-            if not is_constant(item) or not item.name.startswith(f"{MARK}/token/"):
+            if not is_constant(item) or not item.name.startswith(TOKENS):
                 continue
-            name = item.name.removeprefix(f"{MARK}/token/")
+            name = item.name.removeprefix(TOKENS)
             if name.endswith("/sizes"):
                 *first, last = item.values.tolist()
                 sizes = np.array([*first, last - count], dtype=np.int64)

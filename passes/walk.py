@@ -5,6 +5,8 @@ from typing import TypeGuard
 
 import onnx_graphsurgeon as gs
 
+from regcache.passes.marks import rotates
+
 # Ops that move or round values without mixing them with other data.
 SHAPE_OPS = frozenset(
     {
@@ -25,7 +27,6 @@ SHAPE_OPS = frozenset(
 )
 NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 # Nodes that rotate an activation are named with this: their products are none of the encoder's.
-ROTATION = "regcache.rotation"
 # Ops between a linear and a matmul of attention: scaling, rotation, norms of one head.
 HEAD_OPS = SHAPE_OPS | NORMS | {"Add", "Concat", "Div", "Expand", "Mul", "Neg", "Sub", "Where"}
 
@@ -105,11 +106,6 @@ def stored_weight(node: gs.Node) -> gs.Constant | None:
 def is_linear(node: gs.Node) -> bool:
     """A MatMul with a constant [K, N] weight on its right, quantized or not."""
     return not rotates(node) and stored_weight(node) is not None
-
-
-def rotates(node: gs.Node | None) -> bool:
-    """Whether a rotation pass put the node there."""
-    return node is not None and str(node.name).startswith(ROTATION)
 
 
 def skip_rotation(tensor: gs.Tensor) -> gs.Tensor:

@@ -38,10 +38,10 @@ from regcache.passes.canonicalize import canonicalize
 from regcache.passes.choose_outputs import choose_outputs
 from regcache.passes.encoder import EncoderView
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.marks import rotates
 from regcache.passes.onnx_file import load_model
 from regcache.passes.rotate_hidden import rotated_channels
 from regcache.passes.rotate_stream import rotated_stream
-from regcache.passes.walk import rotates
 from regcache.runtime.images import ImageFolder, list_images
 
 DEPTH = 3

@@ -21,10 +21,11 @@ from regcache.passes.check import check_and_infer
 from regcache.passes.encoder import Site
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.marks import ROTATION, rotates
 from regcache.passes.observe import Observe
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.passes.rotate_hidden import SIZES, RotateHidden, rotated_channels, rotation
-from regcache.passes.walk import ROTATION, is_constant, is_linear, rotates, skip_rotation
+from regcache.passes.walk import is_constant, is_linear, skip_rotation
 
 Floats = NDArray[Any]
 SOME = ("plain", "swiglu", "packed swiglu", "gemm, dynamic")

@@ -23,6 +23,7 @@ from regcache.passes.equalize import Equalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.half_precision import HalfPrecision
+from regcache.passes.marks import rotates
 from regcache.passes.observe import Observe
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.passes.rotate_hidden import RotateHidden, rotated_channels, rotation
@@ -30,7 +31,6 @@ from regcache.passes.rotate_stream import RotateStream, rotated_stream
 from regcache.passes.shift_activations import ShiftActivations
 from regcache.passes.splice_register_tokens import SpliceRegisterTokens
 from regcache.passes.splice_registers import SpliceRegisters
-from regcache.passes.walk import rotates
 
 STREAM = "the residual stream"
 

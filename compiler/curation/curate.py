@@ -244,7 +244,7 @@ def _sensitivity(bench: Workbench, damage: dict[str, float]) -> list[Sensitivity
             SensitivityRecord(
                 site=site.name,
                 tensor=name,
-                block=int(site.name.split(".")[1]),
+                block=site.block,
                 damage=damage[name],
                 outlier_ratio=norms.linf.maximum / median if median else 0.0,
                 holder=token_kind(largest.token, bench.view.prefix_tokens),

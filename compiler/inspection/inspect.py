@@ -193,7 +193,7 @@ def _describe(
     streams: dict[str, TokenNorms] | None = None,
     sites: dict[str, _SiteObserver] | None = None,
 ) -> BlockRecord:
-    linears = {linear.name.rpartition(".")[2]: linear.weight_shape for linear in block.linears}
+    linears = {linear.role.value: linear.weight_shape for linear in block.linears}
     plain = BlockRecord(index=block.index, activation=block.mlp.activation, linears=linears)
     if place is None or streams is None or sites is None:
         return plain
@@ -204,7 +204,7 @@ def _describe(
     activations = []
     readers: dict[str, list[str]] = {}
     for linear in block.linears:
-        readers.setdefault(linear.input.name, []).append(linear.name.rpartition(".")[2])
+        readers.setdefault(linear.input.name, []).append(linear.role.value)
     for tensor, names in readers.items():
         activations.append(_activation("+".join(names), names, sites[tensor], place))
     return plain.model_copy(update={"stream": stream, "activations": activations})

@@ -12,7 +12,7 @@ from regcache.compiler.calibration.observe import observe
 from regcache.compiler.calibration.quantizer import Scale
 from regcache.compiler.quantization.gptq import choose_steps, refit_steps, round_by_error
 from regcache.compiler.targets import Target
-from regcache.passes.encoder import Linear, Site
+from regcache.passes.encoder import Linear, Role, Site
 from regcache.passes.external_weights import let_go
 from regcache.passes.float8 import Float8Weight, round_weight
 from regcache.passes.pack_weights import BlockWeight
@@ -31,7 +31,7 @@ _MANY_CHANNELS = _ROWS // 2
 # Coarse steps overfit: measured on DINOv2-S, on images not calibrated on.
 _BLOCK_DAMPING = 0.05
 # A sixth of a block's weights; at 4 bits they do as much damage as the others together (DINOv2-S).
-_WIDE, _WIDE_BITS = (".v", ".out"), 8
+_WIDE, _WIDE_BITS = (Role.V, Role.OUT), 8
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -190,7 +190,7 @@ def _round_blocks(weight: Floats, seen: LayerInput, bits: int, block_size: int) 
 
 def block_bits(linear: Linear, bits: int) -> int:
     """The bits of a weight that is stored in blocks: 8 for the value and output projections."""
-    return _WIDE_BITS if linear.name.endswith(_WIDE) else bits
+    return _WIDE_BITS if linear.role in _WIDE else bits
 
 
 def _groups(sites: list[Site]) -> Iterator[list[Site]]:

@@ -17,6 +17,7 @@ from regcache.compiler.quantization.factors import (
 )
 from regcache.compiler.quantization.sampled_weight import SampledWeight
 from regcache.passes.affine import Affine
+from regcache.passes.encoder import Role
 from regcache.passes.rotate_hidden import rotated_channels
 
 Floats = NDArray[np.float32]
@@ -44,7 +45,7 @@ def choose_shift(now: Standing, quantizer: Quantizer) -> Shift | None:
     unseen images). As for equalization, what one half of the images suggests is measured on the
     other, both ways.
     """
-    hidden = now.site.name.endswith(".fc2") and not rotated_channels(now.site.linears[0])
+    hidden = now.site.role is Role.FC2 and not rotated_channels(now.site.linears[0])
     if hidden or not is_shiftable(quantizer):
         return None
     middles = Suggested.by(_middles, now.seen)
@@ -67,7 +68,7 @@ def refine_shift(now: Standing, before: Shift | None, quantizer: Quantizer) -> S
         steps, scale = _zero_point(fold.other.divided(by), by, weight, quantizer)
         moved = fold.other.shifted(_moved(steps, scale, by))
         error += rounding_error(by, weight, moved, quantizer, scale)
-    gain = LEAST_GAIN_OF_A_NODE if now.site.name.endswith(".fc2") else LEAST_GAIN
+    gain = LEAST_GAIN_OF_A_NODE if now.site.role is Role.FC2 else LEAST_GAIN
     if not error < now.error * (1 - gain):
         return before
     steps, scale = _zero_point(seen.divided(factors).held_out, factors.whole, weight, quantizer)

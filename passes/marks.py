@@ -1,0 +1,23 @@
+"""The names by which passes know again what they, or others before them, put into a graph."""
+
+import onnx_graphsurgeon as gs
+
+REGISTERS = "regcache.registers"
+"""Begins the name of every node that a register pass adds, and of each constant it replaces."""
+
+KEYS_AND_VALUES = f"{REGISTERS}/kv/"
+TOKENS = f"{REGISTERS}/token/"
+DELETED = f"{REGISTERS}/delete/"
+
+ROTATION = "regcache.rotation"
+"""Begins the name of every node that a rotation pass adds."""
+
+
+def of_registers(name: str) -> bool:
+    """Whether a register pass gave this name."""
+    return name.startswith(REGISTERS)
+
+
+def rotates(node: gs.Node | None) -> bool:
+    """Whether a rotation pass put the node there."""
+    return node is not None and str(node.name).startswith(ROTATION)

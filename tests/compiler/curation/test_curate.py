@@ -63,9 +63,18 @@ def run(study: Study, journal: Path, **options: Any) -> Curated:
 
 
 @pytest.fixture(scope="module")
-def whole(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Curated:
+def noted(study: Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Curated, list[str]]:
+    """The search without interruption, and its journal before that was removed."""
+    journal = tmp_path_factory.mktemp("whole") / "journal"
+    with _Copy(journal) as copy:
+        found = run(study, journal)
+    return found, copy.text.splitlines()
+
+
+@pytest.fixture(scope="module")
+def whole(noted: tuple[Curated, list[str]]) -> Curated:
     """The search without interruption."""
-    return run(study, tmp_path_factory.mktemp("whole") / "journal")
+    return noted[0]
 
 
 def assert_same(found: Curated, whole: Curated) -> None:
@@ -135,15 +144,12 @@ def _counted(function: Any, calls: list[str]) -> Any:
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 30])
 def test_a_cut_journal_changes_nothing(
-    study: Study, whole: Curated, tmp_path: Path, kept: int
+    study: Study, noted: tuple[Curated, list[str]], tmp_path: Path, kept: int
 ) -> None:
+    whole, lines = noted
+    assert len(lines) > kept
     journal = tmp_path / "journal"
-    run_journal = tmp_path / "other"
-    thread = _Copy(run_journal)
-    with thread:
-        run(study, run_journal)
-    lines = thread.text.splitlines()[:kept]
-    journal.write_text("\n".join([*lines, '{"key": "try_set']))
+    journal.write_text("\n".join([*lines[:kept], '{"key": "try_set']))
     assert_same(run(study, journal), whole)
 
 
@@ -160,8 +166,9 @@ class _Copy:
             if self.path.exists():
                 self.text = max(self.text, self.path.read_text(), key=len)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "_Copy":
         self._thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -184,7 +191,9 @@ def test_passes_that_refuse_everything_leave_no_registers(
         raise InputError("the scores are masked")
 
     for module in ("screening", "setting"):
-        monkeypatch.setattr(importlib.import_module(f"regcache.compiler.{module}"), "run", refuse)
+        monkeypatch.setattr(
+            importlib.import_module(f"regcache.compiler.curation.{module}"), "run", refuse
+        )
     found = run(study, tmp_path / "journal")
     assert not found.setting.changes
     assert "refuse all 5 settings: the scores are masked" in found.record.reason

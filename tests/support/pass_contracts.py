@@ -1,0 +1,198 @@
+"""Every pass with the encoder that it is given, and the facts that it is given with it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from support.block_weights import block_weights
+from support.equalizing import random_factors
+from support.quantized_graphs import quantized
+from support.registers import random_kv, random_tokens
+from support.scales import attention_scales, float8_scales, linear_scales
+from support.shifting import random_shifts
+from support.spellings import SPELLINGS
+from support.tiny_vit import TinyVit, with_batch
+
+from regcache.passes.base import Pass, run
+from regcache.passes.canonicalize import canonicalize, canonicalize_graph
+from regcache.passes.check import check_and_infer
+from regcache.passes.correct_bias import CorrectBias
+from regcache.passes.delete_sinks import DeleteSinks
+from regcache.passes.drop_identities import DropIdentities
+from regcache.passes.drop_masks import DropMasks
+from regcache.passes.drop_neutral import DropNeutral
+from regcache.passes.equalize import Equalize
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.fold_constants import FoldConstants
+from regcache.passes.fold_if import FoldIf
+from regcache.passes.free_batch import FreeBatch
+from regcache.passes.free_tokens import FreeTokens
+from regcache.passes.fuse_gelu import FuseGelu
+from regcache.passes.fuse_layer_norm import FuseLayerNorm
+from regcache.passes.fuse_rms_norm import FuseRmsNorm
+from regcache.passes.fuse_softmax import FuseSoftmax
+from regcache.passes.half_precision import HalfPrecision
+from regcache.passes.keep_bias_apart import KeepBiasApart
+from regcache.passes.keep_vision import KeepVision
+from regcache.passes.lower_einsum import LowerEinsum
+from regcache.passes.lower_sequences import LowerSequences
+from regcache.passes.merge_transposes import MergeTransposes
+from regcache.passes.observe import Observe
+from regcache.passes.onnx_file import import_graph
+from regcache.passes.pack_weights import PackWeights
+from regcache.passes.pin_image import PinImage
+from regcache.passes.quantize_attention import QuantizeAttention
+from regcache.passes.quantize_float8 import QuantizeFloat8
+from regcache.passes.quantize_linears import QuantizeLinears
+from regcache.passes.raise_opset import raise_opset
+from regcache.passes.resolve_shapes import ResolveShapes
+from regcache.passes.rotate_hidden import RotateHidden
+from regcache.passes.rotate_stream import RotateStream
+from regcache.passes.round_weights import RoundWeights
+from regcache.passes.shift_activations import ShiftActivations
+from regcache.passes.signed_integers import SignedIntegers
+from regcache.passes.splice_register_tokens import SpliceRegisterTokens
+from regcache.passes.splice_registers import SpliceRegisters
+from regcache.passes.split_gemm import SplitGemm
+from regcache.passes.split_qkv import SplitQkv
+from regcache.passes.strip_registers import StripRegisters
+from regcache.passes.to_float32 import ToFloat32
+from regcache.passes.unfuse_microsoft import UnfuseMicrosoft
+
+Prepare = Callable[[str], gs.Graph]
+
+
+@cache
+def _written(spelling: str) -> gs.Graph:
+    graph = import_graph(raise_opset(TinyVit(SPELLINGS[spelling]).model()))
+    check_and_infer(graph)
+    # graphsurgeon writes a constant that it has read in other bytes than one that it has not.
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Constant):
+                assert value.values is not None
+    return graph
+
+
+@cache
+def _canonical(spelling: str) -> gs.Graph:
+    return canonicalize_graph(_written(spelling).copy())
+
+
+@cache
+def _integers(spelling: str) -> gs.Graph:
+    return quantized(_canonical(spelling))
+
+
+def written(spelling: str) -> gs.Graph:
+    """As the exporter writes it, its shapes inferred."""
+    return _written(spelling).copy()
+
+
+def canonical(spelling: str) -> gs.Graph:
+    """As the encoder view reads it."""
+    return _canonical(spelling).copy()
+
+
+def integers(spelling: str) -> gs.Graph:
+    """With Q/DQ pairs for ONNX Runtime."""
+    return _integers(spelling).copy()
+
+
+def fixed(spelling: str) -> gs.Graph:
+    """Of a batch of 2 images."""
+    return canonicalize(with_batch(TinyVit(SPELLINGS[spelling]).model(), 2))
+
+
+def registers(spelling: str) -> gs.Graph:
+    """With registers in both blocks."""
+    graph = canonical(spelling)
+    return run(splice_kv(spelling, graph), graph).graph
+
+
+def corrections(_: str, graph: gs.Graph) -> Pass:
+    linears = view_encoder(graph).linears
+    return CorrectBias({linear.name: np.ones(linear.weight_shape[1], "f4") for linear in linears})
+
+
+def splice_kv(spelling: str, _: gs.Graph) -> Pass:
+    spec = SPELLINGS[spelling]
+    return SpliceRegisters(0, spec.depth, *random_kv(spec, spec.depth, 3))
+
+
+def observe_sites(_: str, graph: gs.Graph) -> Pass:
+    return Observe(tuple(site.tensor.name for site in view_encoder(graph).sites))
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A pass with what it is given, and the encoder that it is given to."""
+
+    prepare: Prepare
+    make: Callable[[str, gs.Graph], Pass]
+    adds: bool = False  # a second run does to the encoder what the first did, once more
+
+
+def on(prepare: Prepare, kind: Callable[[], Pass]) -> Contract:
+    """A pass that takes nothing."""
+    return Contract(prepare, lambda _spelling, _graph: kind())
+
+
+CONTRACTS: dict[type, Contract] = {
+    CorrectBias: Contract(canonical, corrections, adds=True),
+    DeleteSinks: Contract(canonical, lambda _spelling, _graph: DeleteSinks(1, 2)),
+    DropIdentities: on(written, DropIdentities),
+    DropMasks: on(written, DropMasks),
+    DropNeutral: Contract(
+        written,
+        lambda _, graph: DropNeutral(
+            frozenset(name for name, item in graph.tensors().items() if not item.inputs)
+        ),
+    ),
+    Equalize: Contract(canonical, lambda _, graph: Equalize(random_factors(graph)), adds=True),
+    FoldConstants: on(written, FoldConstants),
+    FoldIf: on(written, FoldIf),
+    FreeBatch: on(fixed, FreeBatch),
+    FreeTokens: on(written, FreeTokens),
+    FuseGelu: on(written, FuseGelu),
+    FuseLayerNorm: on(written, FuseLayerNorm),
+    FuseRmsNorm: on(written, FuseRmsNorm),
+    FuseSoftmax: on(written, FuseSoftmax),
+    HalfPrecision: on(integers, HalfPrecision),
+    KeepBiasApart: on(integers, KeepBiasApart),
+    KeepVision: Contract(written, lambda _, graph: KeepVision(graph.inputs[0].name)),
+    LowerEinsum: on(written, LowerEinsum),
+    LowerSequences: on(written, LowerSequences),
+    MergeTransposes: on(written, MergeTransposes),
+    Observe: Contract(canonical, observe_sites),
+    PackWeights: Contract(canonical, lambda _, graph: PackWeights(block_weights(graph))),
+    PinImage: Contract(
+        written,
+        lambda _, graph: PinImage((2, *graph.inputs[0].shape[1:])),
+    ),
+    QuantizeAttention: Contract(
+        canonical, lambda _, graph: QuantizeAttention(attention_scales(graph))
+    ),
+    QuantizeFloat8: Contract(canonical, lambda _, graph: QuantizeFloat8(float8_scales(graph))),
+    QuantizeLinears: Contract(canonical, lambda _, graph: QuantizeLinears(linear_scales(graph))),
+    ResolveShapes: on(written, ResolveShapes),
+    RotateHidden: Contract(canonical, lambda _spelling, _graph: RotateHidden(4)),
+    RotateStream: on(canonical, RotateStream),
+    RoundWeights: on(canonical, RoundWeights),
+    ShiftActivations: Contract(
+        canonical, lambda _, graph: ShiftActivations(random_shifts(graph)), adds=True
+    ),
+    SignedIntegers: on(integers, SignedIntegers),
+    SpliceRegisterTokens: Contract(
+        canonical,
+        lambda spelling, _: SpliceRegisterTokens(0, 2, random_tokens(SPELLINGS[spelling], 3)),
+    ),
+    SpliceRegisters: Contract(canonical, splice_kv),
+    SplitGemm: on(written, SplitGemm),
+    SplitQkv: on(canonical, SplitQkv),
+    StripRegisters: on(registers, StripRegisters),
+    ToFloat32: on(written, ToFloat32),
+    UnfuseMicrosoft: on(written, UnfuseMicrosoft),
+}

@@ -64,7 +64,7 @@ _PARITY_IMAGES = 16
 
 
 def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -> Manifest:
-    """Compile a source into the artifact folder `output`; the README lists its files.
+    """Compile a source into the artifact folder `output`: docs/architecture.md says what it holds.
 
     Peak memory is about 3 x the float model, whatever the number of images. Raises InputError on
     bad input, and then leaves nothing at `output` that was not there before.

@@ -1,4 +1,1 @@
-"""Sources of vision encoders, made into ONNX with their preprocessing.
-
-Private: this may change without notice. The public interface is `regcache` itself.
-"""
+"""Sources of vision encoders, made into ONNX with their preprocessing. Private: it may change."""

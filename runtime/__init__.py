@@ -1,4 +1,1 @@
-"""ONNX Runtime sessions, image readers, parity and benchmarks.
-
-Private: this may change without notice. The public interface is `regcache` itself.
-"""
+"""ONNX Runtime sessions, image readers, parity and benchmarks. Private: it may change."""

@@ -11,8 +11,8 @@ from regcache.runtime.similarity import unit_rows
 
 Floats = NDArray[np.float32]
 
-# Tokens of largest norm that are looked at after each block (PAPER.md: 100), and blocks before
-# the sensitive one whose outputs are looked at too.
+# Tokens of largest norm that are looked at after each block (as many as in arXiv 2510.04547), and
+# blocks before the sensitive one whose outputs are looked at too.
 _LARGEST = 100
 EARLIER = 3
 # Tokens closer than this are one candidate; the most candidates after the sensitive block, and

@@ -29,7 +29,6 @@ from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.calibration.statistics import ChannelRange
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.record import SensitivityRecord
-from regcache.compiler.curation.study import evenly
 from regcache.compiler.encoder.outside_blocks import outside_blocks
 from regcache.compiler.encoder.prepare import FloatEncoder, prepare
 from regcache.compiler.options import CompileOptions, RegisterChoice
@@ -53,7 +52,7 @@ from regcache.compiler.staging import staged_folder
 from regcache.compiler.targets import Precision, runs_integers
 from regcache.passes.model_files import model_files, remove_model
 from regcache.passes.onnx_file import save_graph
-from regcache.runtime.images import ImageFolder, Skipped, list_images
+from regcache.runtime.images import ImageFolder, Skipped, evenly, list_images
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.session import OrtSession
 from regcache.runtime.versions import installed_versions

@@ -4,12 +4,12 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from regcache.runtime.image_formats import (
     unread_suffix,
 )
 from regcache.runtime.pixel_modes import to_eight_bits, to_rgb
+
+T = TypeVar("T")
 
 # Twice Image.MAX_IMAGE_PIXELS: where Pillow stops warning and raises DecompressionBombError.
 PIXEL_LIMIT = 178_956_970
@@ -151,6 +153,12 @@ def labelled_images(
     return found
 
 
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """`count` items from all over the sequence, in its order; all where there are no more."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
 def read_image(path: Path, recipe: Preprocess) -> NDArray[Any]:
     """Read an image file as the encoder's input, of the recipe's shape and dtype.
 
@@ -209,7 +217,9 @@ def _decode(path: Path, recipe: Preprocess) -> Image.Image:
             raise UnreadableImageError(path, "not a regular file")
         if status.st_size == 0:
             raise UnreadableImageError(path, "empty file")
-        with _open(path) as image:
+        with _no_pillow_limit():
+            opened = Image.open(path, formats=readable_formats())
+        with opened as image:
             _check_pixels(path, image.size, recipe)
             image.load()
             if recipe.rgb_last:
@@ -219,11 +229,6 @@ def _decode(path: Path, recipe: Preprocess) -> Image.Image:
         raise
     except Exception as error:  # Pillow's readers let any type escape on broken bytes
         raise UnreadableImageError(path, _reason(error)) from error
-
-
-def _open(path: Path) -> Image.Image:
-    with _no_pillow_limit():
-        return Image.open(path, formats=readable_formats())
 
 
 @contextmanager

@@ -33,7 +33,6 @@ from regcache.compiler.calibration.quantizer import Calibrator
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.curation.setting import Setting
-from regcache.compiler.curation.study import evenly
 from regcache.compiler.encoder import prepare
 from regcache.compiler.options import CompileOptions
 from regcache.compiler.reporter import Reporter
@@ -46,7 +45,7 @@ from regcache.compiler.targets import Simulation, TargetName
 from regcache.export.onnx_file import sidecar
 from regcache.export.source import open_source
 from regcache.passes.preprocess import Preprocess
-from regcache.runtime.images import read_image
+from regcache.runtime.images import evenly, read_image
 from regcache.runtime.linear_probe import linear_probe_top1
 from regcache.runtime.zero_shot import TEMPLATES
 

@@ -1,10 +1,9 @@
 """What a search works on: the float encoder, reference images and the base quantizer."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,11 +12,9 @@ from numpy.typing import NDArray
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.passes.detach_weights import pack_graph, unpack_graph
 from regcache.passes.external_weights import let_go
-from regcache.runtime.images import ImageFolder
+from regcache.runtime.images import ImageFolder, evenly
 
 Floats = NDArray[np.float32]
-T = TypeVar("T")
-
 
 # The fewest images to search with, so that eight are left to decide, and the most looked at.
 LEAST_IMAGES = 16
@@ -99,9 +96,3 @@ class Study:
 
 def _unpack(packed: tuple[bytes, dict[str, NDArray[Any]]], *rest: Any) -> Study:
     return Study(unpack_graph(*packed), *rest)
-
-
-def evenly(items: Sequence[T], count: int) -> list[T]:
-    """`count` items from all over the sequence, in its order; all where there are no more."""
-    count = min(count, len(items))
-    return [items[number * len(items) // count] for number in range(count)]

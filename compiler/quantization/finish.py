@@ -14,7 +14,7 @@ from regcache.compiler.calibration.quantizer import Quantizer, Scale
 from regcache.compiler.calibration.statistics import ChannelRange
 from regcache.compiler.curation.curate import SearchOptions, UnsearchableError, measure_sensitivity
 from regcache.compiler.curation.record import SensitivityRecord
-from regcache.compiler.curation.study import ReferenceImages, Study, evenly
+from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.encoder.prepare import FloatEncoder
 from regcache.compiler.options import AttentionChoice, CompileOptions, Rounding
 from regcache.compiler.pass_record import pass_record
@@ -39,7 +39,7 @@ from regcache.passes.keep_bias_apart import KeepBiasApart
 from regcache.passes.model_files import remove_model
 from regcache.passes.pack_weights import PackWeights
 from regcache.passes.quantize_attention import QuantizeAttention
-from regcache.runtime.images import ImageFolder
+from regcache.runtime.images import ImageFolder, evenly
 
 Floats = NDArray[np.float32]
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.folds import Observed
 from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
-from regcache.compiler.curation.study import evenly
 from regcache.compiler.encoder.prepare import FloatEncoder, prepare
 from regcache.compiler.options import CompileOptions
 from regcache.compiler.reporter import Reporter
@@ -35,7 +34,7 @@ from regcache.compiler.targets import Simulation
 from regcache.export.text_tower import embed_texts
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.preprocess import Preprocess
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder, evenly, list_images
 from regcache.runtime.session import OrtSession
 from regcache.runtime.similarity import row_cosines
 

@@ -10,10 +10,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from regcache.compiler.curation.study import evenly
 from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError, MissingExtraError
-from regcache.runtime.images import labelled_images
+from regcache.runtime.images import evenly, labelled_images
 from regcache.runtime.linear_probe import linear_probe_top1
 from regcache.runtime.parity import knn_top1
 from regcache.runtime.retrieval import read_captions, retrieval_recall

@@ -1,8 +1,5 @@
 """From a source to a canonical float graph with its encoder view and preprocessing recipe."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -10,6 +7,7 @@ from typing import Literal, Protocol
 import onnx_graphsurgeon as gs
 
 from regcache.compiler.encoder.adoption import adopt_file
+from regcache.compiler.encoder.export_process import export_apart
 from regcache.compiler.pass_record import PassRecord, pass_record
 from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import OnnxFileSource
@@ -139,23 +137,13 @@ def export_source(
 
     `recipe`: of an ONNX file, in place of its own. `verify`: whether such a file, rewritten, is
     held against its original by running both, on that many `threads`.
-    PyTorch runs in a process of its own: importing it takes more memory than compiling does.
     """
     opened = open_source(source)  # what is missing or misspelt is said before a process starts
     if isinstance(opened, OnnxFileSource):
         return adopt_file(
             opened, path, resolution, reporter, recipe=recipe, verify=verify, threads=threads
         )
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(_export, source, path, resolution).result()
-    except BrokenProcessPool as error:
-        raise InputError(f"{source}: the exporting process was killed (out of memory?)") from error
-
-
-def _export(source: str, path: Path, resolution: int | None) -> Preprocess | None:
-    return open_source(source).export(path, resolution=resolution)
+    return export_apart(source, path, resolution)
 
 
 def _given(options: SourceOptions) -> Preprocess | None:

@@ -1,8 +1,9 @@
 """What a user can choose of a compilation."""
 
 from enum import StrEnum
+from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from regcache.compiler.calibration.quantizer import Calibrator
 from regcache.compiler.targets import (
@@ -12,6 +13,7 @@ from regcache.compiler.targets import (
     default_int8_share,
     runs_integers,
 )
+from regcache.passes.preprocess import Preprocess
 
 
 class RegisterChoice(StrEnum):
@@ -45,17 +47,20 @@ class CompileOptions(BaseModel):
     `search_budget` is in seconds; None for no limit. `int8_share`: the least share of the linears'
     and rotations' multiply-accumulates that is int8; None for the target's default. `rotate`:
     whether activations are rotated where that leaves room. `half`: whether the rest is FP16; None
-    for the target's default.
+    for the target's default. `preprocess`: a file with a recipe, or the recipe itself.
+    `source_file`: an ONNX file that holds a source of no place of its own, an object in memory; no
+    manifest tells it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str
+    source_file: Path | None = Field(default=None, exclude=True, repr=False)
     images: str
     target: TargetName = TargetName.ORT_CPU
     resolution: int | None = None
     output: str | None = None
-    preprocess: str | None = None
+    preprocess: str | Preprocess | None = None
     batch_size: int = 4
     threads: int | None = None
     seed: int = 0

@@ -1,1 +1,1 @@
-"""Sources of vision encoders, made into ONNX with their preprocessing."""
+"""Sources of vision encoders, made into ONNX with their preprocessing. Private: it may change."""

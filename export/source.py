@@ -7,6 +7,9 @@ from regcache.export.reference import Source
 from regcache.export.suggest import suggest_file, suggest_source
 from regcache.passes.errors import InputError
 
+TORCH_MODULE, ONNX_MESSAGE = "torch.nn.Module", "onnx.ModelProto"
+"""What the names of sources begin with that were objects in memory; no name opens one again."""
+
 _FORMS = (
     "FILE.onnx, hf:ID_OR_DIR, timm:NAME[/FILE], timm:hf-hub:ID, openclip:ARCH/TAG_OR_FILE "
     "or sample:dinov2-small"
@@ -19,12 +22,24 @@ def open_source(text: str) -> Source:
     Raises InputError for an unknown prefix or a missing file, with what may have been meant;
     MissingExtraError where the libraries that the source needs are not installed.
     """
+    refuse_memory(text)
     prefix, colon, rest = text.partition(":")
     if colon and rest and prefix in _OPENERS:
         return _OPENERS[prefix](text, rest)
     if text.endswith(".onnx"):
         return _open_onnx(text)
     raise InputError(f"{text!r} is no source{suggest_source(text)}; expected {_FORMS}")
+
+
+def is_onnx(text: str) -> bool:
+    """Whether a source is ONNX already, so that no PyTorch original of it is known."""
+    return text.endswith(".onnx") or text.startswith(ONNX_MESSAGE)
+
+
+def refuse_memory(text: str) -> None:
+    """Raises InputError for a source that was an object in memory: only its export is kept."""
+    if text.startswith((TORCH_MODULE, ONNX_MESSAGE)):
+        raise InputError(f"{text}: was an object in memory; an artifact keeps its export alone")
 
 
 def _open_onnx(text: str) -> Source:

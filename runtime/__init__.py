@@ -1,1 +1,1 @@
-"""ONNX Runtime sessions, image readers, parity and benchmarks."""
+"""ONNX Runtime sessions, image readers, parity and benchmarks. Private: it may change."""

@@ -34,7 +34,7 @@ def imported(code: str) -> Iterator[str]:
             assert not node.level, "relative imports are not followed here"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
-            names = [item.value for item in node.args if isinstance(item, ast.Constant)]
+            names = [str(item.value) for item in node.args if isinstance(item, ast.Constant)]
         else:
             continue
         yield from (name for name in names if name.partition(".")[0] == "regcache")

@@ -34,7 +34,11 @@ class SourceOptions(Protocol):
 
     @property
     def source(self) -> str:
-        """SOURCE as the user wrote it."""
+        """SOURCE as the user wrote it, or what an object in memory is called."""
+
+    @property
+    def source_file(self) -> Path | None:
+        """The ONNX file that such an object was written to; None: `source` tells the place."""
 
     @property
     def resolution(self) -> int | None:
@@ -45,8 +49,8 @@ class SourceOptions(Protocol):
         """Name of the output that is the embedding; None for the most likely one."""
 
     @property
-    def preprocess(self) -> str | None:
-        """A preprocess.json that takes the place of the source's recipe."""
+    def preprocess(self) -> str | Preprocess | None:
+        """A recipe, or a preprocess.json, that takes the place of the source's recipe."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def prepare(
         path,
         options.resolution,
         reporter,
+        file=options.source_file,
         recipe=given,
         verify=verify,
         threads=threads,
@@ -129,16 +134,19 @@ def export_source(
     resolution: int | None,
     reporter: Reporter,
     *,
+    file: Path | None = None,
     recipe: Preprocess | None = None,
     verify: bool = True,
     threads: int | None = None,
 ) -> Preprocess | None:
     """Write a source to `path` as ONNX; returns its preprocessing recipe if it has one.
 
-    `recipe`: of an ONNX file, in place of its own. `verify`: whether such a file, rewritten, is
-    held against its original by running both, on that many `threads`.
+    `file`: an ONNX file in place of what `source` names, which messages still do. `recipe`: of an
+    ONNX file, in place of its own. `verify`: whether such a file, rewritten, is held against its
+    original by running both, on that many `threads`.
     """
-    opened = open_source(source)  # what is missing or misspelt is said before a process starts
+    # What is missing or misspelt is said before a process starts.
+    opened = open_source(source) if file is None else OnnxFileSource(source, file)
     if isinstance(opened, OnnxFileSource):
         return adopt_file(
             opened, path, resolution, reporter, recipe=recipe, verify=verify, threads=threads
@@ -148,9 +156,10 @@ def export_source(
 
 def _given(options: SourceOptions) -> Preprocess | None:
     """The recipe of --preprocess, at the resolution that is asked for."""
-    if options.preprocess is None:
-        return None
-    return at_resolution(read_recipe(Path(options.preprocess)), options.resolution)
+    given = options.preprocess
+    if isinstance(given, str):
+        given = read_recipe(Path(given))
+    return None if given is None else at_resolution(given, options.resolution)
 
 
 def _assumed(source: str, image: ImageInput, reporter: Reporter) -> Preprocess:

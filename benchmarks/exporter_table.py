@@ -8,8 +8,8 @@ Takes a few minutes; needs regcache[export].
 import tempfile
 from pathlib import Path
 
-from exporter_cell import measure
-from exporter_forms import BATCH_FORMS, EXPORTERS, FAMILIES, Form
+from support.exporter_cell import measure
+from support.exporter_forms import BATCH_FORMS, EXPORTERS, FAMILIES, Form
 
 from regcache.runtime.session import silence_runtime
 

@@ -3,8 +3,9 @@
     PYTHONPATH=tests python benchmarks/fuzz_inspect.py [--count 5000] [--first 0] [--seconds 20]
         [--megabytes 1024] [--compile] [--folder build/fuzz] [--json FILE]
 
-tests/onnx_mutations.py draws the files, the same for the same seed. A pool of forked workers runs
-the command line on them; one that dies, hangs or takes too much memory is ended and replaced.
+tests/support/onnx_mutations.py draws the files, the same for the same seed. A pool of forked
+workers runs the command line on them; one that dies, hangs or takes too much memory is ended and
+replaced.
 With --compile those that inspect accepts are compiled on four small images, which takes seconds.
 For each distinct cause a sample with the fewest changes is kept in the folder. Exit code 1 where
 anything but a report or a clean refusal came out. Linux only.
@@ -31,9 +32,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from onnx_mutations import draw
 from rich.console import Console
 from rich.table import Table
+from support.onnx_mutations import draw
 
 _RECYCLED = 200  # files; then what leaked is given back
 _LARGEST_FILE = 2**28

@@ -1,7 +1,7 @@
 """Does curation find what was planted? Drawn planted encoders, quantized without and with it.
 
-For each seed: block, token share and channels are drawn (see tests/planted.py), registers are
-curated on one half of the photographs, and 1 - cosine to the float encoder is measured on the
+For each seed: block, token share and channels are drawn (see tests/support/planted.py), registers
+are curated on one half of the photographs, and 1 - cosine to the float encoder is measured on the
 other. The un-planted DINOv2-S, quantized the same way, is what the gap is measured against.
 
     PYTHONPATH=tests:examples python benchmarks/planted_curation.py [--seeds 20] [--bits 8]
@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import typer
-from planted import draw_planting
-from planted_photos import halves, model_graph, natural, planted_graph
+from support.planted import draw_planting
+from support.planted_photos import halves, model_graph, natural, planted_graph
 
 from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
 from regcache.compiler.curation.curate import SearchOptions, curate

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from building import needs_tensorrt
-from test_passes_canonicalize import SPELLINGS
-from test_passes_quantize_float8 import scales
-from tiny_vit import Spec, TinyVit
+from support.building import needs_tensorrt
+from support.scales import float8_scales
+from support.spellings import SPELLINGS
+from support.tiny_vit import Spec, TinyVit
 
 from regcache.export.source import open_source
 from regcache.passes.base import run
@@ -52,7 +52,7 @@ def test_tensorrt_multiplies_in_float8(name: str, tmp_path: Path) -> None:
     """The rest in FP32: the patches' convolution, and attention as two products a block."""
     graph = run(SplitQkv(), canonicalize(TinyVit(SPELLINGS[name]).model())).graph
     view = view_encoder(graph)
-    quantized = run(QuantizeFloat8(scales(graph)), graph).graph
+    quantized = run(QuantizeFloat8(float8_scales(graph)), graph).graph
     # Linears that read one tensor become one product for 8.9, and stay apart for 12.0.
     for capability, products in (("8.9", len(view.sites)), ("12.0", len(view.linears))):
         built = build(quantized, tmp_path, capability)
@@ -63,7 +63,7 @@ def test_tensorrt_multiplies_in_float8(name: str, tmp_path: Path) -> None:
 def test_tensorrt_multiplies_a_packed_projection_in_float(tmp_path: Path) -> None:
     """As it does with INT8: SplitQkv comes first."""
     graph = canonicalize(TinyVit(SPELLINGS["fused qkv"]).model())
-    built = build(run(QuantizeFloat8(scales(graph)), graph).graph, tmp_path, "8.9")
+    built = build(run(QuantizeFloat8(float8_scales(graph)), graph).graph, tmp_path, "8.9")
     assert products_by_precision(built.layers) == {"FP8": 3 * 2, "FP32": 1 + 3 * 2}
 
 
@@ -73,7 +73,7 @@ def test_tensorrt_fuses_attention_where_the_rest_is_float16(
     capability: str, tmp_path: Path
 ) -> None:
     graph = canonicalize(TinyVit(Spec(width=64, hidden=128)).model())
-    quantized = run(QuantizeFloat8(scales(graph)), graph).graph
+    quantized = run(QuantizeFloat8(float8_scales(graph)), graph).graph
     single, half = (build(item, tmp_path, capability) for item in (quantized, halved(quantized)))
     assert sum(layer.fused_attention for layer in single.layers) == 0
     assert sum(layer.fused_attention for layer in half.layers) == 2
@@ -85,7 +85,7 @@ def test_tensorrt_fuses_attention_where_the_rest_is_float16(
 @needs_tensorrt
 def test_tensorrt_refuses_float8_before_compute_capability_8_9(tmp_path: Path) -> None:
     graph = canonicalize(TinyVit(Spec(depth=1)).model())
-    quantized = run(QuantizeFloat8(scales(graph)), graph).graph
+    quantized = run(QuantizeFloat8(float8_scales(graph)), graph).graph
     with pytest.raises(InputError, match="HW-specific datatypes: fp8_e4m3"):
         build(quantized, tmp_path, "8.6", "8.9")
 
@@ -98,7 +98,7 @@ def test_the_sample_is_small_and_float8(tmp_path: Path) -> None:
     path = tmp_path / "dinov2.onnx"
     open_source("sample:dinov2-small").export(path)
     graph = canonicalize(load_model(path))
-    quantized = run(QuantizeFloat8(scales(graph)), graph).graph
+    quantized = run(QuantizeFloat8(float8_scales(graph)), graph).graph
     for capability, a_block in (("8.9", 4), ("12.0", 6)):
         built = build(quantized, tmp_path, capability)
         assert products_by_precision(built.layers) == {"FP8": 12 * a_block, "FP32": 1 + 12 * 2}

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from onnx_mutations import SPECS, Sample, draw
-from tiny_vit import TinyVit
+from support.onnx_mutations import SPECS, Sample, draw
+from support.tiny_vit import TinyVit
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "fuzz_inspect.py"
 

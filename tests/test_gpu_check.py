@@ -10,8 +10,8 @@ from types import ModuleType
 import onnx
 import pytest
 from rich.console import Console
-from test_compiler_cli import RECIPE, SPEC, photos
-from tiny_vit import TinyVit
+from support.tiny_source import RECIPE, SPEC, photos
+from support.tiny_vit import TinyVit
 from typer.testing import CliRunner
 
 from regcache.compiler.bench import engines as bench_engines

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from planted import Planted, Planting, draw_planting, plant
-from planted_photos import halves, natural
-from planted_registers import capture_register, prefixed
+from support.planted import Planted, Planting, draw_planting, plant
+from support.planted_photos import halves, natural
+from support.planted_registers import capture_register, prefixed
 from torch import Tensor
 from torch.nn import functional
 

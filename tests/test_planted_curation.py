@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from planted import PEAK, Planted, Planting, plant
-from planted_photos import halves, model_graph, natural
-from running import run_graph
+from support.planted import PEAK, Planted, Planting, plant
+from support.planted_photos import halves, model_graph, natural
+from support.running import run_graph
 
 from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
 from regcache.compiler.curation.curate import Curated, SearchOptions, curate

@@ -3,55 +3,16 @@
 import itertools
 from pathlib import Path
 
-import numpy as np
-import onnx_graphsurgeon as gs
 import pytest
-import zoo
-from building import assert_builds, int8_products, needs_tensorrt
-from running import run_graph
+from support import zoo
+from support.building import assert_builds, int8_products, needs_tensorrt
+from support.quantized_graphs import signed_linears
+from support.registers import FORMS, with_registers
 
-from regcache.compiler.curation.registers import capture_registers
 from regcache.export.source import open_source
-from regcache.passes.affine import Affine
-from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
-from regcache.passes.delete_sinks import DeleteSinks
-from regcache.passes.encoder import EncoderView
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import load_model
-from regcache.passes.quantize_linears import QuantizeLinears
-from regcache.passes.splice_register_tokens import SpliceRegisterTokens
-from regcache.passes.splice_registers import SpliceRegisters
-
-FORMS = ("kv", "token", "delete", "kv and delete")
-
-
-def with_registers(view: EncoderView, form: str) -> gs.Graph:
-    """Four registers and five deleted sinks from the middle block on."""
-    start, end = len(view.blocks) // 2, len(view.blocks)
-    tokens = np.random.default_rng(0).standard_normal((4, view.width)).astype(np.float32)
-    graph = view.graph
-    if "delete" in form:
-        graph = run(DeleteSinks(start, 5), graph).graph
-    if "kv" in form:
-        keys, values = capture_registers(view, start, end, tokens)
-        graph = run(SpliceRegisters(start, end, keys, values), graph).graph
-    if form == "token":
-        graph = run(SpliceRegisterTokens(start, end, tokens), graph).graph
-    return graph
-
-
-def quantized(graph: gs.Graph) -> gs.Graph:
-    """Signed Q/DQ pairs with the ranges of one random image."""
-    names = tuple(site.tensor.name for site in view_encoder(graph).sites)
-    image = np.random.default_rng(0).standard_normal((1, 3, zoo.SIDE, zoo.SIDE), dtype=np.float32)
-    outputs = run_graph(run(Observe(names), graph).graph, image, optimize=True)
-    scales = {
-        name: Affine.from_range(float(x.min()), float(x.max()), "int8", symmetric=True)
-        for name, x in zip(names, outputs[len(graph.outputs) :], strict=True)
-    }
-    return run(QuantizeLinears(scales), graph).graph
 
 
 def check(path: Path, form: str) -> None:
@@ -60,7 +21,7 @@ def check(path: Path, form: str) -> None:
     if form in ("token", "kv and delete"):
         assert_builds(graph)  # in float; the others are parts of these
     # One product each for qkv, out, fc1 and fc2 of every block.
-    assert int8_products(assert_builds(quantized(graph))) == 4 * len(view.blocks)
+    assert int8_products(assert_builds(signed_linears(graph))) == 4 * len(view.blocks)
 
 
 @needs_tensorrt

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-import zoo
 from numpy.typing import NDArray
-from running import run_graph
-from torch_reference import RegisterReference, find_tower
+from support import zoo
+from support.running import run_graph
+from support.torch_reference import RegisterReference, find_tower
 
 from regcache.compiler.curation.registers import capture_registers
 from regcache.export.source import open_source

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import zoo
-from torch_reference import Array, DropPatches, RegisterReference, SpliceTokens, find_tower
+from support import zoo
+from support.torch_reference import Array, DropPatches, RegisterReference, SpliceTokens, find_tower
 
 from regcache.export.vit_families import FAMILIES
 

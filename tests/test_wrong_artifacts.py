@@ -4,10 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import run_regcache
-from mutations import MUTATIONS, Mutation, copy_artifact, forge, shrink_scale, swap_initializers
-from test_compiler_cli import assert_refused
-from tiny_artifact import tiny_artifact
+from support.command_line import assert_refused, run_regcache
+from support.mutations import (
+    MUTATIONS,
+    Mutation,
+    copy_artifact,
+    forge,
+    shrink_scale,
+    swap_initializers,
+)
+from support.tiny_artifact import tiny_artifact
 
 SEEDS = 20
 pytestmark = pytest.mark.xdist_group("wrong_artifacts")  # one worker makes the artifact for all

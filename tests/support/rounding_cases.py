@@ -1,0 +1,106 @@
+"""Tiny encoders to round, with all that their layers read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from support.number_formats import S8S8, U8S8, affines
+from support.tiny_vit import Spec, TinyVit
+
+from regcache.compiler.calibration.observe import observe, site_statistics
+from regcache.compiler.calibration.quantizer import Calibrator, Quantizer
+from regcache.compiler.quantization.rounding import Rounded, round_weights
+from regcache.compiler.targets import (
+    Simulation,
+    Target,
+    simulate,
+)
+from regcache.passes.affine import Affine
+from regcache.passes.canonicalize import canonicalize
+from regcache.passes.encoder import EncoderView, Linear, Site
+from regcache.passes.find_blocks import view_encoder
+from regcache.passes.quantize_linears import RoundedWeight
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+TARGETS = {"u8s8": U8S8, "s8s8": S8S8, "w4a4": simulate(U8S8, Simulation.W4A4)}
+IMAGES = 24
+
+
+@dataclass
+class Recorder:
+    """All the activations [B, T, K] of a site."""
+
+    parts: list[Floats] = field(default_factory=list)
+
+    def update(self, tokens: Floats) -> None:
+        self.parts.append(tokens.copy())
+
+    @property
+    def tokens(self) -> Floats:
+        return np.concatenate(self.parts)
+
+    @property
+    def rows(self) -> Floats:
+        return self.tokens.reshape(-1, self.tokens.shape[-1])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny encoder, its activations on the images, and their scales."""
+
+    graph: gs.Graph
+    view: EncoderView
+    images: Floats
+    seen: dict[str, Recorder]
+    scales: dict[str, Affine]
+    target: Target
+    folder: Path
+
+    def batches(self) -> Iterator[Floats]:
+        yield from np.array_split(self.images, 5)
+
+    def round(self, **more: int) -> Rounded:
+        options: dict[str, Any] = {"images": len(self.images), "target": self.target, "threads": 1}
+        path = self.folder / "rounded.onnx"
+        return round_weights(
+            self.graph, self.view.sites, self.scales, self.batches, path, **options | more
+        )
+
+    @property
+    def linears(self) -> Iterator[tuple[Site, Linear]]:
+        return ((site, linear) for site in self.view.sites for linear in site.linears)
+
+    def rounded_rows(self, site: Site) -> Doubles:
+        """What the integer kernels read, in float64."""
+        scale, rows = self.scales[site.tensor.name], self.seen[site.tensor.name].rows
+        integers = np.rint(rows / np.float32(scale.scale)) + scale.zero_point
+        integers = np.clip(integers, *scale.limits).astype(np.float64)
+        return np.asarray((integers - scale.zero_point) * float(np.float32(scale.scale)))
+
+    def shift(self, site: Site, linear: Linear, given: RoundedWeight) -> Doubles:
+        """X W - Q(X) W' [rows, N] in float64, for a rounded weight W'."""
+        rows = self.seen[site.tensor.name].rows.astype(np.float64)
+        weight = given.integers.astype(np.float64) * given.scales
+        wanted = rows @ linear.weight.astype(np.float64)
+        return np.asarray(wanted - self.rounded_rows(site) @ weight)
+
+
+def make_case(folder: Path, spec: Spec | None = None, target: str = "u8s8") -> Case:
+    vit = TinyVit(spec or Spec())
+    graph = canonicalize(vit.model())
+    view, images = view_encoder(graph), vit.images(IMAGES)
+    names = [site.tensor.name for site in view.sites]
+    seen = {name: Recorder() for name in names}
+    path = folder / "observed.onnx"
+    observe(graph, seen, np.array_split(images, 5), path, threads=1)
+    statistics = site_statistics(view, IMAGES, seed=0)
+    for name in names:
+        statistics[name].update(seen[name].tokens)
+    quantizer = Quantizer(TARGETS[target], Calibrator.OUTPUT_ERROR)
+    scales = affines(quantizer.scales(view.sites, statistics))
+    return Case(graph, view, images, seen, scales, quantizer.target, folder)

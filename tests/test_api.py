@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from command_line import run_regcache
 from onnx import numpy_helper
-from test_compiler_cli import RECIPE, photos
+from support.command_line import run_regcache
+from support.tiny_artifact import SPEC
+from support.tiny_source import RECIPE, photos
+from support.tiny_vit import TinyVit
+from support.zoo import randomize, seeded
 from timm.models.vision_transformer import VisionTransformer
-from tiny_artifact import SPEC
-from tiny_vit import TinyVit
 from torch import Tensor, nn
-from zoo import randomize, seeded
 
 import regcache
 from regcache.compiler.artifact.artifact import Artifact

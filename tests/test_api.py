@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import regcache
 from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.encoder.memory_source import NamedSource
 from regcache.compiler.options import CompileOptions
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import InputError
@@ -82,6 +83,7 @@ def compiled(
     output = tmp_path_factory.mktemp("module") / "artifact"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "slower than float")  # so small a model may be
         yield regcache.compile(module, images, output, example=EXAMPLE, preprocess=RECIPE, **FAST)
 
 
@@ -288,6 +290,12 @@ def test_parity_of_bad_input_is_one_line(
     with pytest.raises(InputError, match=message) as caught:
         regcache.parity(**{"artifact": compiled, "images": images, **options})
     assert "\n" not in str(caught.value)
+
+
+def test_a_compiled_module_is_known_by_what_was_compiled(module: nn.Module) -> None:
+    named = NamedSource.of(torch.compile(module), EXAMPLE)
+    assert named.module is module
+    assert named.name == "torch.nn.Module VisionTransformer"
 
 
 def test_weights_of_every_form_are_written() -> None:

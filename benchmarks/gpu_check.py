@@ -42,7 +42,8 @@ from regcache.runtime import tensorrt_rtx
 from regcache.runtime.bench_result import BatchResult, BenchResult
 from regcache.runtime.gpu import find_gpu
 from regcache.runtime.images import ImageFolder, list_images
-from regcache.runtime.runners import RunnerName, check_runner, open_runner
+from regcache.runtime.open_runner import check_runner, open_runner
+from regcache.runtime.runners import RunnerName
 from regcache.runtime.session import silence_runtime
 
 LEAST_COSINE = 0.98

@@ -1,9 +1,10 @@
 """What a user can choose of a compilation."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from regcache.compiler.targets import (
     PROFILES,
@@ -14,6 +15,7 @@ from regcache.compiler.targets import (
     resolve_target,
 )
 from regcache.passes.errors import InputError
+from regcache.passes.preprocess import Preprocess
 
 
 class Calibrator(StrEnum):
@@ -61,17 +63,20 @@ class CompileOptions(BaseModel):
     `search_budget` is in seconds; None for no limit. `int8_share`: the least share of the linears'
     and rotations' multiply-accumulates that is int8; None for the target's default. `rotate`:
     whether activations are rotated where that leaves room. `half`: whether the rest is FP16; None
-    for the target's default.
+    for the target's default. `preprocess`: a file with a recipe, or the recipe itself.
+    `source_file`: an ONNX file that holds a source of no place of its own, an object in memory; no
+    manifest tells it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str
+    source_file: Path | None = Field(default=None, exclude=True, repr=False)
     images: str
     target: TargetName = TargetName.ORT_CPU
     resolution: int | None = None
     output: str | None = None
-    preprocess: str | None = None
+    preprocess: str | Preprocess | None = None
     batch_size: int = 4
     threads: int | None = None
     seed: int = 0

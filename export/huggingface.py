@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from regcache.export.extras import loading_errors, quiet, reason, require
 from regcache.export.recipe import at_resolution, from_image_processor
-from regcache.export.source import Reference
+from regcache.export.reference import Reference
 from regcache.export.suggest import suggest_checkpoint
 from regcache.export.to_onnx import write_onnx
 from regcache.export.tower import Tower, as_reference

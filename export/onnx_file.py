@@ -7,7 +7,7 @@ from typing import Self
 from regcache.export.adopt import Adopted, adopt
 from regcache.export.recipe import at_resolution
 from regcache.export.recipe_file import read_recipe, recipe_beside
-from regcache.export.source import Reference
+from regcache.export.reference import Reference
 from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.preprocess import Preprocess

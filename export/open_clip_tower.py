@@ -11,7 +11,7 @@ from regcache.export.checkpoint import SUFFIXES, check_file, misfit, read_weight
 from regcache.export.extras import loading_errors, quiet, reason, require
 from regcache.export.library_recipes import open_clip_recipe
 from regcache.export.recipe import at_resolution
-from regcache.export.source import Reference
+from regcache.export.reference import Reference
 from regcache.export.static_forward import freeze_multihead, freeze_tokens
 from regcache.export.suggest import did_you_mean
 from regcache.export.to_onnx import write_onnx

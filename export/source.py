@@ -2,45 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from regcache.export.reference import Source
 from regcache.export.suggest import suggest_file, suggest_source
 from regcache.passes.errors import InputError
-from regcache.passes.preprocess import Preprocess
 
-Reference = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
-"""float32 images [B, 3, H, W] -> [pooled [B, D], last_hidden_state [B, T, C]], both float32."""
+TORCH_MODULE, ONNX_MESSAGE = "torch.nn.Module", "onnx.ModelProto"
+"""What the names of sources begin with that were objects in memory; no name opens one again."""
 
 _FORMS = (
     "FILE.onnx, hf:ID_OR_DIR, timm:NAME[/FILE], timm:hf-hub:ID, openclip:ARCH/TAG_OR_FILE "
     "or sample:dinov2-small"
 )
-
-
-class Source(Protocol):
-    """A vision encoder somebody trained, wherever it comes from."""
-
-    @property
-    def name(self) -> str:
-        """The source as the user wrote it."""
-
-    def export(self, path: Path, *, resolution: int | None = None) -> Preprocess | None:
-        """Write the encoder to `path` as ONNX and return its preprocessing recipe.
-
-        The graph takes float32 "pixel_values" [batch, 3, H, W] with a dynamic batch, and yields
-        "pooled" [batch, D] and "last_hidden_state" [batch, T, C]. `resolution` is the side of a
-        square input; the default is the recipe's, else the model's own. None where the source
-        comes without a recipe. Raises InputError when the source cannot be read or exported.
-        """
-
-    def reference(self, *, resolution: int | None = None) -> Reference | None:
-        """The PyTorch original at that resolution (eval, float32), None for a plain ONNX file.
-
-        Raises InputError when the source cannot be read.
-        """
 
 
 def open_source(text: str) -> Source:
@@ -49,12 +22,24 @@ def open_source(text: str) -> Source:
     Raises InputError for an unknown prefix or a missing file, with what may have been meant;
     MissingExtraError where the libraries that the source needs are not installed.
     """
+    refuse_memory(text)
     prefix, colon, rest = text.partition(":")
     if colon and rest and prefix in _OPENERS:
         return _OPENERS[prefix](text, rest)
     if text.endswith(".onnx"):
         return _open_onnx(text)
     raise InputError(f"{text!r} is no source{suggest_source(text)}; expected {_FORMS}")
+
+
+def is_onnx(text: str) -> bool:
+    """Whether a source is ONNX already, so that no PyTorch original of it is known."""
+    return text.endswith(".onnx") or text.startswith(ONNX_MESSAGE)
+
+
+def refuse_memory(text: str) -> None:
+    """Raises InputError for a source that was an object in memory: only its export is kept."""
+    if text.startswith((TORCH_MODULE, ONNX_MESSAGE)):
+        raise InputError(f"{text}: was an object in memory; an artifact keeps its export alone")
 
 
 def _open_onnx(text: str) -> Source:

@@ -11,7 +11,7 @@ from regcache.export.checkpoint import misfit, read_weights
 from regcache.export.extras import loading_errors, quiet, reason, require
 from regcache.export.library_recipes import timm_recipe
 from regcache.export.recipe import at_resolution
-from regcache.export.source import Reference
+from regcache.export.reference import Reference
 from regcache.export.static_forward import freeze_tokens, softmax_attention, split_heads
 from regcache.export.suggest import did_you_mean, timm_names
 from regcache.export.timm_name import TimmName

@@ -1,6 +1,6 @@
 """Trace a tower with PyTorch's exporter and write it as one clean ONNX file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,16 +34,26 @@ def _trace(tower: Tower) -> "onnx_ir.Model":
     with torch.no_grad(), quiet():
         tower.freeze()
         images = torch.zeros(2, 3, tower.height, tower.width)  # a batch of 1 would be baked in
-        program = torch.onnx.export(
-            _as_module(tower),
-            (images,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["pixel_values"],
-            output_names=["pooled", "last_hidden_state"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
-            verbose=False,
-        )
+        return trace(_as_module(tower), images, ["pooled", "last_hidden_state"])
+
+
+def trace(module: "nn.Module", images: "Tensor", outputs: Sequence[str]) -> "onnx_ir.Model":
+    """The graph of a module of one parameter, `images`: "pixel_values" -> `outputs`.
+
+    `images`: two or more; their number is left free. Raises what PyTorch's exporter raises.
+    """
+    import torch
+
+    program = torch.onnx.export(
+        module,
+        (images,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["pixel_values"],
+        output_names=list(outputs),
+        dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+        verbose=False,
+    )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     _strip_traces(program.model)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from regcache.export.source import Reference
+from regcache.export.reference import Reference
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

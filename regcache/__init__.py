@@ -1,36 +1,223 @@
-"""Quantized vision encoders: `regcache.load(ARTIFACT).embed(IMAGES)`.
+"""Quantized vision encoders: compile one, prove it, look into it, embed images with it.
 
-What `load` needs is imported when it is called.
+    import regcache
+
+    artifact = regcache.compile("hf:facebook/dinov2-small", "calibration/", "dinov2-int8")
+    result = regcache.parity(artifact, "evaluation/")
+    with regcache.load(artifact) as encoder:
+        embeddings = encoder.embed(["a.jpg", "b.jpg"])    # float32 [2, D]
+
+Public, and stable by semantic versions, are the names in `__all__` and `regcache.passes`; all else
+may change from one version to the next. What a call needs is imported when it is made.
 """
 
 import os
-from importlib.metadata import version
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regcache.compiler.artifact.artifact import Artifact
     from regcache.compiler.artifact.embedder import Embedder
+    from regcache.compiler.encoder.memory_source import AnySource
+    from regcache.compiler.inspection.inspect import Inspection
+    from regcache.compiler.options import CompileOptions
+    from regcache.passes.errors import InputError
+    from regcache.passes.preprocess import Preprocess
+    from regcache.runtime.parity import ParityResult
+    from regcache.runtime.thresholds import Thresholds
+
+    __version__: str
 else:
+    _HOMES = {
+        "Artifact": "regcache.compiler.artifact.artifact",
+        "CompileOptions": "regcache.compiler.options",
+        "Embedder": "regcache.compiler.artifact.embedder",
+        "InputError": "regcache.passes.errors",
+        "Inspection": "regcache.compiler.inspection.inspect",
+        "ParityResult": "regcache.runtime.parity",
+        "Preprocess": "regcache.passes.preprocess",
+    }
 
     def __getattr__(name: str) -> object:
-        if name != "Embedder":
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("regcache")
+        if name not in _HOMES:
             raise AttributeError(f"module 'regcache' has no attribute {name!r}")
-        from regcache.compiler.artifact.embedder import Embedder
+        return getattr(import_module(_HOMES[name]), name)
 
-        return Embedder
-
-
-__all__ = ["Embedder", "__version__", "load"]
-
-__version__ = version("regcache")
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
 
 
-def load(artifact: str | os.PathLike[str], *, threads: int | None = None) -> "Embedder":
-    """Open a folder that `regcache compile` wrote, ready to embed images.
+__all__ = [
+    "Artifact",
+    "CompileOptions",
+    "Embedder",
+    "InputError",
+    "Inspection",
+    "ParityResult",
+    "Preprocess",
+    "__version__",
+    "compile",
+    "inspect",
+    "load",
+    "parity",
+]
 
-    `threads`: of ONNX Runtime; all CPUs this process may use by default.
-    Raises `regcache.passes.errors.InputError` when the folder is no artifact, a byte of it has
-    changed, or ONNX Runtime cannot load its model.
+
+def compile(  # noqa: A001 - users call it regcache.compile
+    source: "AnySource",
+    images: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    example: "Tensor | None" = None,
+    preprocess: "str | os.PathLike[str] | Preprocess | None" = None,
+    embedding: str | None = None,
+    verbose: bool = False,
+    **options: Any,
+) -> "Artifact":
+    """Compile a vision encoder into an artifact folder, calibrated on images.
+
+    `source`: what the command line takes ("encoder.onnx", "hf:ID_OR_DIR", "timm:NAME"...); a
+    torch.nn.Module with an `example` of its input, traced in this process in eval mode and left as
+    it was; or an onnx.ModelProto.
+    `images`: a folder with photographs of the kind that the encoder will see; 50 are enough.
+    `output`: the folder to write; an artifact that is there is replaced, anything else is not.
+    `example`: of a module alone: a batch [B, 3, height, width] or [B, height, width, 3] of floats,
+    or of uint8 where the module normalises them itself. Its numbers do not matter.
+    `preprocess`: how an image file becomes the input, a recipe or a file that holds one. Without
+    it, the source's own; for a module, a message or a plain ONNX file, ImageNet's usual
+    evaluation is assumed, with a warning.
+    `embedding`: the name of the output that is the embedding; the most likely one by default.
+    `verbose`: tell progress on standard error. Else nothing is told, and what has to be known is a
+    Python warning.
+    `options`: other fields of `CompileOptions`, as `target="tensorrt-rtx"`, `precision="fp8"`,
+    `registers="off"` or `threads=4`. With `scheduler="processes"` a script needs a `__main__`
+    guard.
+
+    What a module computes is held against its export. Peak memory is about 3 x the float model.
+    Raises InputError, in one line, for a source that cannot be read, traced or understood, an
+    example that is no batch of images or that the module does not take, an option that there is
+    not, and a folder that cannot be used; nothing is then written to `output`.
+    `regcache.passes.errors.MissingExtraError` names a library that is not installed.
+
+        model = timm.create_model("vit_small_patch16_224", pretrained=True, num_classes=0)
+        regcache.compile(model, "photos/", "vit-int8", example=torch.zeros(1, 3, 224, 224))
     """
+    from regcache._api import GivenSource, compile_source
+
+    given = GivenSource(source, example, preprocess, embedding)
+    return compile_source(given, images, output, options, verbose)
+
+
+def parity(
+    artifact: "Artifact | str | os.PathLike[str]",
+    images: str | os.PathLike[str],
+    *,
+    thresholds: "Thresholds | Mapping[str, float] | str | os.PathLike[str] | None" = None,
+    reference: Literal["auto", "pytorch", "float-onnx"] = "auto",
+    against: Literal["artifact", "float"] = "artifact",
+    per_layer: bool = False,
+    gallery: str | os.PathLike[str] | None = None,
+    query: str | os.PathLike[str] | None = None,
+    class_scores: bool | None = None,
+    batch_size: int = 4,
+    threads: int | None = None,
+    verbose: bool = False,
+) -> "ParityResult":
+    """Measure how close an artifact is to its original, on a folder of images.
+
+    `artifact`: what `compile` returned, or its folder; every file is checked against its hash.
+    `thresholds`: least values by name, {"cosine_mean": 0.999, "cosine_min": 0.98}, or a TOML file
+    of them; {"cosine_mean": 0.995} by default. The result's `passed` and `checks` tell.
+    `reference`: "pytorch" is the source, loaded again; "float-onnx" the export inside the artifact.
+    "auto" takes PyTorch where it can. Of a torch.nn.Module or an onnx.ModelProto an artifact keeps
+    the export alone, which `compile` held against the module: there the reference is its
+    float.onnx, and "pytorch" is refused.
+    `against`: what is compared, the artifact's model, or its float.onnx.
+    `per_layer`: compare the output of every block, too.
+    `gallery`, `query`: folders of class folders, for the accuracy of nearest neighbours.
+    `class_scores`: whether the embedding is a score for each class; None: as the manifest says.
+    `verbose`: as in `compile`.
+
+    Raises InputError where the folder is no artifact, a byte of it has changed, there is nothing to
+    compare with, no image can be read, or a threshold is of something that is not measured.
+
+        assert regcache.parity("vit-int8", "others/", thresholds={"cosine_min": 0.98}).passed
+    """
+    from regcache._api import measure_parity
+
+    return measure_parity(
+        artifact,
+        images,
+        thresholds=thresholds,
+        reference=reference,
+        against=against,
+        per_layer=per_layer,
+        gallery=gallery,
+        query=query,
+        class_scores=class_scores,
+        batch_size=batch_size,
+        threads=threads,
+        verbose=verbose,
+    )
+
+
+def inspect(
+    source: "AnySource",
+    images: str | os.PathLike[str] | None = None,
+    *,
+    example: "Tensor | None" = None,
+    preprocess: "str | os.PathLike[str] | Preprocess | None" = None,
+    embedding: str | None = None,
+    resolution: int | None = None,
+    batch_size: int = 4,
+    threads: int | None = None,
+    verbose: bool = False,
+) -> "Inspection":
+    """Find the blocks of an encoder and, with images, where its outliers stand.
+
+    `source`, `example`, `preprocess`, `embedding`, `verbose`: as in `compile`. `resolution`: the
+    side of a square input, where the source leaves it open. `batch_size`: images per run.
+    `threads`: of ONNX Runtime; all CPUs this process may use by default.
+
+    Nothing is written. Raises InputError as `compile` does.
+
+        for block in regcache.inspect("encoder.onnx", "photos/").blocks:
+            print(block.index, block.stream.linf.maximum)
+    """
+    from regcache._api import GivenSource, inspect_source
+
+    return inspect_source(
+        GivenSource(source, example, preprocess, embedding),
+        images,
+        resolution=resolution,
+        batch_size=batch_size,
+        threads=threads,
+        verbose=verbose,
+    )
+
+
+def load(
+    artifact: "Artifact | str | os.PathLike[str]", *, threads: int | None = None
+) -> "Embedder":
+    """Open an artifact, ready to embed images: `load(ARTIFACT).embed(IMAGES)`, float32 [N, D].
+
+    `artifact`: what `compile` returned, or its folder; every file is checked against its hash.
+    `threads`: of ONNX Runtime; all CPUs this process may use by default.
+    Raises InputError when the folder is no artifact, a byte of it has changed, or ONNX Runtime
+    cannot load its model.
+
+        with regcache.load("vit-int8") as encoder:
+            embeddings = encoder.embed(["a.jpg", "b.jpg"])
+    """
+    from regcache.compiler.artifact.artifact import Artifact
     from regcache.compiler.artifact.embedder import Embedder
 
-    return Embedder(artifact, threads=threads)
+    folder = artifact.folder if isinstance(artifact, Artifact) else artifact
+    return Embedder(folder, threads=threads)

@@ -10,7 +10,8 @@ from pathlib import Path
 from regcache.passes.errors import InputError
 from regcache.runtime.bench_result import ColdStart
 from regcache.runtime.gpu import used_memory
-from regcache.runtime.runners import Loading, open_runner, preload
+from regcache.runtime.open_runner import open_runner, preload
+from regcache.runtime.runners import Loading
 from regcache.runtime.session import silence_runtime
 
 STATUS = Path("/proc/self/status")

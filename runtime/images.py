@@ -133,12 +133,6 @@ class ImageFolder:
                 yield path, image
 
 
-def evenly(items: Sequence[T], count: int) -> list[T]:
-    """`count` items from all over the sequence, in its order; all where there are no more."""
-    count = min(count, len(items))
-    return [items[number * len(items) // count] for number in range(count)]
-
-
 def list_images(folder: Path, warn: Callable[[str], None] | None = None) -> list[Path]:
     """Every file below `folder` that is named like an image that can be read, sorted.
 
@@ -174,6 +168,12 @@ def labelled_images(
     found = [(path, name) for name in classes for path in _images_below(folder / name, unread)]
     _warn_of(unread, folder, warn)
     return found
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """`count` items from all over the sequence, in its order; all where there are no more."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def read_image(path: Path, recipe: Preprocess) -> NDArray[Any]:
@@ -234,7 +234,9 @@ def _decode(path: Path, recipe: Preprocess) -> Image.Image:
             raise UnreadableImageError(path, "not a regular file")
         if status.st_size == 0:
             raise UnreadableImageError(path, "empty file")
-        with _open(path) as image:
+        with _no_pillow_limit():
+            opened = Image.open(path, formats=readable_formats())
+        with opened as image:
             _check_pixels(path, image.size, recipe)
             image.load()
             if recipe.rgb_last:
@@ -244,11 +246,6 @@ def _decode(path: Path, recipe: Preprocess) -> Image.Image:
         raise
     except Exception as error:  # Pillow's readers let any type escape on broken bytes
         raise UnreadableImageError(path, _reason(error)) from error
-
-
-def _open(path: Path) -> Image.Image:
-    with _no_pillow_limit():
-        return Image.open(path, formats=readable_formats())
 
 
 @contextmanager

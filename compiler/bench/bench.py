@@ -22,7 +22,8 @@ from regcache.runtime.bench_cold import cold_start
 from regcache.runtime.bench_result import BenchResult, EnergySource, RunnerResult
 from regcache.runtime.energy import EnergyMeter, Unreadable, cpu_meter, gpu_meter
 from regcache.runtime.machine import describe_machine
-from regcache.runtime.runners import Loading, RunnerName, check_runner, open_runner
+from regcache.runtime.open_runner import check_runner, open_runner
+from regcache.runtime.runners import Loading, RunnerName
 from regcache.runtime.session import available_cpus
 
 _TARGETS = {RunnerName(profile.runner): name for name, profile in PROFILES.items()}

@@ -1,13 +1,11 @@
 """From a source to a canonical float graph with its encoder view and preprocessing recipe."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from regcache.compiler.encoder.adoption import adopt_file
+from regcache.compiler.encoder.export_process import export_apart
 from regcache.compiler.encoder.float_encoder import FloatEncoder, RecipeFrom
 from regcache.compiler.encoder.outside_blocks import outside_blocks
 from regcache.compiler.pass_record import pass_records
@@ -34,7 +32,11 @@ class SourceOptions(Protocol):
 
     @property
     def source(self) -> str:
-        """SOURCE as the user wrote it."""
+        """SOURCE as the user wrote it, or what an object in memory is called."""
+
+    @property
+    def source_file(self) -> Path | None:
+        """The ONNX file that such an object was written to; None: `source` tells the place."""
 
     @property
     def resolution(self) -> int | None:
@@ -45,8 +47,8 @@ class SourceOptions(Protocol):
         """Name of the output that is the embedding; None for the most likely one."""
 
     @property
-    def preprocess(self) -> str | None:
-        """A preprocess.json that takes the place of the source's recipe."""
+    def preprocess(self) -> str | Preprocess | None:
+        """A recipe, or a preprocess.json, that takes the place of the source's recipe."""
 
 
 def prepare(
@@ -71,6 +73,7 @@ def prepare(
         path,
         options.resolution,
         reporter,
+        file=options.source_file,
         recipe=given,
         verify=verify,
         threads=threads,
@@ -106,38 +109,32 @@ def export_source(
     resolution: int | None,
     reporter: Reporter,
     *,
+    file: Path | None = None,
     recipe: Preprocess | None = None,
     verify: bool = True,
     threads: int | None = None,
 ) -> Preprocess | None:
     """Write a source to `path` as ONNX; returns its preprocessing recipe if it has one.
 
-    `recipe`: of an ONNX file, in place of its own. `verify`: whether such a file, rewritten, is
-    held against its original by running both, on that many `threads`.
-    PyTorch runs in a process of its own: importing it takes more memory than compiling does.
+    `file`: an ONNX file in place of what `source` names, which messages still do. `recipe`: of an
+    ONNX file, in place of its own. `verify`: whether such a file, rewritten, is held against its
+    original by running both, on that many `threads`.
     """
-    opened = open_source(source)  # what is missing or misspelt is said before a process starts
+    # What is missing or misspelt is said before a process starts.
+    opened = open_source(source) if file is None else OnnxFileSource(source, file)
     if isinstance(opened, OnnxFileSource):
         return adopt_file(
             opened, path, resolution, reporter, recipe=recipe, verify=verify, threads=threads
         )
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(_export, source, path, resolution).result()
-    except BrokenProcessPool as error:
-        raise InputError(f"{source}: the exporting process was killed (out of memory?)") from error
-
-
-def _export(source: str, path: Path, resolution: int | None) -> Preprocess | None:
-    return open_source(source).export(path, resolution=resolution)
+    return export_apart(source, path, resolution)
 
 
 def _given(options: SourceOptions) -> Preprocess | None:
     """The recipe of --preprocess, at the resolution that is asked for."""
-    if options.preprocess is None:
-        return None
-    return at_resolution(read_recipe(Path(options.preprocess)), options.resolution)
+    given = options.preprocess
+    if isinstance(given, str):
+        given = read_recipe(Path(given))
+    return None if given is None else at_resolution(given, options.resolution)
 
 
 def _assumed(source: str, image: ImageInput, reporter: Reporter) -> Preprocess:

@@ -12,7 +12,7 @@ from regcache.compiler.parity.blocks import compare_blocks
 from regcache.compiler.parity.comparison import Encoder, compare, compare_knn
 from regcache.compiler.reporter import Reporter
 from regcache.export.extras import uncollected
-from regcache.export.source import open_source
+from regcache.export.source import is_onnx, open_source, refuse_memory
 from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.parity import OUTPUT_NAMES, ParityResult, Reference
@@ -138,8 +138,9 @@ def _turned(original: Encoder) -> Encoder:
 
 
 def _pytorch(source: str, resolution: int | None, threads: int | None) -> Encoder | None:
-    if source.endswith(".onnx"):
+    if is_onnx(source):
         return None
+    refuse_memory(source)
     if importlib.util.find_spec("torch") is None:
         raise MissingExtraError("the PyTorch original", extra="export", module="torch")
     with uncollected():

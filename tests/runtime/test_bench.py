@@ -13,7 +13,8 @@ from regcache.passes.errors import InputError
 from regcache.runtime.bench import Stopwatch, time_runners
 from regcache.runtime.bench_result import BatchResult
 from regcache.runtime.energy import Unreadable, cpu_meter
-from regcache.runtime.runners import Lap, Loading, Ran, RunnerName, open_runner
+from regcache.runtime.open_runner import open_runner
+from regcache.runtime.runners import Lap, Loading, Ran, RunnerName
 
 NO_ENERGY = Unreadable("a test")
 

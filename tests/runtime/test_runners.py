@@ -11,7 +11,8 @@ import pytest
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.errors import InputError, MissingExtraError
-from regcache.runtime.runners import Loading, RunnerName, check_runner, open_runner, preload
+from regcache.runtime.open_runner import check_runner, open_runner, preload
+from regcache.runtime.runners import Loading, RunnerName
 
 GPU_RUNNERS = [name for name in RunnerName if name.on_gpu]
 
@@ -64,7 +65,7 @@ def test_a_missing_library_names_its_extra(
     def find(wanted: str) -> object:
         return None if wanted == module else real("numpy")
 
-    monkeypatch.setattr("regcache.runtime.runners.find_spec", find)
+    monkeypatch.setattr("regcache.runtime.open_runner.find_spec", find)
     with pytest.raises(MissingExtraError) as caught:
         check_runner(name)
     assert str(caught.value) == f'runner {name} needs {module}: pip install "regcache[{extra}]"'

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from regcache.export.source import Source
+from regcache.export.reference import Source
 from regcache.export.tower import Tower
 
 Array = NDArray[Any]

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 
 from regcache.export.cache import written_whole
 from regcache.export.onnx_file import sidecar
-from regcache.export.source import Source, open_source
+from regcache.export.reference import Source
+from regcache.export.source import open_source
 from regcache.export.timm_name import TimmName
 from regcache.export.timm_vit import TimmSource
 from regcache.passes.preprocess import Preprocess

@@ -47,14 +47,6 @@ def expected(artifact: Path, paths: list[Path]) -> NDArray[np.float32]:
     return np.concatenate(found)
 
 
-def test_the_public_names() -> None:
-    assert sorted(regcache.__all__) == ["Embedder", "__version__", "load"]
-    assert all(hasattr(regcache, name) for name in regcache.__all__)
-    assert regcache.__version__.count(".") == 2
-    with pytest.raises(AttributeError, match="no attribute 'lod'"):
-        _ = regcache.lod  # type: ignore[attr-defined]
-
-
 def test_its_types_are_seen(artifact: Path) -> None:
     loaded = assert_type(regcache.load(artifact), regcache.Embedder)
     assert_type(loaded.dim, int)

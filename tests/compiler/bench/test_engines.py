@@ -25,7 +25,8 @@ from regcache.passes.onnx_file import import_graph, save_graph
 from regcache.runtime import tensorrt_engine, tensorrt_rtx
 from regcache.runtime.engine_build import EngineBuild
 from regcache.runtime.gpu import Gpu
-from regcache.runtime.runners import Loading, RunnerName, open_runner
+from regcache.runtime.open_runner import open_runner
+from regcache.runtime.runners import Loading, RunnerName
 from regcache.runtime.tensorrt_network import RefusedGraphError
 
 GPU = Gpu("Some RTX", "8.6", "580.1", 10**10)

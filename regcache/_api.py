@@ -1,0 +1,217 @@
+"""What stands behind `regcache.compile`, `parity` and `inspect`: input checked, little said."""
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.encoder.memory_source import NamedSource
+from regcache.compiler.inspection.inspect import Inspection, inspect_encoder
+from regcache.compiler.options import CompileOptions
+from regcache.compiler.parity.measure import Against, ReferenceChoice, measure_artifact
+from regcache.compiler.pipeline import compile_encoder
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.staging import unnamed
+from regcache.export.suggest import did_you_mean
+from regcache.passes.errors import InputError, one_line
+from regcache.passes.preprocess import Preprocess
+from regcache.passes.quiet import quiet
+from regcache.runtime.images import list_images
+from regcache.runtime.parity import ParityResult
+from regcache.runtime.thresholds import Thresholds
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+# Fields of CompileOptions that the calls here fill themselves, whatever they are called there.
+_OWN = frozenset({"source", "source_file", "images", "output", "preprocess"})
+
+
+class QuietReporter(Reporter):
+    """Tells no progress; what the user has to know is a Python warning."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True, force_terminal=False))
+
+    def step(self, text: str) -> None:
+        """Say nothing."""
+
+    def warn(self, text: str) -> None:
+        """Warn as Python does, so that a caller can filter, count or refuse it."""
+        warnings.warn(one_line(text), UserWarning, stacklevel=_caller_level())
+
+
+def _caller_level() -> int:
+    """How far up from QuietReporter.warn the line stands that called this package."""
+    level, found, frame = 1, 1, sys._getframe(1).f_back
+    while frame is not None:
+        level += 1
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == "regcache":
+            found = level
+        frame = frame.f_back
+    return found + 1
+
+
+@dataclass(frozen=True)
+class GivenSource:
+    """What `compile` and `inspect` are told of the source; see there for each."""
+
+    source: object
+    example: object
+    preprocess: object
+    embedding: object
+
+
+def compile_source(
+    given: GivenSource, images: object, output: object, options: Mapping[str, Any], verbose: bool
+) -> Artifact:
+    """`regcache.compile`: see there."""
+    folder, target = path_of(images, "images"), path_of(output, "output")
+    named = NamedSource.of(given.source, given.example)
+    chosen = _options(named, given, {"images": str(folder), **options})
+    list_images(folder)  # said before minutes of exporting
+    reporter = _reporter(verbose)
+    with _written(named, chosen, reporter) as ready:
+        manifest = compile_encoder(ready, target, reporter)
+    opened = Artifact.open(target)
+    # The file leaves out how fast it was found to be.
+    told = opened.manifest.model_copy(update={"speed": manifest.speed})
+    return replace(opened, manifest=told)
+
+
+def inspect_source(
+    given: GivenSource,
+    images: object,
+    *,
+    resolution: int | None,
+    batch_size: int,
+    threads: int | None,
+    verbose: bool,
+) -> Inspection:
+    """`regcache.inspect`: see there."""
+    folder = None if images is None else path_of(images, "images")
+    named = NamedSource.of(given.source, given.example)
+    fields = {"resolution": resolution, "batch_size": batch_size, "threads": threads}
+    chosen = _options(named, given, {"images": str(folder or ""), **fields})
+    reporter = _reporter(verbose)
+    with _written(named, chosen, reporter) as ready:
+        return inspect_encoder(
+            ready, folder, reporter, batch_size=chosen.batch_size, threads=chosen.threads
+        )
+
+
+def measure_parity(
+    artifact: object,
+    images: object,
+    *,
+    thresholds: object,
+    reference: str,
+    against: str,
+    per_layer: bool,
+    gallery: object,
+    query: object,
+    class_scores: bool | None,
+    batch_size: int,
+    threads: int | None,
+    verbose: bool,
+) -> ParityResult:
+    """`regcache.parity`: see there."""
+    if (gallery is None) != (query is None):
+        raise InputError("gallery and query go together")
+    labelled = None
+    if gallery is not None:
+        labelled = path_of(gallery, "gallery"), path_of(query, "query")
+    with quiet():
+        return measure_artifact(
+            folder_of(artifact),
+            path_of(images, "images"),
+            _reporter(verbose),
+            thresholds=_limits(thresholds),
+            choice=_choice(ReferenceChoice, reference, "reference"),
+            against=_choice(Against, against, "against"),
+            per_layer=per_layer,
+            labelled=labelled,
+            class_scores=class_scores,
+            batch_size=_count(batch_size, "batch_size"),
+            threads=None if threads is None else _count(threads, "threads"),
+        )
+
+
+def folder_of(artifact: object) -> Path:
+    """The folder of an artifact, opened or not. Raises InputError for another type."""
+    return artifact.folder if isinstance(artifact, Artifact) else path_of(artifact, "artifact")
+
+
+def path_of(value: object, what: str) -> Path:
+    """A path that somebody gave. Raises InputError, naming the argument, for another type."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise InputError(f"{what}: a path is wanted, not a {type(value).__name__}")
+    return Path(value)
+
+
+def _reporter(verbose: bool) -> Reporter:
+    return Reporter() if verbose else QuietReporter()
+
+
+@contextmanager
+def _written(
+    named: NamedSource, options: CompileOptions, reporter: Reporter
+) -> Iterator[CompileOptions]:
+    """The options with an object in memory written to a file, which is gone after the block."""
+    with tempfile.TemporaryDirectory(prefix="regcache-") as folder, unnamed(Path(folder)), quiet():
+        file = named.write(Path(folder), reporter, threads=options.threads)
+        yield options.model_copy(update={"source_file": file})
+
+
+def _options(named: NamedSource, given: GivenSource, fields: Mapping[str, Any]) -> CompileOptions:
+    """Raises InputError, in one line, for an option that there is not or that cannot be so."""
+    known = sorted(CompileOptions.model_fields.keys() - _OWN)
+    for name in fields:
+        if name not in {*known, "images"}:
+            near = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+            raise InputError(f"there is no option {name!r}{near}")
+    own = {"source": named.name, "output": given.embedding, "preprocess": _recipe(given.preprocess)}
+    try:
+        return CompileOptions.model_validate({**fields, **own})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"][:1])).replace("output", "embedding")
+        where = f"option {name} = {first['input']!r}: " if name else ""
+        raise InputError(one_line(f"{where}{first['msg']}")) from error
+
+
+def _recipe(given: object) -> str | Preprocess | None:
+    if given is None or isinstance(given, Preprocess):
+        return given
+    return str(path_of(given, "preprocess"))
+
+
+def _limits(given: object) -> Thresholds:
+    if isinstance(given, Thresholds):
+        return given
+    if given is None or isinstance(given, Mapping):
+        return Thresholds.of(given or {})
+    return Thresholds.read(path_of(given, "thresholds"))
+
+
+def _choice(kind: type[Choice], value: str, what: str) -> Choice:
+    try:
+        return kind(value)
+    except ValueError as error:
+        known = ", ".join(kind)
+        raise InputError(f"{what}: {value!r} is none of {known}") from error
+
+
+def _count(value: object, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{what}: a whole number from 1 is wanted, not {value!r}")
+    return value

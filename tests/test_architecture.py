@@ -127,6 +127,11 @@ class TestPasses:
 
 
 class TestPackaging:
+    @pytest.mark.parametrize("name", ["compiler", "export", "runtime"])
+    def test_what_is_private_says_so(self, name: str) -> None:
+        text = ast.get_docstring(ast.parse((ROOT / name / "__init__.py").read_text())) or ""
+        assert "Private: " in text
+
     def test_every_folder_with_an_init_is_a_package(self) -> None:
         """One that setuptools is not told of is missing from the wheel."""
         folders = {

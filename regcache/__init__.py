@@ -97,7 +97,7 @@ def compile(  # noqa: A001 - users call it regcache.compile
     `verbose`: tell progress on standard error. Else nothing is told, and what has to be known is a
     Python warning.
     `options`: other fields of `CompileOptions`, as `target="tensorrt-rtx"`, `precision="fp8"`,
-    `registers="off"` or `threads=4`. With `scheduler="processes"` a script needs a `__main__` guard.
+    `registers="off"` or `threads=4`. With `scheduler="processes"` scripts need a `__main__` guard.
 
     What a module computes is held against its export. Peak memory is about 3 x the float model.
     Raises InputError, in one line, for a source that cannot be read, traced or understood, an

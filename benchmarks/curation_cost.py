@@ -22,9 +22,9 @@ from regcache.compiler.curation.sensitivity import block_damage
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.workbench import close_workbench, workbench
 from regcache.compiler.encoder.prepare import prepare
-from regcache.compiler.options import Calibrator, CompileOptions
+from regcache.compiler.job.options import Calibrator, CompileOptions
+from regcache.compiler.job.targets import TargetName, resolve_target
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import TargetName, resolve_target
 from regcache.compiler.workers.open_workers import open_workers
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.session import available_cpus

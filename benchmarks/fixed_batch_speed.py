@@ -15,7 +15,7 @@ import numpy as np
 import typer
 
 from regcache.compiler.artifact.artifact import MODEL
-from regcache.compiler.options import CompileOptions, RegisterChoice, Rounding
+from regcache.compiler.job.options import CompileOptions, RegisterChoice, Rounding
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
 from regcache.runtime.machine import cpu_name

@@ -24,9 +24,9 @@ from regcache.compiler.curation.curate import SearchOptions, curate
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting
-from regcache.compiler.options import Calibrator
+from regcache.compiler.job.options import Calibrator
+from regcache.compiler.job.targets import Simulation, TargetName, resolve_target, simulate
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import Simulation, TargetName, resolve_target, simulate
 
 
 def study_of(graph: gs.Graph, quantizer: Quantizer) -> Study:

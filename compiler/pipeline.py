@@ -16,22 +16,22 @@ from regcache.compiler.artifact.speed_check import check_speed
 from regcache.compiler.calibration.calibrate import Calibrated, calibrate
 from regcache.compiler.calibration.graph_session import return_memory
 from regcache.compiler.calibration.mapped import let_graph_go
-from regcache.compiler.context import Context, choose_target
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.find import find_registers, splice
 from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.encoder.pass_record import say_slower
 from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.encoder.split import split_for_target
-from regcache.compiler.options import CompileOptions, RegisterChoice
+from regcache.compiler.job.context import Context, choose_target
+from regcache.compiler.job.options import CompileOptions, RegisterChoice
+from regcache.compiler.job.targets import Precision
 from regcache.compiler.parity.first_look import first_look
-from regcache.compiler.pass_record import say_slower
 from regcache.compiler.quantization.equalize import Equalized, equalize, without_shifts
 from regcache.compiler.quantization.finish import Quantized, quantize
 from regcache.compiler.quantization.int8_share import keep_float
 from regcache.compiler.quantization.rotation import rotate
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import staged_folder
-from regcache.compiler.targets import Precision
 from regcache.passes.model_files import model_files, remove_model
 from regcache.passes.onnx_file import save_graph
 from regcache.runtime.images import ImageFolder, Skipped, list_images

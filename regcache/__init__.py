@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from regcache.compiler.artifact.embedder import Embedder
     from regcache.compiler.encoder.memory_source import AnySource
     from regcache.compiler.inspection.inspect import Inspection
-    from regcache.compiler.options import CompileOptions
+    from regcache.compiler.job.options import CompileOptions
     from regcache.passes.errors import InputError
     from regcache.passes.preprocess import Preprocess
     from regcache.runtime.parity import ParityResult
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 else:
     _HOMES = {
         "Artifact": "regcache.compiler.artifact.artifact",
-        "CompileOptions": "regcache.compiler.options",
+        "CompileOptions": "regcache.compiler.job.options",
         "Embedder": "regcache.compiler.artifact.embedder",
         "InputError": "regcache.passes.errors",
         "Inspection": "regcache.compiler.inspection.inspect",
@@ -97,8 +97,7 @@ def compile(  # noqa: A001 - users call it regcache.compile
     `verbose`: tell progress on standard error. Else nothing is told, and what has to be known is a
     Python warning.
     `options`: other fields of `CompileOptions`, as `target="tensorrt-rtx"`, `precision="fp8"`,
-    `registers="off"` or `threads=4`. With `scheduler="processes"` a script needs a `__main__`
-    guard.
+    `registers="off"` or `threads=4`. With `scheduler="processes"` scripts need a `__main__` guard.
 
     What a module computes is held against its export. Peak memory is about 3 x the float model.
     Raises InputError, in one line, for a source that cannot be read, traced or understood, an

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import regcache
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.encoder.memory_source import NamedSource
-from regcache.compiler.options import CompileOptions
+from regcache.compiler.job.options import CompileOptions
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import InputError
 from regcache.runtime.session import OrtSession

@@ -15,8 +15,8 @@ from support.tiny_vit import TinyVit
 from typer.testing import CliRunner
 
 from regcache.compiler.bench import engines as bench_engines
+from regcache.compiler.job.targets import Precision, TargetName
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import Precision, TargetName
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import InputError
 from regcache.runtime import tensorrt_rtx

@@ -18,9 +18,9 @@ from regcache.compiler.curation.curate import Curated, SearchOptions, curate
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting
-from regcache.compiler.options import Calibrator
+from regcache.compiler.job.options import Calibrator
+from regcache.compiler.job.targets import TargetName, resolve_target
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import TargetName, resolve_target
 from regcache.passes.base import run
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe

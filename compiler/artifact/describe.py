@@ -18,9 +18,9 @@ from regcache.compiler.artifact.manifest import (
     SpeedRecord,
     hash_files,
 )
-from regcache.compiler.context import Context
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.job.context import Context
 from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.finish import Quantized
 from regcache.compiler.quantization.int8_share import Placement

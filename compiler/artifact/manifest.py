@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from regcache.compiler.artifact.engine_record import EngineRecord
 from regcache.compiler.artifact.seal import is_sealed, seal
 from regcache.compiler.curation.record import CurationRecord
-from regcache.compiler.options import CompileOptions
-from regcache.compiler.pass_record import PassRecord
+from regcache.compiler.encoder.pass_record import PassRecord
+from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.quantization.int8_share import ParetoPoint
 from regcache.compiler.staging import MANIFEST
 from regcache.passes.errors import InputError

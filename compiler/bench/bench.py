@@ -10,8 +10,8 @@ from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.bench.engines import engine_for, why_unsupported
 from regcache.compiler.encoder.prepare import FLOAT, export_source
 from regcache.compiler.engines.signed_model import has_zero_points, write_signed
+from regcache.compiler.job.targets import PROFILES
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import PROFILES
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError

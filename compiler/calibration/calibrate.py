@@ -11,8 +11,8 @@ from regcache.compiler.calibration.observe import (
     stream_ranges,
 )
 from regcache.compiler.calibration.statistics import ChannelRange
-from regcache.compiler.context import Context
 from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.job.context import Context
 from regcache.passes.model_files import remove_model
 from regcache.runtime.images import ImageFolder, Skipped
 

@@ -19,9 +19,9 @@ from regcache.compiler.calibration.ranges import (
     choose_scale,
     output_error,
 )
-from regcache.compiler.context import Context
-from regcache.compiler.options import FLOAT8_CALIBRATORS, Calibrator
-from regcache.compiler.targets import Target
+from regcache.compiler.job.context import Context
+from regcache.compiler.job.options import FLOAT8_CALIBRATORS, Calibrator
+from regcache.compiler.job.targets import Target
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass
 from regcache.passes.encoder import Site

@@ -35,17 +35,17 @@ from regcache.compiler.cli.tables import print_tables
 from regcache.compiler.encoder.prepare import FLOAT, export_source
 from regcache.compiler.inspection.inspect import inspect_encoder
 from regcache.compiler.inspection.tables import inspection_tables
-from regcache.compiler.options import (
+from regcache.compiler.job.options import (
     AttentionChoice,
     Calibrator,
     CompileOptions,
     RegisterChoice,
     Rounding,
 )
+from regcache.compiler.job.targets import Precision, Simulation, TargetName
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import staged_file, write_text
-from regcache.compiler.targets import Precision, Simulation, TargetName
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import RegcacheError, one_line
 from regcache.passes.model_files import data_file

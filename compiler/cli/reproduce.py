@@ -20,12 +20,12 @@ from regcache.compiler.cli.options import (
     parse_duration,
 )
 from regcache.compiler.curation.study import LEAST_IMAGES
-from regcache.compiler.options import Calibrator, CompileOptions
+from regcache.compiler.job.options import Calibrator, CompileOptions
+from regcache.compiler.job.targets import Simulation, TargetName
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce.reproduce import Plan, reproduce
 from regcache.compiler.reproduce.tasks import Tasks
 from regcache.compiler.staging import write_text
-from regcache.compiler.targets import Simulation, TargetName
 from regcache.passes.errors import InputError
 
 T = TypeVar("T")

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import return_memory
 from regcache.compiler.calibration.statistics import TokenNorms, token_kind
-from regcache.compiler.context import Context
 from regcache.compiler.curation.candidates import find_candidates
 from regcache.compiler.curation.decision import Improvement, measure_improvement
 from regcache.compiler.curation.journal import Journal
@@ -31,6 +30,7 @@ from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import Study
 from regcache.compiler.curation.trial import Trial, TrialResult, decide_setting
 from regcache.compiler.curation.workbench import Workbench, close_workbench, workbench
+from regcache.compiler.job.context import Context
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.workers.open_workers import open_workers
 from regcache.passes.cut_graph import needed_before

@@ -3,13 +3,13 @@
 import numpy as np
 
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.context import Context
 from regcache.compiler.curation.curate import Curated, SearchOptions, UnsearchableError, curate
 from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.study import LEAST_IMAGES, ReferenceImages, Study
 from regcache.compiler.encoder.float_encoder import FloatEncoder
-from regcache.compiler.options import RegisterChoice
+from regcache.compiler.job.context import Context
+from regcache.compiler.job.options import RegisterChoice
 from regcache.passes.errors import InputError
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from regcache.compiler.pass_record import PassRecord, pass_records
+from regcache.compiler.encoder.pass_record import PassRecord, pass_records
 from regcache.passes.base import Pass, Ran, run_all
 from regcache.passes.choose_outputs import OutputChoice
 from regcache.passes.encoder import EncoderView

@@ -1,6 +1,6 @@
 """What a model multiplies with weights outside its blocks, where nothing is quantized."""
 
-from regcache.compiler.pass_record import PassRecord
+from regcache.compiler.encoder.pass_record import PassRecord
 from regcache.passes.count_flops import product_flops
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError

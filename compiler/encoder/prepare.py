@@ -8,7 +8,7 @@ from regcache.compiler.encoder.adoption import adopt_file
 from regcache.compiler.encoder.export_process import export_apart
 from regcache.compiler.encoder.float_encoder import FloatEncoder, RecipeFrom
 from regcache.compiler.encoder.outside_blocks import outside_blocks
-from regcache.compiler.pass_record import pass_records
+from regcache.compiler.encoder.pass_record import pass_records
 from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import OnnxFileSource
 from regcache.export.recipe import at_resolution, for_input

@@ -1,7 +1,7 @@
 """The stage that brings a float encoder into the form that its target computes."""
 
 from regcache.compiler.encoder.float_encoder import FloatEncoder
-from regcache.compiler.targets import Target
+from regcache.compiler.job.targets import Target
 from regcache.passes.split_qkv import SplitQkv
 
 

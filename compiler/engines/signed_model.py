@@ -11,9 +11,9 @@ from pathlib import Path
 import onnx
 
 from regcache.compiler.artifact.artifact import Artifact
-from regcache.compiler.pass_record import pass_records, say_slower
+from regcache.compiler.encoder.pass_record import pass_records, say_slower
+from regcache.compiler.job.targets import TargetName
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import TargetName
 from regcache.passes.base import run_all
 from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import import_graph, save_graph

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regcache.compiler.artifact.engine_record import EngineKind
+from regcache.compiler.job.targets import Precision
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import Precision
 from regcache.export.cache import cache_folder, written_whole
 from regcache.passes.errors import InputError
 from regcache.runtime import tensorrt_engine, tensorrt_rtx

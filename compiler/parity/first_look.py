@@ -3,8 +3,8 @@
 from functools import partial
 from pathlib import Path
 
-from regcache.compiler.context import Context
 from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.job.context import Context
 from regcache.compiler.parity.comparison import compare
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.session import OrtSession

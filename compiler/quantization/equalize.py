@@ -13,8 +13,8 @@ from regcache.compiler.calibration.folds import Folded, Halved, Observed
 from regcache.compiler.calibration.graph_session import return_memory
 from regcache.compiler.calibration.mapped import keep_on_disk, let_graph_go
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.context import Context
 from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.job.context import Context
 from regcache.compiler.quantization.factors import (
     Equalization,
     Standing,

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.folds import Folded, Halved, Observed, Suggested
 from regcache.compiler.calibration.quantizer import Quantizer, Scale
+from regcache.compiler.job.targets import Target
 from regcache.compiler.quantization.rounding import nearest_blocks
 from regcache.compiler.quantization.sampled_weight import SampledWeight
-from regcache.compiler.targets import Target
 from regcache.passes.encoder import Site
 from regcache.passes.float8 import round_weight
 from regcache.passes.quantize_linears import quantize_weight

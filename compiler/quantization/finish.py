@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.quantizer import Quantizer, Scale
 from regcache.compiler.calibration.statistics import ChannelRange
-from regcache.compiler.context import Context
 from regcache.compiler.encoder.float_encoder import FloatEncoder
-from regcache.compiler.options import AttentionChoice, Rounding
-from regcache.compiler.pass_record import PassRecord, pass_records
+from regcache.compiler.encoder.pass_record import PassRecord, pass_records
+from regcache.compiler.job.context import Context
+from regcache.compiler.job.options import AttentionChoice, Rounding
 from regcache.compiler.quantization.attention import attention_scales
 from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.int8_share import Placement

@@ -7,7 +7,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.context import Context
 from regcache.compiler.curation.curate import (
     SearchOptions,
     UnsearchableError,
@@ -16,6 +15,7 @@ from regcache.compiler.curation.curate import (
 from regcache.compiler.curation.record import SensitivityRecord
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.job.context import Context
 from regcache.compiler.quantization.equalize import Equalized, without_shifts
 from regcache.compiler.quantization.rotation import rotation_work
 from regcache.passes.encoder import Site

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from regcache.compiler.calibration.graph_session import return_memory
 from regcache.compiler.calibration.mapped import keep_on_disk, let_graph_go
-from regcache.compiler.context import Context
 from regcache.compiler.encoder.float_encoder import FloatEncoder
-from regcache.compiler.targets import Precision
+from regcache.compiler.job.context import Context
+from regcache.compiler.job.targets import Precision
 from regcache.passes.base import Pass
 from regcache.passes.encoder import EncoderView
 from regcache.passes.rotate_hidden import RotateHidden, hidden_sites, rotated_channels

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.observe import observe
 from regcache.compiler.calibration.quantizer import Scale
+from regcache.compiler.job.targets import Target
 from regcache.compiler.quantization.gptq import choose_steps, refit_steps, round_by_error
-from regcache.compiler.targets import Target
 from regcache.passes.encoder import Linear, Role, Site
 from regcache.passes.external_weights import let_go
 from regcache.passes.float8 import Float8Weight, round_weight

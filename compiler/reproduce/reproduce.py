@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from regcache.compiler.calibration.calibrate import calibrate
 from regcache.compiler.calibration.folds import Observed
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.context import Context, choose_target
 from regcache.compiler.curation.find import find_registers, splice
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.encoder.split import split_for_target
-from regcache.compiler.options import Calibrator, CompileOptions
+from regcache.compiler.job.context import Context, choose_target
+from regcache.compiler.job.options import Calibrator, CompileOptions
+from regcache.compiler.job.targets import Simulation
 from regcache.compiler.quantization.plain import quantize_plainly
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce.table import Recipe, Row, Table
@@ -28,7 +29,6 @@ from regcache.compiler.reproduce.tasks import (
     load_tasks,
     measure,
 )
-from regcache.compiler.targets import Simulation
 from regcache.export.text_tower import embed_texts
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.preprocess import Preprocess

@@ -16,8 +16,8 @@ from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.study import ReferenceImages, Study
-from regcache.compiler.options import Calibrator
-from regcache.compiler.targets import Simulation, TargetName, resolve_target, simulate
+from regcache.compiler.job.options import Calibrator
+from regcache.compiler.job.targets import Simulation, TargetName, resolve_target, simulate
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.detach_weights import detach_weights, pack_graph, unpack_graph

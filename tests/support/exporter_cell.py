@@ -10,8 +10,8 @@ from support.exporter_forms import SIDE, Form, export, model_of
 
 from regcache.compiler.calibration.observe import observe, site_statistics
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.options import Calibrator
-from regcache.compiler.targets import TargetName, resolve_target
+from regcache.compiler.job.options import Calibrator
+from regcache.compiler.job.targets import TargetName, resolve_target
 from regcache.export.adopt import adopt
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize_graph

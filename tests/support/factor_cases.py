@@ -13,9 +13,9 @@ from support.tiny_vit import Spec, TinyVit
 from regcache.compiler.calibration.folds import Fold, Folded, Observed, join
 from regcache.compiler.calibration.observe import HalvedStatistics, halved_statistics, observe
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.options import Calibrator
+from regcache.compiler.job.options import Calibrator
+from regcache.compiler.job.targets import Simulation, simulate
 from regcache.compiler.quantization.factors import Equalization
-from regcache.compiler.targets import Simulation, simulate
 from regcache.passes.affine import Affine
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import EncoderView, Site

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from regcache.compiler.calibration.quantizer import Scale
-from regcache.compiler.targets import Precision, TargetName, resolve_target
+from regcache.compiler.job.targets import Precision, TargetName, resolve_target
 from regcache.passes.affine import Affine
 
 U8S8 = resolve_target(TargetName.ORT_CPU, u8s8_saturates=False)

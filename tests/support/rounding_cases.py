@@ -13,13 +13,13 @@ from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration.observe import observe, site_statistics
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.options import Calibrator
-from regcache.compiler.quantization.rounding import Rounded, round_weights
-from regcache.compiler.targets import (
+from regcache.compiler.job.options import Calibrator
+from regcache.compiler.job.targets import (
     Simulation,
     Target,
     simulate,
 )
+from regcache.compiler.quantization.rounding import Rounded, round_weights
 from regcache.passes.affine import Affine
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import EncoderView, Linear, Site

@@ -14,8 +14,8 @@ from regcache.compiler.calibration.observe import SiteStatistics, site_statistic
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import Study
-from regcache.compiler.options import Calibrator
-from regcache.compiler.targets import Simulation, simulate
+from regcache.compiler.job.options import Calibrator
+from regcache.compiler.job.targets import Simulation, simulate
 from regcache.passes.base import Pass, run
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.find_blocks import view_encoder

@@ -19,7 +19,7 @@ from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import import_graph
-from regcache.runtime import runners, tensorrt_rtx
+from regcache.runtime import open_runner, tensorrt_rtx
 from regcache.runtime.bench_result import BenchResult
 from regcache.runtime.gpu import Gpu
 from regcache.runtime.runners import RunnerName
@@ -109,9 +109,9 @@ class TestRefusals:
     ) -> None:
         """One line that says which GPU, and what runs there, before the first runner is timed."""
         hopper = Gpu("NVIDIA H100 80GB HBM3", "9.0", "580.1", 1 << 36)
-        for module in (runners, bench_engines):
+        for module in (open_runner, bench_engines):
             monkeypatch.setattr(module, "find_gpu", lambda: hopper)
-        monkeypatch.setattr(runners, "find_spec", lambda _name: object())
+        monkeypatch.setattr(open_runner, "find_spec", lambda _name: object())
         capabilities = "supported_compute_capabilities"
         monkeypatch.setattr(tensorrt_rtx, capabilities, lambda: ("8.9", "12.0"))
         monkeypatch.setattr(tensorrt_rtx, "library_version", lambda: "1.7")

@@ -17,8 +17,8 @@ from regcache.compiler.artifact.engine_record import EngineKind, EngineRecord
 from regcache.compiler.bench import engines as bench_engines
 from regcache.compiler.bench.engines import engine_for, suits
 from regcache.compiler.engines.signed_model import REWRITE
+from regcache.compiler.job.targets import TargetName
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import TargetName
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.passes.onnx_file import import_graph, save_graph

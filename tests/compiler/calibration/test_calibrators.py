@@ -19,8 +19,8 @@ from regcache.compiler.calibration.calibrators import (
 from regcache.compiler.calibration.folds import Observed
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.calibration.ranges import choose_scale, output_error
-from regcache.compiler.options import Calibrator
-from regcache.compiler.targets import Target, TargetName
+from regcache.compiler.job.options import Calibrator
+from regcache.compiler.job.targets import Target, TargetName
 from regcache.passes.affine import Affine, IntegerType
 from regcache.passes.errors import InputError
 

@@ -24,9 +24,9 @@ from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.cli.main import main
 from regcache.compiler.curation.curate import Curated, SearchOptions, curate
 from regcache.compiler.curation.study import ReferenceImages, Study
-from regcache.compiler.options import Calibrator
+from regcache.compiler.job.options import Calibrator
+from regcache.compiler.job.targets import Simulation, TargetName, resolve_target, simulate
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import Simulation, TargetName, resolve_target, simulate
 from regcache.export.onnx_file import sidecar
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError

@@ -32,8 +32,8 @@ from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting, try_setting
 from regcache.compiler.curation.workbench import Workbench, close_workbench, workbench
-from regcache.compiler.options import Calibrator
-from regcache.compiler.targets import Simulation, Target, simulate
+from regcache.compiler.job.options import Calibrator
+from regcache.compiler.job.targets import Simulation, Target, simulate
 from regcache.passes.affine import Affine
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize

@@ -7,8 +7,8 @@ import pytest
 from regcache.compiler.artifact.engine_record import EngineKind
 from regcache.compiler.engines import toolchain as build_toolchain
 from regcache.compiler.engines.toolchain import BuildOptions, Toolchain, open_toolchain
+from regcache.compiler.job.targets import Precision
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import Precision
 from regcache.passes.errors import InputError
 from regcache.runtime import tensorrt_engine
 from regcache.runtime.engine_build import EngineBuild

@@ -20,9 +20,10 @@ from regcache.compiler.calibration.calibrate import Calibrated
 from regcache.compiler.calibration.folds import Observed
 from regcache.compiler.calibration.observe import HalvedStatistics, observe, stream_ranges
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.context import Context
 from regcache.compiler.encoder.float_encoder import FloatEncoder
-from regcache.compiler.options import CompileOptions, Rounding
+from regcache.compiler.job.context import Context
+from regcache.compiler.job.options import CompileOptions, Rounding
+from regcache.compiler.job.targets import TargetName
 from regcache.compiler.quantization.equalize import (
     Equalized,
     as_it_is,
@@ -33,7 +34,6 @@ from regcache.compiler.quantization.equalize import (
 from regcache.compiler.quantization.finish import quantize
 from regcache.compiler.quantization.int8_share import Placement
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import TargetName
 from regcache.export.onnx_file import sidecar
 from regcache.passes.affine import Affine
 from regcache.passes.base import run

@@ -15,8 +15,8 @@ from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration.observe import halved_statistics
 from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.job.targets import Simulation, simulate
 from regcache.compiler.quantization.factors import Rule
-from regcache.compiler.targets import Simulation, simulate
 from regcache.passes.encoder import Site
 from regcache.passes.find_blocks import view_encoder
 

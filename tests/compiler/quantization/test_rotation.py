@@ -18,12 +18,13 @@ from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler import pipeline
 from regcache.compiler.artifact.artifact import Artifact
-from regcache.compiler.context import Context, choose_target
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.encoder.float_encoder import FloatEncoder
-from regcache.compiler.options import CompileOptions
+from regcache.compiler.job.context import Context, choose_target
+from regcache.compiler.job.options import CompileOptions
+from regcache.compiler.job.targets import Precision, Simulation, TargetName
 from regcache.compiler.parity.blocks import compare_blocks
 from regcache.compiler.quantization.rotation import (
     Rotations,
@@ -32,7 +33,6 @@ from regcache.compiler.quantization.rotation import (
     rotation_work,
 )
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import Precision, Simulation, TargetName
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.choose_outputs import choose_outputs

@@ -15,13 +15,13 @@ from support.rounding_cases import IMAGES, Case, make_case
 from support.tiny_vit import Spec
 
 from regcache.compiler.calibration.quantizer import Scale
+from regcache.compiler.job.targets import Target
 from regcache.compiler.quantization.rounding import (
     Rounded,
     block_bits,
     nearest_blocks,
     round_weights,
 )
-from regcache.compiler.targets import Target
 from regcache.passes.encoder import Linear
 from regcache.passes.float8 import Float8
 

@@ -23,14 +23,14 @@ from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration.folds import Folded, Halved, Observed, Suggested
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.options import Calibrator
-from regcache.compiler.quantization.factors import folds_error, rounding_error
-from regcache.compiler.quantization.sampled_weight import SampledWeight
-from regcache.compiler.quantization.shifts import Shift
-from regcache.compiler.targets import (
+from regcache.compiler.job.options import Calibrator
+from regcache.compiler.job.targets import (
     Simulation,
     simulate,
 )
+from regcache.compiler.quantization.factors import folds_error, rounding_error
+from regcache.compiler.quantization.sampled_weight import SampledWeight
+from regcache.compiler.quantization.shifts import Shift
 from regcache.passes.affine import Affine
 from regcache.passes.base import run
 from regcache.passes.observe import Observe

@@ -32,14 +32,14 @@ from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.encoder import prepare
-from regcache.compiler.options import Calibrator, CompileOptions
+from regcache.compiler.job.options import Calibrator, CompileOptions
+from regcache.compiler.job.targets import Simulation, TargetName
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce import reproduce
 from regcache.compiler.reproduce import tasks as reproduce_tasks
 from regcache.compiler.reproduce.reproduce import Plan
 from regcache.compiler.reproduce.table import Table
 from regcache.compiler.reproduce.tasks import Tasks, balanced
-from regcache.compiler.targets import Simulation, TargetName
 from regcache.export.onnx_file import sidecar
 from regcache.export.source import open_source
 from regcache.passes.preprocess import Preprocess

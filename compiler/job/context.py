@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from regcache.compiler.options import CompileOptions
+from regcache.compiler.job.options import CompileOptions
+from regcache.compiler.job.targets import Target, resolve_target, simulate
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.targets import Target, resolve_target, simulate
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.session import u8s8_saturates
 

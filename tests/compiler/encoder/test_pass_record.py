@@ -11,7 +11,7 @@ from support.quantized_graphs import quantized
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.encoder.outside_blocks import outside_blocks
-from regcache.compiler.pass_record import PassRecord, pass_records, say_slower
+from regcache.compiler.encoder.pass_record import PassRecord, pass_records, say_slower
 from regcache.compiler.reporter import Reporter
 from regcache.passes.base import Edit, Log, Ran, Skip
 from regcache.passes.canonicalize import canonicalize, canonicalize_logged

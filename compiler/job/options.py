@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from regcache.compiler.targets import (
+from regcache.compiler.job.targets import (
     PROFILES,
     Precision,
     Simulation,

@@ -1,0 +1,1 @@
+"""A compilation as it is asked for: its options, its target, where it works."""

@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := build/demo
 GPU_VENV := build/gpu-venv
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test quick lint bench gpu-check clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,10 @@ demo: $(INSTALLED)
 # One thread for each of the two workers.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+## What needs neither PyTorch nor the model zoo nor the sample, and no test that takes seconds.
+quick: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quick -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

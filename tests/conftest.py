@@ -1,8 +1,37 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and what a quick run leaves out."""
 
+import sys
 from pathlib import Path
 
 import pytest
+from support.quick import TORCH, forbid_torch, imports_torch, is_quick
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="what needs neither PyTorch nor long")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        forbid_torch()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if config.getoption("--quick") and collection_path.suffix == ".py":
+        return imports_torch(collection_path) or None
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        left_out = [item for item in items if not is_quick(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if is_quick(item)]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--quick"):
+        assert not TORCH & set(sys.modules)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from support.command_line import run_regcache
 from support.tiny_artifact import SPEC
 from support.tiny_source import RECIPE, photos
 from support.tiny_vit import TinyVit
-from support.zoo import randomize, seeded
+from support.zoo_models import randomize, seeded
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 

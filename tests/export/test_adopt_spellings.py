@@ -9,7 +9,7 @@ import torch
 import transformers
 from support.exporter_cell import measure_file
 from support.exporter_forms import DEPTH, HEADS, PATCH, SIDE, WIDTH, Form, Named, export
-from support.zoo import randomize, seeded
+from support.zoo_models import randomize, seeded
 from torch import Tensor, nn
 from torch.nn import functional
 

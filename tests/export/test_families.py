@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from support import zoo
+from support import zoo, zoo_models
 
 BATCHES = (1, 3, 8)
 # Ops of graphs that depend on the image's size, on data, or on attention masks.
@@ -67,7 +67,7 @@ def test_graph_is_static_but_for_the_batch(name: str, folder: Path) -> None:
 
 
 def _depth(name: str) -> int:
-    return 12 if name in ("clip-b16", "openclip-siglip-b16") else zoo.DEPTH
+    return 12 if name in ("clip-b16", "openclip-siglip-b16") else zoo_models.DEPTH
 
 
 @pytest.mark.parametrize(

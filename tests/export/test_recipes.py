@@ -12,7 +12,7 @@ import timm
 import transformers
 from numpy.typing import NDArray
 from PIL import Image
-from support import zoo
+from support import zoo_models
 
 from regcache.export.library_recipes import open_clip_recipe, timm_recipe
 from regcache.export.recipe import at_resolution, for_input, from_image_processor
@@ -174,7 +174,7 @@ def test_a_recipe_does_what_open_clip_does(tag: str, config: dict[str, Any]) -> 
 
 
 def test_the_recipe_comes_from_the_checkpoint(tmp_path: Path) -> None:
-    source: Any = zoo.FAMILIES["dinov2-s14"](tmp_path)
+    source: Any = zoo_models.FAMILIES["dinov2-s14"](tmp_path)
     recipe = source._recipe(source._config(), None)
     assert recipe == Preprocess(
         height=224,

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from support import zoo
+from support import zoo_models
 
 from regcache.export import extras
 from regcache.export.onnx_file import sidecar
@@ -180,7 +180,7 @@ class Malicious:
 
 
 def test_a_pickle_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
-    zoo.FAMILIES["deit-s16"](tmp_path / "hf")
+    zoo_models.FAMILIES["deit-s16"](tmp_path / "hf")
     (tmp_path / "hf" / "model.safetensors").unlink()
     trace = tmp_path / "ran"
     torch.save({"weight": Malicious(trace)}, tmp_path / "hf" / "pytorch_model.bin")
@@ -197,7 +197,7 @@ def test_code_that_comes_with_a_checkpoint_never_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace = tmp_path / "ran"
-    source = zoo.FAMILIES["deit-s16"](tmp_path / "hf")
+    source = zoo_models.FAMILIES["deit-s16"](tmp_path / "hf")
     (tmp_path / "hf" / "mine.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
     for file, classes in (
         ("config.json", {"AutoConfig": "mine.C", "AutoModel": "mine.M"}),
@@ -218,7 +218,7 @@ def test_code_that_comes_with_a_checkpoint_never_runs(
 def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    source = zoo.FAMILIES["deit-s16"](tmp_path)
+    source = zoo_models.FAMILIES["deit-s16"](tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["layernorm.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})

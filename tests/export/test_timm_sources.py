@@ -13,7 +13,7 @@ import timm
 import torch
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
-from support import zoo
+from support import zoo_models
 from timm.models import save_for_hf
 from torch import Tensor
 
@@ -28,9 +28,9 @@ State = dict[str, Tensor]
 
 def model_of(classes: int = 10, name: str = NAME, **options: Any) -> Any:
     """Somebody's fine-tuned encoder: one block, a head of their own."""
-    with zoo.seeded():
+    with zoo_models.seeded():
         model = timm.create_model(name, depth=1, num_classes=classes, **options)
-    return zoo.randomize(model)
+    return zoo_models.randomize(model)
 
 
 def images(side: int = 224) -> np.ndarray:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support import zoo
 from support.equalizing import (
     MUL,
     NORM,
@@ -149,9 +150,7 @@ KINDS = (
 )
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in KINDS]
-)
+@pytest.mark.parametrize("name", [zoo.family_param(name) for name in KINDS])
 def test_every_family_stays_the_encoder(name: str, folder: Any) -> None:
     before = view(name, folder)
     factors = random_factors(before.graph, decades=2)

@@ -129,10 +129,7 @@ def test_blocks_that_do_not_divide_the_input_channels(block_size: int, bits: int
 # so400m's MLP has 4,304 channels: 134 blocks of 32 and a half.
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.xdist_group(name))
-        for name in ("dinov2-s14", "siglip2-so400m14")
-    ],
+    [zoo.family_param(name) for name in ("dinov2-s14", "siglip2-so400m14")],
 )
 def test_real_architectures(name: str, folder: Path) -> None:
     graph = canonicalize(load_model(zoo.export_family(name, folder).path))

@@ -14,7 +14,7 @@ import timm
 import torch
 import torchvision
 import transformers
-from support.zoo import randomize, seeded
+from support.zoo_models import randomize, seeded
 from torch import nn
 
 SIDE, PATCH, WIDTH, HEADS, DEPTH = 32, 8, 64, 2, 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import open_clip
 import transformers
-from support import zoo
+from support import zoo_models
 
 TEXTS = ["a photo of a cat.", "A photo of the Dog", "cat", "it's a " + "very " * 20 + "long way"]
 LONGEST = 16
@@ -61,8 +61,8 @@ def clip(folder: Path) -> Path:
         vision_config=VISION,
         projection_dim=24,
     )
-    with zoo.seeded():
-        zoo.randomize(transformers.CLIPModel(config)).save_pretrained(folder)
+    with zoo_models.seeded():
+        zoo_models.randomize(transformers.CLIPModel(config)).save_pretrained(folder)
     transformers.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
     return folder
 
@@ -70,8 +70,8 @@ def clip(folder: Path) -> Path:
 def siglip(folder: Path, tokenizer: Any) -> Path:
     text = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": LONGEST}
     config = transformers.SiglipConfig(text_config=text, vision_config=VISION)
-    with zoo.seeded():
-        zoo.randomize(transformers.SiglipModel(config)).save_pretrained(folder)
+    with zoo_models.seeded():
+        zoo_models.randomize(transformers.SiglipModel(config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -94,8 +94,8 @@ def tiny_open_clip(folder: Path, name: str, text: dict[str, Any], **more: Any) -
     config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text, **more}
     (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder / f"{name}.json")
-    with zoo.seeded():
-        return zoo.randomize(open_clip.create_model(name, pretrained_text=False))
+    with zoo_models.seeded():
+        return zoo_models.randomize(open_clip.create_model(name, pretrained_text=False))
 
 
 def open_clip_plain(folder: Path) -> tuple[str, Any]:

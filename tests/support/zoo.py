@@ -1,33 +1,41 @@
-"""Random encoders of the released architectures, real in all but depth, and their exports.
+"""The model zoo: random encoders of the released architectures, and their exports.
 
 `export_family` keeps what it makes in a folder, so that a test session makes everything once.
+Importing this module imports no PyTorch; making a source does (see `zoo_models`).
 """
 
 import functools
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
-import timm
-import torch
-import transformers
 from filelock import FileLock
-from safetensors.torch import save_file
 
 from regcache.export.cache import written_whole
 from regcache.export.onnx_file import sidecar
 from regcache.export.reference import Source
-from regcache.export.source import open_source
-from regcache.export.timm_name import TimmName
-from regcache.export.timm_vit import TimmSource
 from regcache.passes.preprocess import Preprocess
 
-DEPTH = 2
+FAMILIES = (
+    "clip-b16",
+    "siglip-b16",
+    "siglip2-so400m14",
+    "dinov2-s14",
+    "dinov2-s14-swiglu",
+    "dinov2-s14-registers",
+    "dinov3-s16",
+    "dinov3-s16plus",
+    "vit-b16",
+    "deit-s16",
+    "timm-vit-b16",
+    "timm-dinov2-s14-registers",
+    "timm-siglip-b16",
+    "timm-deit3-s16",
+    "openclip-b16",
+    "openclip-b16-quickgelu",
+    "openclip-siglip-b16",
+)
 
 
 @dataclass(frozen=True)
@@ -39,191 +47,19 @@ class Exported:
     source: Source
 
 
-def randomize(module: Any, seed: int = 0) -> Any:
-    """Move every parameter by seeded noise, so that no two are equal and none is zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
-    return module.eval()
-
-
-@contextmanager
-def seeded() -> Iterator[None]:
-    """Make the libraries' own initialisation repeatable."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-def save_checkpoint(model: Any, processor: Any, folder: Path) -> Source:
-    """A transformers checkpoint in a folder, as a source."""
-    if not (folder / "preprocessor_config.json").is_file():
-        randomize(model).save_pretrained(folder)
-        processor.save_pretrained(folder)
-    return open_source(f"hf:{folder}")
-
-
-def _vit_sizes(width: int, heads: int, **more: Any) -> dict[str, Any]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_attention_heads": heads,
-        "num_hidden_layers": DEPTH,
-        **more,
-    }
-
-
-def _clip_b16(folder: Path) -> Source:
-    """The one family at its full depth; the checkpoint holds a text tower too."""
-    vision = _vit_sizes(768, 12, image_size=224, patch_size=16)
-    config = transformers.CLIPConfig(
-        text_config=_vit_sizes(64, 2, vocab_size=99),
-        vision_config=vision | {"num_hidden_layers": 12},
-        projection_dim=512,
-    )
-    return save_checkpoint(
-        transformers.CLIPModel(config), transformers.CLIPImageProcessorPil(), folder
-    )
-
-
-def _siglip(side: int, width: int, heads: int, patch: int) -> Callable[[Path], Source]:
-    def build(folder: Path) -> Source:
-        config = transformers.SiglipConfig(
-            text_config=_vit_sizes(64, 2, vocab_size=99),
-            vision_config=_vit_sizes(width, heads, image_size=side, patch_size=patch),
-        )
-        processor = transformers.SiglipImageProcessorPil(size={"height": side, "width": side})
-        return save_checkpoint(transformers.SiglipModel(config), processor, folder)
-
-    return build
-
-
-def _dino_processor() -> Any:
-    return transformers.BitImageProcessorPil(
-        size={"shortest_edge": 256},
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-    )
-
-
-def _dinov2(swiglu: bool) -> Callable[[Path], Source]:
-    def build(folder: Path) -> Source:
-        config = transformers.Dinov2Config(
-            **_vit_sizes(384, 6, image_size=518, patch_size=14), use_swiglu_ffn=swiglu
-        )
-        return save_checkpoint(transformers.Dinov2Model(config), _dino_processor(), folder)
-
-    return build
-
-
-def _dinov2_registers(folder: Path) -> Source:
-    config = transformers.Dinov2WithRegistersConfig(
-        **_vit_sizes(384, 6, image_size=518, patch_size=14), num_register_tokens=4
-    )
-    return save_checkpoint(transformers.Dinov2WithRegistersModel(config), _dino_processor(), folder)
-
-
-def _dinov3(gated: bool) -> Callable[[Path], Source]:
-    def build(folder: Path) -> Source:
-        config = transformers.DINOv3ViTConfig(
-            **_vit_sizes(384, 6, image_size=224, patch_size=16),
-            num_register_tokens=4,
-            key_bias=False,
-            use_gated_mlp=gated,
-            hidden_act="silu" if gated else "gelu",
-        )
-        processor = transformers.DINOv3ViTImageProcessor()
-        return save_checkpoint(transformers.DINOv3ViTModel(config), processor, folder)
-
-    return build
-
-
-def _vit_b16(folder: Path) -> Source:
-    config = transformers.ViTConfig(**_vit_sizes(768, 12))
-    model = transformers.ViTForImageClassification(config)
-    return save_checkpoint(model, transformers.ViTImageProcessorPil(), folder)
-
-
-def _deit_s16(folder: Path) -> Source:
-    model = transformers.DeiTModel(transformers.DeiTConfig(**_vit_sizes(384, 6)))
-    return save_checkpoint(model, transformers.DeiTImageProcessorPil(), folder)
-
-
-class UntrainedTimmSource(TimmSource):
-    """A timm model as `timm:NAME` gives it, but shallow and with random weights."""
-
-    def _create(self, size: tuple[int, int]) -> Any:
-        with seeded():
-            return randomize(
-                timm.create_model(self._model.architecture, img_size=size, depth=DEPTH)
-            )
-
-
-def _timm(name: str) -> Callable[[Path], Source]:
-    return lambda _: UntrainedTimmSource(f"timm:{name}", TimmName(name))
-
-
-def _open_clip(architecture: str) -> Callable[[Path], Source]:
-    """The architecture with fewer blocks, and a checkpoint file that holds its vision tower."""
-
-    def build(folder: Path) -> Source:
-        folder.mkdir(exist_ok=True)
-        config = open_clip.get_model_config(architecture)
-        vision = config["vision_cfg"]
-        if "timm_model_name" not in vision:
-            vision["layers"] = DEPTH
-        shallow = folder / f"{architecture}-shallow.json"
-        with written_whole(shallow) as partial:
-            partial.write_text(json.dumps(config))
-        open_clip.add_model_config(shallow)
-        weights = folder / "weights.safetensors"
-        if not weights.is_file():
-            from open_clip.model import _build_vision_tower
-
-            quick = config.get("quick_gelu", False)
-            tower = randomize(_build_vision_tower(config["embed_dim"], vision, quick))
-            state = {f"visual.{name}": tensor for name, tensor in tower.state_dict().items()}
-            with written_whole(weights) as partial:
-                save_file(state, partial)
-        return open_source(f"openclip:{architecture}-shallow/{weights}")
-
-    return build
-
-
-FAMILIES: dict[str, Callable[[Path], Source]] = {
-    "clip-b16": _clip_b16,
-    "siglip-b16": _siglip(224, 768, 12, 16),
-    "siglip2-so400m14": _siglip(224, 1152, 16, 14),
-    "dinov2-s14": _dinov2(swiglu=False),
-    "dinov2-s14-swiglu": _dinov2(swiglu=True),
-    "dinov2-s14-registers": _dinov2_registers,
-    "dinov3-s16": _dinov3(gated=False),
-    "dinov3-s16plus": _dinov3(gated=True),
-    "vit-b16": _vit_b16,
-    "deit-s16": _deit_s16,
-    "timm-vit-b16": _timm("vit_base_patch16_224"),
-    "timm-dinov2-s14-registers": _timm("vit_small_patch14_reg4_dinov2"),
-    "timm-siglip-b16": _timm("vit_base_patch16_siglip_224"),
-    "timm-deit3-s16": _timm("deit3_small_patch16_224"),
-    "openclip-b16": _open_clip("ViT-B-16"),
-    "openclip-b16-quickgelu": _open_clip("ViT-B-16-quickgelu"),
-    "openclip-siglip-b16": _open_clip("ViT-B-16-SigLIP"),
-}
-"""By name: a function that takes a folder for the checkpoint and yields the source.
-
-The images are 224 x 224, also where the released model takes 518 (see `SIDE`).
-"""
-
 SIDE = 224
 
 
 @functools.cache
 def family_source(name: str, folder: Path) -> Source:
     """The source of one family, its checkpoint kept in `folder`."""
+    from support.zoo_models import FAMILIES as BUILDERS
+    from support.zoo_models import seeded
+
+    assert tuple(BUILDERS) == FAMILIES
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{name}.lock"), seeded():
-        return FAMILIES[name](folder / name)
+        return BUILDERS[name](folder / name)
 
 
 @functools.cache
@@ -243,4 +79,9 @@ def export_family(name: str, folder: Path) -> Exported:
 
 def family_params() -> list[Any]:
     """The families as pytest parameters, each bound to one xdist worker, which exports it once."""
-    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FAMILIES]
+    return [family_param(name) for name in FAMILIES]
+
+
+def family_param(name: str) -> Any:
+    """One of them."""
+    return pytest.param(name, marks=[pytest.mark.torch, pytest.mark.xdist_group(name)])

@@ -11,7 +11,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from support import tiny_text, zoo
+from support import tiny_text, zoo_models
 from support.reproducing import (
     CLASSES,
     PROMPTS,
@@ -250,8 +250,8 @@ def test_nearest_neighbours_of_dino_leave_one_out(files: Files, tmp_path: Path) 
     processor = transformers.BitImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}
     )
-    with zoo.seeded():
-        zoo.save_checkpoint(transformers.Dinov2Model(config), processor, tmp_path)
+    with zoo_models.seeded():
+        zoo_models.save_checkpoint(transformers.Dinov2Model(config), processor, tmp_path)
     options = CompileOptions(
         source=f"hf:{tmp_path}", images=str(files.train), target=TargetName.TENSORRT
     )

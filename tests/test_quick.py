@@ -1,0 +1,72 @@
+"""A quick run imports no PyTorch: neither the files that it reads nor the tests that it runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.quick import TESTS, imports_torch
+
+ROOT = TESTS.parent
+
+
+def run_quick(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run pytest with `--quick` in a process of its own, which prints what of PyTorch it loaded."""
+    script = (
+        "import sys, pytest\n"
+        "code = pytest.main(['--quick', '-q', '-p', 'no:cacheprovider', *sys.argv[1:]])\n"
+        "print('loaded', [name for name in sys.modules if name.split('.')[0] == 'torch'])\n"
+        "sys.exit(code)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "wanted"),
+    [
+        ("support/zoo_models.py", True),
+        ("support/zoo.py", False),
+        ("support/tiny_vit.py", False),
+        ("test_torch_reference.py", True),
+        ("test_planted.py", True),
+        ("passes/test_equalize.py", False),
+    ],
+)
+def test_what_imports_pytorch_is_known(file: str, wanted: bool) -> None:
+    assert imports_torch(TESTS / file) == wanted
+
+
+def test_a_quick_run_has_no_pytorch(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--quick"):
+        pytest.skip("not a quick run")
+    assert "torch" not in sys.modules
+    with pytest.raises(ModuleNotFoundError, match="torch in a quick run"):
+        import torch  # noqa: F401
+
+
+@pytest.mark.slow
+def test_collecting_a_quick_run_loads_no_pytorch() -> None:
+    done = run_quick("--collect-only", TESTS)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.endswith("loaded []\n")
+    assert "tests/passes/test_affine.py" in done.stdout
+    assert "tests/test_torch_reference.py" not in done.stdout
+    assert "tests/test_sample_end_to_end.py" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["torch", "timm.models", "transformers"])
+def test_a_test_that_imports_pytorch_unmarked_fails(library: str, tmp_path: Path) -> None:
+    file = tmp_path / "test_unmarked.py"
+    file.write_text(f"def test() -> None:\n    import {library}\n")
+    configuration = ("--rootdir", ROOT, "-c", ROOT / "pyproject.toml", "-p", "conftest")
+    done = run_quick(*configuration, file)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
+    assert "in a quick run: mark the test" in done.stdout
+    assert done.stdout.endswith("loaded []\n")

@@ -114,14 +114,14 @@ def run(step: Pass, graph: gs.Graph) -> Result:
 
 
 @dataclass(frozen=True)
-class Ran:
+class PassRun:
     """A pass that found something to edit or to leave alone, by its name, and what it did."""
 
     name: str
     log: Log
 
 
-def run_all(steps: Iterable[Pass], graph: gs.Graph) -> tuple[gs.Graph, list[Ran]]:
+def run_all(steps: Iterable[Pass], graph: gs.Graph) -> tuple[gs.Graph, list[PassRun]]:
     """Run passes one after the other; returns the last graph and what each did.
 
     Left out are those that found nothing: no edit and no refusal. Raises as `run` does.
@@ -131,5 +131,5 @@ def run_all(steps: Iterable[Pass], graph: gs.Graph) -> tuple[gs.Graph, list[Ran]
         result = run(step, graph)
         graph = result.graph
         if result.log.edits or result.log.skips:
-            ran.append(Ran(step.name, result.log))
+            ran.append(PassRun(step.name, result.log))
     return graph, ran

@@ -3,7 +3,7 @@
 import onnx
 import onnx_graphsurgeon as gs
 
-from regcache.passes.base import Pass, Ran, run_all
+from regcache.passes.base import Pass, PassRun, run_all
 from regcache.passes.check import check_and_infer
 from regcache.passes.drop_masks import DropMasks
 from regcache.passes.errors import InputError, first_line
@@ -50,7 +50,7 @@ def canonicalize_graph(graph: gs.Graph) -> gs.Graph:
     return canonicalize_logged(graph)[0]
 
 
-def canonicalize_logged(graph: gs.Graph) -> tuple[gs.Graph, list[Ran]]:
+def canonicalize_logged(graph: gs.Graph) -> tuple[gs.Graph, list[PassRun]]:
     """The same, and what each pass that found something to do or to leave alone did."""
     try:
         check_and_infer(graph)

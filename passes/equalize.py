@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
 from regcache.passes.encoder import EncoderView, Role, Site
-from regcache.passes.equalize_sources import Source, find_source, refusal
+from regcache.passes.equalize_sources import FactorSource, find_source, refusal
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 
@@ -82,7 +82,7 @@ def foldable(view: EncoderView, site: Site) -> bool:
     return find_source(view, site).free
 
 
-def _multiply_weights(site: Site, source: Source, factors: Floats) -> None:
+def _multiply_weights(site: Site, source: FactorSource, factors: Floats) -> None:
     for linear in site.linears:
         weight = np.asarray(linear.weight * factors[:, None], np.float32)
         constant = gs.Constant(f"{linear.name}/equalized", weight)

@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 _OTHER_CHANNELS = frozenset({"Gather", "Slice", "Split", "Transpose", "Flatten"})
 
 
-class Source(Protocol):
+class FactorSource(Protocol):
     """Something that makes a site's activation.
 
     `where`: what a log says. `free`: whether dividing adds no node. `activation`: what the site's
@@ -56,7 +56,7 @@ def refusal(view: EncoderView, site: Site) -> str | None:
     return None
 
 
-def find_source(view: EncoderView, site: Site) -> Source:
+def find_source(view: EncoderView, site: Site) -> FactorSource:
     """What makes a site's activation; an explicit Mul where nothing else can take the factors."""
     norm = norm_behind(view.graph, site)
     if norm is not None:

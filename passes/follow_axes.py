@@ -39,7 +39,7 @@ Axes = tuple[tuple[Factor, ...], ...]
 
 
 @dataclass(frozen=True)
-class Part:
+class ColumnPart:
     """One of equal parts that a node picks out: which one, along which factor of the source."""
 
     factor: Factor
@@ -76,7 +76,7 @@ def moved(node: gs.Node, axes: Axes) -> Axes | None:
     return tuple(() if axis in new else next(rest) for axis in range(rank))
 
 
-def parts(node: gs.Node, axes: Axes, count: int) -> list[Part]:
+def parts(node: gs.Node, axes: Axes, count: int) -> list[ColumnPart]:
     """Those of `count` equal parts of one axis that a Gather, Slice or Split picks; or none."""
     axis, picks = _picks(node, axes, count)
     if axis is None:
@@ -91,7 +91,7 @@ def parts(node: gs.Node, axes: Axes, count: int) -> list[Part]:
     kept[axis % len(axes)] = rest
     if node.op == "Gather" and node.inputs[1].values.ndim == 0:
         del kept[axis % len(axes)]
-    return [Part(factor, index, tensor, tuple(kept)) for index, tensor in picks]
+    return [ColumnPart(factor, index, tensor, tuple(kept)) for index, tensor in picks]
 
 
 def indices(factors: Iterable[Factor], start: int = 0) -> NDArray[np.int64]:

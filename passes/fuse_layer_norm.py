@@ -58,7 +58,7 @@ class FuseLayerNorm:
 
 
 @dataclass(frozen=True)
-class _Norm:
+class _LayerNorm:
     source: gs.Tensor
     output: gs.Variable
     epsilon: float
@@ -66,12 +66,12 @@ class _Norm:
     bias: gs.Constant | None
 
 
-def _norm(graph: gs.Graph, reduction: gs.Node) -> _Norm | None:
+def _norm(graph: gs.Graph, reduction: gs.Node) -> _LayerNorm | None:
     """The layer norm that a mean of squares is part of."""
     moments = find_moments(graph, reduction)
     if moments is not None:
         bias: gs.Constant | None = moments.bias
-        return _Norm(moments.source, moments.output, moments.epsilon, moments.scale, bias)
+        return _LayerNorm(moments.source, moments.output, moments.epsilon, moments.scale, bias)
     found = find_root_mean_square(graph, reduction)
     source = None if found is None else subtracted_mean(found.source)
     if found is None or source is None:
@@ -79,7 +79,7 @@ def _norm(graph: gs.Graph, reduction: gs.Node) -> _Norm | None:
     bias, output = None, found.output
     if found.weighted:
         bias, output = _bias(graph, output, found.scale.values.shape[0])
-    return _Norm(source, output, found.epsilon, found.scale, bias)
+    return _LayerNorm(source, output, found.epsilon, found.scale, bias)
 
 
 def _bias(

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
 from regcache.passes.encoder import Linear
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.follow_axes import Part, axes_of, factors_of, indices, moved, parts, way_to
+from regcache.passes.follow_axes import (
+    ColumnPart,
+    axes_of,
+    factors_of,
+    indices,
+    moved,
+    parts,
+    way_to,
+)
 from regcache.passes.walk import consumers, is_constant, producer
 
 # Nodes between a packed projection and where its parts go apart.
@@ -89,7 +97,7 @@ def packed_thirds(packed: Linear) -> list[gs.Variable] | None:
     return [part.tensor for part in found] if whole else None
 
 
-def _packed_parts(packed: Linear) -> list[Part] | None:
+def _packed_parts(packed: Linear) -> list[ColumnPart] | None:
     """The equal parts of a projection's columns, in order; None where they cannot be followed."""
     count = len(packed.role.value)
     tensor, axes = packed.output, axes_of(packed.output)
@@ -110,7 +118,7 @@ def _packed_parts(packed: Linear) -> list[Part] | None:
     return found if alike and laid_out else None
 
 
-def _in_place(part: Part, rank: int) -> bool:
+def _in_place(part: ColumnPart, rank: int) -> bool:
     """Whether a Gather or Slice picks the part as its linear would make it, heads together."""
     picker = producer(part.tensor)
     if picker is not None and picker.op == "Squeeze":
@@ -119,7 +127,7 @@ def _in_place(part: Part, rank: int) -> bool:
     return picked and way_to(part.axes, rank) == []
 
 
-def _squeezed(part: Part) -> Part:
+def _squeezed(part: ColumnPart) -> ColumnPart:
     """The part behind the Squeeze that alone reads it."""
     following = consumers(part.tensor)
     if len(following) != 1 or following[0].op != "Squeeze":
@@ -139,7 +147,7 @@ def _scaled_by_column(packed: Linear) -> bool:
     return by_column or all(item.values.size == 1 for item in dequantize.inputs[1:])
 
 
-def _project(graph: gs.Graph, name: str, packed: Linear, part: Part) -> None:
+def _project(graph: gs.Graph, name: str, packed: Linear, part: ColumnPart) -> None:
     """Let a part come from a linear with its columns of the packed weight."""
     inner = factors_of(part.axes, part.factor.axis)
     columns = indices(inner, part.index * part.factor.stride)

@@ -98,7 +98,7 @@ class SiteRecord(_Record):
     """The quantization of one activation and of the linears that read it.
 
     `observed` is the range seen in calibration, `covered` the one that the integers stand for.
-    `equalization`: how its channels were evened out before, if they were.
+    `equalization`: how its channels were equalized, if they were.
     """
 
     site: str

@@ -100,7 +100,7 @@ class Folded:
 
     @property
     def held_out(self) -> Observed:
-        """What images look like that had no say in how channels were moved and evened out.
+        """What images look like that had no say in how channels were shifted and equalized.
 
         Those that had one never leave the range that was fitted to them; others do.
         """

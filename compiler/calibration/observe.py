@@ -25,7 +25,7 @@ from regcache.passes.rotate_stream import stream_ends
 from regcache.runtime.session import OrtSession
 
 
-class Activation(Protocol):
+class ActivationStatistics(Protocol):
     """What is known of an activation [..., K]: its range, and rows [S, K] that stand for all."""
 
     @property

@@ -11,7 +11,7 @@ from regcache.compiler.calibration.calibrators import (
     mse_scale,
     percentile_scale,
 )
-from regcache.compiler.calibration.observe import Activation
+from regcache.compiler.calibration.observe import ActivationStatistics
 from regcache.compiler.calibration.ranges import (
     ErrorMeasure,
     Floats,
@@ -61,7 +61,7 @@ class Quantizer:
         return self.target.activation_bits is not None
 
     def scales(
-        self, sites: Iterable[Site], statistics: Mapping[str, Activation]
+        self, sites: Iterable[Site], statistics: Mapping[str, ActivationStatistics]
     ) -> dict[str, Scale]:
         """The activation scale of every site, by the name of its tensor."""
         if not self.quantizes_activations:
@@ -74,11 +74,11 @@ class Quantizer:
                 let_go(weight)
         return found
 
-    def scale(self, weights: Sequence[Floats], seen: Activation) -> Scale:
+    def scale(self, weights: Sequence[Floats], seen: ActivationStatistics) -> Scale:
         """The scale of one activation that the matrices `weights` [K, N] read."""
         return self.scale_by(lambda: output_error(weights), seen)
 
-    def scale_by(self, error: Callable[[], ErrorMeasure], seen: Activation) -> Scale:
+    def scale_by(self, error: Callable[[], ErrorMeasure], seen: ActivationStatistics) -> Scale:
         """The scale of one activation; `error` makes the measure of what a rounding does."""
         if self.target.float8:
             return self._float8(error, seen)
@@ -91,7 +91,7 @@ class Quantizer:
             return by_values(rows, low, high, dtype, symmetric=symmetric, bits=bits)
         return choose_scale(rows, error(), low, high, dtype, symmetric=symmetric, bits=bits)
 
-    def _float8(self, error: Callable[[], ErrorMeasure], seen: Activation) -> Float8:
+    def _float8(self, error: Callable[[], ErrorMeasure], seen: ActivationStatistics) -> Float8:
         if self.calibrator is Calibrator.MIN_MAX:
             return Float8.from_range(seen.low, seen.high)
         assert self.calibrator in FLOAT8_CALIBRATORS

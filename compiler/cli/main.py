@@ -137,7 +137,7 @@ def compile_command(
         Simulation | None, typer.Option(help="Other bit-widths, as fake quantization.")
     ] = None,
     equalize: Annotated[
-        bool, typer.Option("--equalize/--no-equalize", help="Whether channels are evened out.")
+        bool, typer.Option("--equalize/--no-equalize", help="Whether channels are equalized.")
     ] = True,
     rotate: Annotated[
         bool,

@@ -24,7 +24,7 @@ from regcache.compiler.curation.record import (
     TriedRecord,
     UniversalityRecord,
 )
-from regcache.compiler.curation.search import Search, Tasks
+from regcache.compiler.curation.search import Search, SearchTasks
 from regcache.compiler.curation.sensitivity import BlockDamage, block_damage
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import Study
@@ -100,7 +100,7 @@ def measure_sensitivity(
 @contextmanager
 def _tasks(
     study: Study, options: SearchOptions, reporter: Reporter
-) -> Iterator[tuple[Workbench, Tasks]]:
+) -> Iterator[tuple[Workbench, SearchTasks]]:
     """The study's workbench, and workers with a journal that goes once all went well."""
     try:
         bench = workbench(study)
@@ -117,7 +117,7 @@ def _tasks(
         if len(journal):
             reporter.step(f"going on with a search of {len(journal)} results")
         try:
-            yield bench, Tasks(workers, workers.share(study), journal, reporter, deadline)
+            yield bench, SearchTasks(workers, workers.share(study), journal, reporter, deadline)
         finally:
             close_workbench()
         journal.remove()
@@ -131,7 +131,7 @@ def _check_blocks(bench: Workbench) -> None:
             raise UnsearchableError(f"block {block} also needs {needed[0]!r}")
 
 
-def _block_damages(bench: Workbench, tasks: Tasks) -> list[BlockDamage]:
+def _block_damages(bench: Workbench, tasks: SearchTasks) -> list[BlockDamage]:
     blocks = {str(index): index for index in range(bench.depth)}
     found = tasks.run("measuring sensitivity", block_damage, blocks, BlockDamage, to_the_end=True)
     return_memory()
@@ -160,7 +160,7 @@ def most_sensitive_block(bench: Workbench, damage: Mapping[str, float]) -> int:
     return max(blocks, key=lambda block: max(map(undone, names[block])))
 
 
-def _curate(bench: Workbench, tasks: Tasks, reporter: Reporter) -> Curated:
+def _curate(bench: Workbench, tasks: SearchTasks, reporter: Reporter) -> Curated:
     damaged = _block_damages(bench, tasks)
     damage = _site_damages(damaged)
     sensitive = most_sensitive_block(bench, damage)
@@ -198,7 +198,7 @@ def _curate(bench: Workbench, tasks: Tasks, reporter: Reporter) -> Curated:
     return Curated(setting, search.registers(setting), record)
 
 
-def _decide(tasks: Tasks, search: Search, best: Setting, seed: int) -> Improvement:
+def _decide(tasks: SearchTasks, search: Search, best: Setting, seed: int) -> Improvement:
     """Both encoders on images that neither the ranges nor the search have seen."""
     trials = {
         setting.key(): Trial(setting, search.registers(setting)) for setting in (Setting(), best)

@@ -30,7 +30,7 @@ _DELETED = (1, 4)
 
 
 @dataclass
-class Tasks:
+class SearchTasks:
     """Where tasks run and their results are noted, until the deadline (time.monotonic)."""
 
     workers: Workers
@@ -78,7 +78,7 @@ class Tasks:
 class Search:
     """A search around the sensitive block. `damage`: of each activation, by its tensor's name."""
 
-    tasks: Tasks
+    tasks: SearchTasks
     candidates: list[Candidate]
     damage: Mapping[str, float]
     sensitive: int

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from regcache.compiler.curation.registers import capture_registers
-from regcache.passes.base import Pass, Ran, run_all
+from regcache.passes.base import Pass, PassRun, run_all
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.encoder import EncoderView
 from regcache.passes.splice_register_tokens import SpliceRegisterTokens
@@ -65,7 +65,7 @@ class Setting(BaseModel):
 
 def place_registers(
     graph: gs.Graph, view: EncoderView, setting: Setting, tokens: Floats
-) -> tuple[gs.Graph, list[Ran]]:
+) -> tuple[gs.Graph, list[PassRun]]:
     """The graph with `setting`, and what each pass did. `tokens`: the registers [R, width].
 
     `view` is of `graph`, in float: it gives the registers' keys and values in mode kv. Raises

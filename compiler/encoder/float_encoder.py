@@ -8,7 +8,7 @@ from typing import Literal
 import onnx_graphsurgeon as gs
 
 from regcache.compiler.encoder.pass_record import PassRecord, pass_records
-from regcache.passes.base import Pass, Ran, run_all
+from regcache.passes.base import Pass, PassRun, run_all
 from regcache.passes.choose_outputs import OutputChoice
 from regcache.passes.encoder import EncoderView
 from regcache.passes.find_blocks import view_encoder
@@ -43,7 +43,7 @@ class FloatEncoder:
         """The encoder after passes; itself where they change nothing and refuse nothing."""
         return self.rewritten(*run_all(steps, self.graph))
 
-    def rewritten(self, graph: gs.Graph, ran: Iterable[Ran]) -> "FloatEncoder":
+    def rewritten(self, graph: gs.Graph, ran: Iterable[PassRun]) -> "FloatEncoder":
         """The encoder with another graph, which passes made of its own."""
         records = pass_records(ran)
         if graph is self.graph and not records:

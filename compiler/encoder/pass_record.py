@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict
 
 from regcache.compiler.reporter import Reporter
-from regcache.passes.base import Ran, Skip
+from regcache.passes.base import PassRun, Skip
 
 
 class PassRecord(BaseModel):
@@ -22,7 +22,7 @@ class PassRecord(BaseModel):
     slower: list[str] = []
 
 
-def pass_records(ran: Iterable[Ran]) -> tuple[PassRecord, ...]:
+def pass_records(ran: Iterable[PassRun]) -> tuple[PassRecord, ...]:
     """What passes did, as the manifest keeps it."""
     return tuple(
         PassRecord(

@@ -1,4 +1,4 @@
-"""Choose how far each activation's channels are evened out, by the error that is left."""
+"""Choose by what each activation's channels are divided, by the error that is left."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -78,7 +78,7 @@ class Equalization:
 class Standing:
     """What was chosen for an activation so far.
 
-    `seen`: what calibration saw of it, its channels moved as far as they were; `weight`: of what
+    `seen`: what calibration saw of it, its channels shifted as far as they were; `weight`: of what
     reads it; `factors`: what its channels are divided by; `error`: folds_error with all that.
     """
 
@@ -97,7 +97,7 @@ class Standing:
 
 
 def choose_equalization(now: Standing, quantizer: Quantizer, *, free: bool) -> Equalization | None:
-    """How evening out an activation's channels helps most; None where it does not.
+    """How equalizing an activation's channels helps most; None where it does not.
 
     `free`: whether factors cost no node. The rules of SmoothQuant and plain powers of the range
     compete, or those of AWQ where only weights are rounded: then without any node more. Each takes

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 
 import onnx_graphsurgeon as gs
 
-from regcache.compiler.calibration.observe import Activation
+from regcache.compiler.calibration.observe import ActivationStatistics
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.passes.base import run
 
 
 def quantize_plainly(
-    encoder: FloatEncoder, statistics: Mapping[str, Activation], quantizer: Quantizer
+    encoder: FloatEncoder, statistics: Mapping[str, ActivationStatistics], quantizer: Quantizer
 ) -> gs.Graph:
     """The quantized graph, from statistics of every site by its tensor's name."""
     step = quantizer.step(quantizer.scales(encoder.view.sites, statistics))

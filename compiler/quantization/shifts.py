@@ -1,4 +1,4 @@
-"""Choose where channels are moved for symmetric integers to fit, by the error that is left."""
+"""Choose where channels are shifted for symmetric integers to fit, by the error that is left."""
 
 from dataclasses import dataclass, replace
 
@@ -49,10 +49,10 @@ def choose_shift(now: Standing, quantizer: Quantizer) -> Shift | None:
     if hidden or not is_shiftable(quantizer):
         return None
     middles = Suggested.by(_middles, now.seen)
-    moved = folds_error(now.factors, now.weight, now.seen.shifted(middles), quantizer)
-    if not moved < now.error * (1 - LEAST_GAIN):
+    error = folds_error(now.factors, now.weight, now.seen.shifted(middles), quantizer)
+    if not error < now.error * (1 - LEAST_GAIN):
         return None
-    return Shift("each channel's middle", middles, moved)
+    return Shift("each channel's middle", middles, error)
 
 
 def refine_shift(now: Standing, before: Shift | None, quantizer: Quantizer) -> Shift | None:
@@ -66,8 +66,8 @@ def refine_shift(now: Standing, before: Shift | None, quantizer: Quantizer) -> S
     seen, factors, weight, error = now.seen, now.factors, now.weight, 0.0
     for fold, by in zip(seen.folds, factors.folds, strict=True):
         steps, scale = _zero_point(fold.other.divided(by), by, weight, quantizer)
-        moved = fold.other.shifted(_moved(steps, scale, by))
-        error += rounding_error(by, weight, moved, quantizer, scale)
+        shifted = fold.other.shifted(_offset(steps, scale, by))
+        error += rounding_error(by, weight, shifted, quantizer, scale)
     gain = LEAST_GAIN_OF_A_NODE if now.site.role is Role.FC2 else LEAST_GAIN
     if not error < now.error * (1 - gain):
         return before
@@ -82,24 +82,24 @@ def refine_shift(now: Standing, before: Shift | None, quantizer: Quantizer) -> S
 def _zero_point(
     even: Observed, factors: Floats, weight: SampledWeight, quantizer: Quantizer
 ) -> tuple[int, Affine]:
-    """The best zero point of what is seen evened out, in steps from the middle, and its scale."""
+    """The best zero point of what is seen equalized, in steps from the middle, and its scale."""
     target = replace(quantizer.target, activation_symmetric=False, activation_dtype="uint8")
     found = equalized_scale(factors, weight, even, replace(quantizer, target=target))
     assert isinstance(found, Affine)
     return 2 ** (found.bits - 1) - found.zero_point, Affine(found.scale, 0, "int8", found.bits)
 
 
-def _moved(steps: int, scale: Affine, factors: Floats) -> Floats:
-    """What to take off the channels [K], before they are evened out, for a zero point."""
+def _offset(steps: int, scale: Affine, factors: Floats) -> Floats:
+    """What to take off the channels [K], before they are equalized, for a zero point."""
     return np.asarray(steps * scale.scale * factors, np.float32)
 
 
 def _further(values: Suggested, steps: int, scale: Affine, factors: Suggested) -> Suggested:
     """Shifts, and what to take off besides for a zero point."""
     return Suggested(
-        values.whole + _moved(steps, scale, factors.whole),
+        values.whole + _offset(steps, scale, factors.whole),
         tuple(
-            one + _moved(steps, scale, by)
+            one + _offset(steps, scale, by)
             for one, by in zip(values.folds, factors.folds, strict=True)
         ),
     )

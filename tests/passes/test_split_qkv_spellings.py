@@ -34,7 +34,7 @@ def test_every_spelling_is_split(spelling: str, batch: int | None) -> None:
             # The columns of a head may be in another order than those of the encoder.
             wanted = np.sort(vit.weights[f"{block.index}.{letter}"], axis=1)
             np.testing.assert_array_equal(np.sort(linear.weight, axis=1), wanted)
-    # Values can be evened out in the projection wherever heads come one after the other.
+    # Values can be equalized in the projection wherever heads come one after the other.
     ways = {find_source(view, site).where for site in view.sites if site.name.endswith(".out")}
     mixed = spelling == "channels first"
     assert ways == {"a Mul of its own" if mixed else "folded into the value projection"}

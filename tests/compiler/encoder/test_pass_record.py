@@ -13,7 +13,7 @@ from support.tiny_vit import Spec, TinyVit
 from regcache.compiler.encoder.outside_blocks import outside_blocks
 from regcache.compiler.encoder.pass_record import PassRecord, pass_records, say_slower
 from regcache.compiler.reporter import Reporter
-from regcache.passes.base import Edit, Log, Ran, Skip
+from regcache.passes.base import Edit, Log, PassRun, Skip
 from regcache.passes.canonicalize import canonicalize, canonicalize_logged
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import import_graph, save_graph
@@ -41,7 +41,7 @@ SLOW = "TensorRT computes it in float"
     ],
 )
 def test_one_line_for_each_way_to_be_slower(skips: list[Skip], lines: list[str]) -> None:
-    (record,) = pass_records([Ran("p", Log((Edit("z", "done"),), tuple(skips)))])
+    (record,) = pass_records([PassRun("p", Log((Edit("z", "done"),), tuple(skips)))])
     assert (record.name, record.edits, record.slower) == ("p", 1, lines)
     assert record.skips == [f"{skip.site}: {skip.reason}" for skip in skips]
     said = io.StringIO()

@@ -232,7 +232,7 @@ def test_on_a_cpu_nothing_is_moved(tmp_path: Path) -> None:
 
 
 def test_what_a_pass_refuses_stays_as_it_was(tmp_path: Path) -> None:
-    """An activation that the graph gives away is neither moved nor evened out."""
+    """An activation that the graph gives away is neither shifted nor equalized."""
     case, _ = planted_case(tmp_path, "separate")
     sites = ["blocks.1.q+k+v", "blocks.1.fc2"]
     names = [case.site(site).tensor.name for site in sites]

@@ -20,7 +20,7 @@ from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import SearchOptions, curate
 from regcache.compiler.curation.sensitivity import block_damage
 from regcache.compiler.curation.study import ReferenceImages, Study
-from regcache.compiler.curation.workbench import close_workbench, workbench
+from regcache.compiler.curation.workbench import close_workbench, open_workbench
 from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.targets import TargetName, resolve_target
@@ -47,7 +47,7 @@ def sensitivity_seconds(study: Study) -> float:
     """All layers and all blocks, from the images on."""
     start = time.perf_counter()
     with open_workers("threads", available_cpus()) as workers:
-        depth = workbench(study).depth
+        depth = open_workbench(study).depth
         list(workers.map(block_damage, workers.share(study), range(depth)))
     close_workbench()
     return time.perf_counter() - start

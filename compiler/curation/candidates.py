@@ -46,7 +46,7 @@ class Universality:
     ordinary: float
 
 
-def find_candidates(bench: Workbench, sensitive: int) -> tuple[list[Candidate], Universality]:
+def find_candidates(workbench: Workbench, sensitive: int) -> tuple[list[Candidate], Universality]:
     """Candidates after block `sensitive` and up to EARLIER before, largest first in each.
 
     Tokens alike (cosine above 0.9) are one candidate; where there are several, their mean is a
@@ -54,12 +54,12 @@ def find_candidates(bench: Workbench, sensitive: int) -> tuple[list[Candidate], 
     """
     found: list[Candidate] = []
     for block in range(sensitive, max(sensitive - EARLIER, 0) - 1, -1):
-        found += _after(bench, block, _KEPT if block == sensitive else _KEPT_EARLIER)
-    return found, _universality(bench, sensitive)
+        found += _after(workbench, block, _KEPT if block == sensitive else _KEPT_EARLIER)
+    return found, _universality(workbench, sensitive)
 
 
-def _after(bench: Workbench, block: int, most: int) -> list[Candidate]:
-    tokens, places = _largest(bench, block)
+def _after(workbench: Workbench, block: int, most: int) -> list[Candidate]:
+    tokens, places = _largest(workbench, block)
     units = unit_rows(tokens)
     free = np.ones(len(tokens), bool)
     found: list[Candidate] = []
@@ -78,9 +78,9 @@ def _after(bench: Workbench, block: int, most: int) -> list[Candidate]:
     return found
 
 
-def _largest(bench: Workbench, block: int) -> tuple[Floats, list[tuple[int, int]]]:
+def _largest(workbench: Workbench, block: int) -> tuple[Floats, list[tuple[int, int]]]:
     """The tokens [n, width] of largest norm after a block, largest first, and where they stand."""
-    hidden, skipped = bench.fit[block + 1], bench.view.prefix_tokens or 0
+    hidden, skipped = workbench.fit[block + 1], workbench.view.prefix_tokens or 0
     norms = np.abs(hidden[:, skipped:]).max(axis=-1)
     order = np.argsort(-norms, axis=None, kind="stable")[:_LARGEST]
     images, tokens = np.unravel_index(order, norms.shape)
@@ -88,14 +88,14 @@ def _largest(bench: Workbench, block: int) -> tuple[Floats, list[tuple[int, int]
     return hidden[images, tokens + skipped], places
 
 
-def _universality(bench: Workbench, block: int) -> Universality:
+def _universality(workbench: Workbench, block: int) -> Universality:
     """Of the tokens above mean + 3 sigma of the norms (arXiv 2506.08010), at most 100."""
-    largest, places = _largest(bench, block)
-    hidden, skipped = bench.fit[block + 1], bench.view.prefix_tokens or 0
+    largest, places = _largest(workbench, block)
+    hidden, skipped = workbench.fit[block + 1], workbench.view.prefix_tokens or 0
     norms = np.abs(hidden[:, skipped:]).max(axis=-1)
     outliers = int((norms > norms.mean() + 3 * norms.std()).sum())
     count = min(max(outliers, 2), len(places))
-    random = np.random.default_rng(bench.study.seed)
+    random = np.random.default_rng(workbench.study.seed)
     images = random.integers(len(hidden), size=_LARGEST)
     tokens = random.integers(skipped, hidden.shape[1], size=_LARGEST)
     owners = np.array([image for image, _ in places[:count]])

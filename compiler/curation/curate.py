@@ -29,7 +29,7 @@ from regcache.compiler.curation.sensitivity import BlockDamage, block_damage
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import Study
 from regcache.compiler.curation.trial import Trial, TrialResult, decide_setting
-from regcache.compiler.curation.workbench import Workbench, close_workbench, workbench
+from regcache.compiler.curation.workbench import Workbench, close_workbench, open_workbench
 from regcache.compiler.job.context import Context
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.workers.open_workers import open_workers
@@ -83,18 +83,18 @@ def curate(study: Study, options: SearchOptions, reporter: Reporter) -> Curated:
     Every image set of the study needs an image. The search goes on where a killed one with the
     same study stopped. Raises UnsearchableError where the encoder cannot be cut at its blocks.
     """
-    with _tasks(study, options, reporter) as (bench, tasks):
-        _check_blocks(bench)
-        return _curate(bench, tasks, reporter)
+    with _tasks(study, options, reporter) as (workbench, tasks):
+        _check_blocks(workbench)
+        return _curate(workbench, tasks, reporter)
 
 
 def measure_sensitivity(
     study: Study, options: SearchOptions, reporter: Reporter
 ) -> list[SensitivityRecord]:
     """The damage of each activation alone, without a search; see curate for what is raised."""
-    with _tasks(study, options, reporter) as (bench, tasks):
-        damaged = _block_damages(bench, tasks)
-        return _sensitivity(bench, _site_damages(damaged))
+    with _tasks(study, options, reporter) as (workbench, tasks):
+        damaged = _block_damages(workbench, tasks)
+        return _sensitivity(workbench, _site_damages(damaged))
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def _tasks(
 ) -> Iterator[tuple[Workbench, SearchTasks]]:
     """The study's workbench, and workers with a journal that goes once all went well."""
     try:
-        bench = workbench(study)
+        workbench = open_workbench(study)
     except InputError as error:
         raise UnsearchableError(str(error)) from error
     deadline = None if options.budget is None else time.monotonic() + options.budget
@@ -117,22 +117,22 @@ def _tasks(
         if len(journal):
             reporter.step(f"going on with a search of {len(journal)} results")
         try:
-            yield bench, SearchTasks(workers, workers.share(study), journal, reporter, deadline)
+            yield workbench, SearchTasks(workers, workers.share(study), journal, reporter, deadline)
         finally:
             close_workbench()
         journal.remove()
 
 
-def _check_blocks(bench: Workbench) -> None:
+def _check_blocks(workbench: Workbench) -> None:
     """Raise UnsearchableError where a block reads more than the hidden state before it."""
-    for block, (start, end) in enumerate(pairwise(bench.streams)):
-        needed = needed_before(bench.graph, start, [end])
+    for block, (start, end) in enumerate(pairwise(workbench.streams)):
+        needed = needed_before(workbench.graph, start, [end])
         if needed:
             raise UnsearchableError(f"block {block} also needs {needed[0]!r}")
 
 
-def _block_damages(bench: Workbench, tasks: SearchTasks) -> list[BlockDamage]:
-    blocks = {str(index): index for index in range(bench.depth)}
+def _block_damages(workbench: Workbench, tasks: SearchTasks) -> list[BlockDamage]:
+    blocks = {str(index): index for index in range(workbench.depth)}
     found = tasks.run("measuring sensitivity", block_damage, blocks, BlockDamage, to_the_end=True)
     return_memory()
     return list(found.values())
@@ -142,7 +142,7 @@ def _site_damages(damaged: list[BlockDamage]) -> dict[str, float]:
     return {name: one for block in damaged for name, one in block.sites.items()}
 
 
-def most_sensitive_block(bench: Workbench, damage: Mapping[str, float]) -> int:
+def most_sensitive_block(workbench: Workbench, damage: Mapping[str, float]) -> int:
     """l_q: the block of the layer where quantization does the most damage that registers can undo.
 
     That is the damage of a layer that is quantized alone, times the share of its squared range
@@ -151,30 +151,30 @@ def most_sensitive_block(bench: Workbench, damage: Mapping[str, float]) -> int:
     """
 
     def undone(name: str) -> float:
-        norms = bench.patch_norms[name]
+        norms = workbench.patch_norms[name]
         typical = norms.percentile(50)
         return damage[name] * (1 - (typical / norms.maximum) ** 2) if norms.maximum else 0.0
 
-    blocks = range(bench.depth)
-    names = [[site.tensor.name for site in bench.sites(block, block + 1)] for block in blocks]
+    blocks = range(workbench.depth)
+    names = [[site.tensor.name for site in workbench.sites(block, block + 1)] for block in blocks]
     return max(blocks, key=lambda block: max(map(undone, names[block])))
 
 
-def _curate(bench: Workbench, tasks: SearchTasks, reporter: Reporter) -> Curated:
-    damaged = _block_damages(bench, tasks)
+def _curate(workbench: Workbench, tasks: SearchTasks, reporter: Reporter) -> Curated:
+    damaged = _block_damages(workbench, tasks)
     damage = _site_damages(damaged)
-    sensitive = most_sensitive_block(bench, damage)
-    candidates, universality = find_candidates(bench, sensitive)
-    search = Search(tasks, candidates, damage, sensitive, bench.depth)
+    sensitive = most_sensitive_block(workbench, damage)
+    candidates, universality = find_candidates(workbench, sensitive)
+    search = Search(tasks, candidates, damage, sensitive, workbench.depth)
     best = search.run()
-    before = float(bench.baseline.mean())
+    before = float(workbench.baseline.mean())
     improvement = None
     if best.changes and search.tried[best].mean < before:
-        improvement = _decide(tasks, search, best, bench.study.seed)
+        improvement = _decide(tasks, search, best, workbench.study.seed)
     setting = best if improvement is not None and improvement.certain else Setting()
     reason = _reason(search, best, before, improvement)
     reporter.step(reason)
-    images = bench.study.images
+    images = workbench.study.images
     record = CurationRecord(
         reason=reason,
         setting=setting,
@@ -184,9 +184,9 @@ def _curate(bench: Workbench, tasks: SearchTasks, reporter: Reporter) -> Curated
             "decide": len(images.decide),
         },
         sensitive_block=sensitive,
-        sensitivity=_sensitivity(bench, damage),
+        sensitivity=_sensitivity(workbench, damage),
         block_damage=[block.whole for block in damaged],
-        streams=[_norms(bench.norms[name]) for name in bench.streams],
+        streams=[_norms(workbench.norms[name]) for name in workbench.streams],
         universality=UniversalityRecord.model_validate(universality),
         candidates=[CandidateRecord.model_validate(candidate) for candidate in candidates],
         screened=search.screened,
@@ -234,11 +234,11 @@ def _unfinished(search: Search) -> str:
     return "; the search ran out of time" if search.tasks.over else ""
 
 
-def _sensitivity(bench: Workbench, damage: dict[str, float]) -> list[SensitivityRecord]:
+def _sensitivity(workbench: Workbench, damage: dict[str, float]) -> list[SensitivityRecord]:
     records = []
-    for site in bench.view.sites:
+    for site in workbench.view.sites:
         name = site.tensor.name
-        norms, median = bench.norms[name], bench.norms[name].linf.percentile(50)
+        norms, median = workbench.norms[name], workbench.norms[name].linf.percentile(50)
         largest = norms.outliers[0]
         records.append(
             SensitivityRecord(
@@ -247,7 +247,7 @@ def _sensitivity(bench: Workbench, damage: dict[str, float]) -> list[Sensitivity
                 block=site.block,
                 damage=damage[name],
                 outlier_ratio=norms.linf.maximum / median if median else 0.0,
-                holder=token_kind(largest.token, bench.view.prefix_tokens),
+                holder=token_kind(largest.token, workbench.view.prefix_tokens),
                 token=largest.token,
                 channel=largest.channel,
                 value=largest.value,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import open_graph, stream
 from regcache.compiler.curation.study import Study
-from regcache.compiler.curation.workbench import workbench
+from regcache.compiler.curation.workbench import open_workbench
 from regcache.passes.base import run
 from regcache.passes.cut_graph import cut_graph
 from regcache.passes.errors import InputError
@@ -33,22 +33,22 @@ def screened_ranges(study: Study, screen: Screen) -> Ranges:
     In float, on the first of the `fit` images; registers in mode kv, whatever will be shipped.
     Empty where a pass refuses the registers.
     """
-    bench = workbench(study)
+    workbench = open_workbench(study)
     start, end = screen.start, screen.end
-    names = [site.tensor.name for site in bench.sites(start, end)]
-    ends = [*names, bench.streams[end]]  # whole blocks, which the pass can read
-    segment = bench.kept(
-        ("segment", start, end), lambda: cut_graph(bench.graph, bench.streams[start], ends)
+    names = [site.tensor.name for site in workbench.sites(start, end)]
+    ends = [*names, workbench.streams[end]]  # whole blocks, which the pass can read
+    segment = workbench.kept(
+        ("segment", start, end), lambda: cut_graph(workbench.graph, workbench.streams[start], ends)
     )
     if len(screen.tokens):
         try:
-            keys, values = bench.capture(start, end).operands(screen.tokens)
+            keys, values = workbench.capture(start, end).operands(screen.tokens)
             segment = run(SpliceRegisters(0, end - start, keys, values), segment).graph
         except InputError:
             return {}
     low, high = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     session = open_graph(segment, threads=1)
-    for outputs in stream(session, bench.fit[start][: study.screening_images], study.batch):
+    for outputs in stream(session, workbench.fit[start][: study.screening_images], study.batch):
         for name, output in zip(names, outputs, strict=False):
             low[name] = min(low[name], float(output.min()))
             high[name] = max(high[name], float(output.max()))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from regcache.compiler.curation.parts import Part, State, output_errors
 from regcache.compiler.curation.study import Study
-from regcache.compiler.curation.workbench import workbench
+from regcache.compiler.curation.workbench import open_workbench
 from regcache.passes.base import run
 
 
@@ -25,18 +25,18 @@ def block_damage(study: Study, block: int) -> BlockDamage:
 
     Blocks before it are not run: their hidden states are there already.
     """
-    bench = workbench(study)
-    state, batch = bench.fit_state(block), study.batch
-    before, behind = bench.before[block], bench.before[block + 1]
-    made = [bench.streams[block + 1], *(name for name in behind if name not in before)]
-    part = Part.of(bench.graph, bench.streams[block], made)
-    names = [site.tensor.name for site in bench.sites(block, block + 1)]
-    with bench.tail(bench.depth).open() as heads:
-        reference = heads(bench.fit_state(bench.depth), batch)
-    with bench.tail(block + 1).open() as tail:
+    workbench = open_workbench(study)
+    state, batch = workbench.fit_state(block), study.batch
+    before, behind = workbench.before[block], workbench.before[block + 1]
+    made = [workbench.streams[block + 1], *(name for name in behind if name not in before)]
+    part = Part.of(workbench.graph, workbench.streams[block], made)
+    names = [site.tensor.name for site in workbench.sites(block, block + 1)]
+    with workbench.tail(workbench.depth).open() as heads:
+        reference = heads(workbench.fit_state(workbench.depth), batch)
+    with workbench.tail(block + 1).open() as tail:
 
         def damage(quantized: list[str]) -> float:
-            step = study.quantizer.step({name: bench.scales[name] for name in quantized})
+            step = study.quantizer.step({name: workbench.scales[name] for name in quantized})
             with part.with_graph(run(step, part.graph).graph).open() as compute:
                 hidden, *more = compute(state, batch)
             others = {**state.others, **dict(zip(made[1:], more, strict=True))}

@@ -13,7 +13,7 @@ from regcache.compiler.calibration.quantizer import Scale
 from regcache.compiler.curation.parts import Part, output_errors
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.study import Study
-from regcache.compiler.curation.workbench import Workbench, collect, workbench
+from regcache.compiler.curation.workbench import Workbench, collect, open_workbench
 from regcache.passes.base import run
 from regcache.passes.cut_graph import cut_graph
 from regcache.passes.errors import InputError
@@ -47,51 +47,53 @@ class TrialResult:
 
 def try_setting(study: Study, trial: Trial) -> TrialResult:
     """The errors on the `rank` images; blocks before the setting's first are not run again."""
-    bench = workbench(study)
-    first = trial.setting.first_block(bench.depth)
-    if first == bench.depth:
-        return TrialResult(tuple(bench.baseline.tolist()))
+    workbench = open_workbench(study)
+    first = trial.setting.first_block(workbench.depth)
+    if first == workbench.depth:
+        return TrialResult(tuple(workbench.baseline.tolist()))
     try:
-        graph = _placed(bench, trial)
-        tail = Part.of(graph, bench.streams[first], bench.outputs)
-        step = study.quantizer.step(_new_scales(bench, graph, first))
+        graph = _placed(workbench, trial)
+        tail = Part.of(graph, workbench.streams[first], workbench.outputs)
+        step = study.quantizer.step(_new_scales(workbench, graph, first))
         tail = tail.with_graph(run(step, tail.graph).graph)
     except InputError as error:
         return TrialResult(refused=str(error))
     with tail.open() as compute:
-        outputs = compute(bench.quantized_state(first), study.batch)
+        outputs = compute(workbench.quantized_state(first), study.batch)
     return_memory()
-    return _result(bench, "rank", outputs)
+    return _result(workbench, "rank", outputs)
 
 
 def decide_setting(study: Study, trial: Trial) -> TrialResult:
     """The errors on the `decide` images, which the search never saw, of the whole encoder."""
-    bench = workbench(study)
-    first = trial.setting.first_block(bench.depth)
-    graph = _placed(bench, trial)
+    workbench = open_workbench(study)
+    first = trial.setting.first_block(workbench.depth)
+    graph = _placed(workbench, trial)
     scales = (
-        bench.scales if first == bench.depth else bench.scales | _new_scales(bench, graph, first)
+        workbench.scales
+        if first == workbench.depth
+        else workbench.scales | _new_scales(workbench, graph, first)
     )
     quantized = run(study.quantizer.step(scales), graph).graph
-    session = open_graph(cut_graph(quantized, None, bench.outputs), threads=1)
-    return _result(bench, "decide", run_all(session, study.images.decide, study.batch))
+    session = open_graph(cut_graph(quantized, None, workbench.outputs), threads=1)
+    return _result(workbench, "decide", run_all(session, study.images.decide, study.batch))
 
 
-def _result(bench: Workbench, images: str, outputs: Sequence[Floats]) -> TrialResult:
-    errors = output_errors(bench.references[images], outputs)
+def _result(workbench: Workbench, images: str, outputs: Sequence[Floats]) -> TrialResult:
+    errors = output_errors(workbench.references[images], outputs)
     return TrialResult(tuple(errors.tolist()))
 
 
-def _placed(bench: Workbench, trial: Trial) -> gs.Graph:
-    return place_registers(bench.graph, bench.view, trial.setting, trial.tokens)[0]
+def _placed(workbench: Workbench, trial: Trial) -> gs.Graph:
+    return place_registers(workbench.graph, workbench.view, trial.setting, trial.tokens)[0]
 
 
-def _new_scales(bench: Workbench, graph: gs.Graph, first: int) -> dict[str, Scale]:
+def _new_scales(workbench: Workbench, graph: gs.Graph, first: int) -> dict[str, Scale]:
     """The scales from block `first` on, where the graph runs differently, from the `fit` images."""
-    study = bench.study
-    sites = bench.sites(first, bench.depth)
+    study = workbench.study
+    sites = workbench.sites(first, workbench.depth)
     names = [site.tensor.name for site in sites]
-    session = open_graph(cut_graph(graph, bench.streams[first], names), threads=1)
-    statistics = site_statistics(bench.view, len(study.images.fit), study.seed)
-    collect(session, bench.fit[first], sites, statistics)
+    session = open_graph(cut_graph(graph, workbench.streams[first], names), threads=1)
+    statistics = site_statistics(workbench.view, len(study.images.fit), study.seed)
+    collect(session, workbench.fit[first], sites, statistics)
     return study.quantizer.scales(sites, statistics)

@@ -162,19 +162,19 @@ def collect(
             statistics[name].update(tokens)
 
 
-_benches: dict[str, Workbench] = {}
+_workbenches: dict[str, Workbench] = {}
 _opening = threading.Lock()
 
 
-def workbench(study: Study) -> Workbench:
+def open_workbench(study: Study) -> Workbench:
     """The workbench of a study, made once per process; only the latest is kept."""
     with _opening:
-        if study.key not in _benches:
-            _benches.clear()
-            _benches[study.key] = Workbench(study)
-        return _benches[study.key]
+        if study.key not in _workbenches:
+            _workbenches.clear()
+            _workbenches[study.key] = Workbench(study)
+        return _workbenches[study.key]
 
 
 def close_workbench() -> None:
     """Free the memory of the latest study."""
-    _benches.clear()
+    _workbenches.clear()

@@ -25,7 +25,7 @@ from regcache.compiler.curation.sensitivity import block_damage
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting, try_setting
-from regcache.compiler.curation.workbench import Workbench, workbench
+from regcache.compiler.curation.workbench import Workbench, open_workbench
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.choose_outputs import choose_outputs
@@ -86,11 +86,11 @@ def make_case(form: str, batch: int | None = None) -> ManyCase:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_baseline_counts_every_output(form: str) -> None:
     case = make_case(form)
-    bench = workbench(case.study)
-    assert tuple(bench.outputs) == case.counted
-    assert tuple(block for block, names in enumerate(bench.before) if names) == FORMS[form]
+    workbench = open_workbench(case.study)
+    assert tuple(workbench.outputs) == case.counted
+    assert tuple(block for block, names in enumerate(workbench.before) if names) == FORMS[form]
     quantized = case.quantized(case.graph)
-    assert_errors(bench.baseline, case.errors(quantized, case.study.images.rank))
+    assert_errors(workbench.baseline, case.errors(quantized, case.study.images.rank))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_sensitivity_behind_deleted_sinks() -> None:
     case = make_case("hidden_states")
     placed = case.placed(SETTINGS["deletion"], random_tokens(SPEC, 0))
     study = replace(case.study, graph=placed, outputs=case.counted, key="placed")
-    kinds = {placed.tensors()[name].dtype for name in workbench(study).before[2]}
+    kinds = {placed.tensors()[name].dtype for name in open_workbench(study).before[2]}
     assert np.dtype(np.int64) in kinds
     assert_damage(case, study, placed, block=2)
 

@@ -31,7 +31,7 @@ from regcache.compiler.curation.sensitivity import block_damage
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting, try_setting
-from regcache.compiler.curation.workbench import Workbench, close_workbench, workbench
+from regcache.compiler.curation.workbench import Workbench, close_workbench, open_workbench
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Simulation, Target, simulate
 from regcache.passes.affine import Affine
@@ -87,28 +87,28 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def test_hidden_states_are_those_of_the_whole_encoder(case: Case) -> None:
-    bench = workbench(case.study)
-    assert len(bench.fit) == len(bench.quantized) == len(bench.streams) == 4
+    workbench = open_workbench(case.study)
+    assert len(workbench.fit) == len(workbench.quantized) == len(workbench.streams) == 4
     images = case.study.images
-    wanted = run_named(case.graph, bench.streams, images.fit)
-    for found, stream in zip(bench.fit, wanted, strict=True):
+    wanted = run_named(case.graph, workbench.streams, images.fit)
+    for found, stream in zip(workbench.fit, wanted, strict=True):
         np.testing.assert_allclose(found, stream, rtol=1e-5, atol=1e-5)
-    quantized = run_named(case.quantized(case.graph), bench.streams, images.rank)
-    for found, stream in zip(bench.quantized, quantized, strict=True):
+    quantized = run_named(case.quantized(case.graph), workbench.streams, images.rank)
+    for found, stream in zip(workbench.quantized, quantized, strict=True):
         np.testing.assert_allclose(found, stream, rtol=1e-5, atol=1e-5)
 
 
 def test_references_are_the_float_encoder(case: Case) -> None:
-    bench = workbench(case.study)
+    workbench = open_workbench(case.study)
     images = case.study.images
     for name, some in (("rank", images.rank), ("decide", images.decide)):
         wanted = case.references(some)
-        (found,) = bench.references[name]
+        (found,) = workbench.references[name]
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_scales_are_those_of_all_images_at_once(case: Case) -> None:
-    found, step = workbench(case.study).scales, case.step(case.graph)
+    found, step = open_workbench(case.study).scales, case.step(case.graph)
     assert isinstance(step, QuantizeLinears)
     assert_scales(affines(found), step.activations)
 
@@ -117,7 +117,7 @@ def test_scales_are_those_of_all_images_at_once(case: Case) -> None:
 def test_the_baseline_is_the_quantized_encoder(quantizer: str) -> None:
     case = make_case(quantizer=quantizer)
     wanted = case.errors(case.quantized(case.graph), case.study.images.rank)
-    assert_errors(workbench(case.study).baseline, wanted)
+    assert_errors(open_workbench(case.study).baseline, wanted)
 
 
 @pytest.mark.parametrize(
@@ -237,16 +237,16 @@ def test_a_refused_setting_is_data(setting: Setting, reason: str) -> None:
 
 def test_a_study_has_one_workbench() -> None:
     study, other = make_case().study, make_case(quantizer="w4a4").study
-    bench = workbench(study)
-    assert workbench(pickle.loads(pickle.dumps(study))) is bench
+    workbench = open_workbench(study)
+    assert open_workbench(pickle.loads(pickle.dumps(study))) is workbench
     with ThreadPoolExecutor(4) as pool:
-        found = set(pool.map(workbench, [other] * 8))
+        found = set(pool.map(open_workbench, [other] * 8))
     assert len(found) == 1
-    assert bench not in found
-    assert workbench(study) is not bench  # only the latest is kept
-    latest = workbench(study)
+    assert workbench not in found
+    assert open_workbench(study) is not workbench  # only the latest is kept
+    latest = open_workbench(study)
     close_workbench()
-    assert workbench(study) is not latest
+    assert open_workbench(study) is not latest
 
 
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,11 +262,11 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monk
             results: list[Any] = list(pool.map(partial(try_setting, case.study), trials))
             results += pool.map(partial(block_damage, case.study), range(1, 3))
             results += pool.map(partial(screened_ranges, case.study), screens)
-        bench = workbench(case.study)
-        states = [*bench.fit, *bench.quantized]
-        states += [one for outputs in bench.references.values() for one in outputs]
+        workbench = open_workbench(case.study)
+        states = [*workbench.fit, *workbench.quantized]
+        states += [one for outputs in workbench.references.values() for one in outputs]
         hidden = [x.tobytes() for x in states]
-        return [*results, bench.scales, bench.baseline.tobytes(), hidden]
+        return [*results, workbench.scales, workbench.baseline.tobytes(), hidden]
 
     assert everything(4) == everything(1)
 
@@ -279,15 +279,15 @@ def test_a_flattened_mlp_shows_all_its_tokens() -> None:
         flatten(flat, block)
     check_and_infer(flat)
     images, quantizer = case.study.images, case.study.quantizer
-    bench = Workbench(Study.of(flat, images, quantizer, batch=3))
-    for norms in (*bench.norms.values(), *workbench(case.study).norms.values()):
+    workbench = Workbench(Study.of(flat, images, quantizer, batch=3))
+    for norms in (*workbench.norms.values(), *open_workbench(case.study).norms.values()):
         assert norms.linf.counts.sum() == len(images.fit) * case.vit.spec.tokens
-    found = bench.scales
-    assert found.keys() != workbench(case.study).scales.keys()
+    found = workbench.scales
+    assert found.keys() != open_workbench(case.study).scales.keys()
     for block in view_encoder(flat).blocks:
         assert len(block.mlp.fc2.input.shape) == 2
     wanted = {name.removesuffix("/flat"): scale for name, scale in affines(found).items()}
-    assert_scales(affines(workbench(case.study).scales), wanted)
+    assert_scales(affines(open_workbench(case.study).scales), wanted)
 
 
 def flatten(graph: gs.Graph, block: Block) -> None:

@@ -190,10 +190,12 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         resolution: int | None,
         reporter: Reporter,
         *,
+        file: Path | None,
         recipe: Preprocess | None,
         verify: bool,
         threads: int | None,
     ) -> Preprocess | None:
+        assert file is None
         assert recipe is None  # the source's own is taken
         assert verify
         return open_source(source).export(path, resolution=resolution)

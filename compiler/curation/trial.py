@@ -8,8 +8,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import open_graph, return_memory, run_all
+from regcache.compiler.calibration.number_formats import Scale
 from regcache.compiler.calibration.observe import site_statistics
-from regcache.compiler.calibration.quantizer import Scale
 from regcache.compiler.curation.parts import Part, output_errors
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.study import Study

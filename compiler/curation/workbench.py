@@ -9,8 +9,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import open_graph, return_memory, stream_tokens
+from regcache.compiler.calibration.number_formats import Scale
 from regcache.compiler.calibration.observe import SiteStatistics, site_statistics
-from regcache.compiler.calibration.quantizer import Scale
 from regcache.compiler.calibration.statistics import NormHistogram, TokenNorms
 from regcache.compiler.curation.parts import Part, State, output_errors, run_named
 from regcache.compiler.curation.registers import RegisterCapture

@@ -21,7 +21,7 @@ from regcache.compiler.quantization.factors import (
     choose_equalization,
     rules_for,
 )
-from regcache.compiler.quantization.shifts import Shift, choose_shift, is_shiftable, refine_shift
+from regcache.compiler.quantization.shifts import Shift, choose_shift, refine_shift
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass, run_all
 from regcache.passes.encoder import EncoderView, Site
@@ -119,7 +119,7 @@ class _Choice:
 
 def _choose(site: Site, statistics: Halved, quantizer: Quantizer, view: EncoderView) -> _Choice:
     seen, free = Folded.of(statistics), foldable(view, site)
-    if not seen.folds or not (rules_for(quantizer, free=free) or is_shiftable(quantizer)):
+    if not seen.folds or not (rules_for(quantizer, free=free) or quantizer.format.symmetric):
         return _Choice()
     now = Standing.untouched(site, seen, quantizer)
     shift = choose_shift(now, quantizer)

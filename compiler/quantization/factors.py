@@ -7,13 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.folds import Folded, Halved, Observed, Suggested
-from regcache.compiler.calibration.quantizer import Quantizer, Scale
-from regcache.compiler.job.targets import Target
-from regcache.compiler.quantization.rounding import nearest_blocks
+from regcache.compiler.calibration.number_formats import BlockWeights, Scale
+from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.quantization.sampled_weight import SampledWeight
 from regcache.passes.encoder import Site
-from regcache.passes.float8 import round_weight
-from regcache.passes.quantize_linears import quantize_weight
 
 Floats = NDArray[np.float32]
 
@@ -123,7 +120,7 @@ def choose_equalization(now: Standing, quantizer: Quantizer, *, free: bool) -> E
 def rules_for(quantizer: Quantizer, *, free: bool) -> list[Rule]:
     """The rules that compete; `free`: factors cost no node."""
     if not quantizer.quantizes_activations:
-        if quantizer.target.block_size is None or not free:
+        if not isinstance(quantizer.format, BlockWeights) or not free:
             return []  # simulated: the literature's plain rounding
         return [Rule(exponent, mean=True) for exponent in _MEAN_EXPONENTS]
     rules = [Rule(exponent) for exponent in _RANGE_EXPONENTS]
@@ -158,7 +155,7 @@ def rounding_error(
         scale = scale or equalized_scale(factors, weight, seen.divided(factors), quantizer)
         rows = scale.round_trip(rows)
     scaled = np.asarray(weight.columns * factors[:, None], np.float32)
-    difference = rows @ _rounded(scaled, quantizer.target) - seen.rows @ weight.columns
+    difference = rows @ quantizer.format.nearest(scaled) - seen.rows @ weight.columns
     return float(np.square(difference - difference.mean(axis=0), dtype=np.float64).sum())
 
 
@@ -168,11 +165,3 @@ def equalized_scale(
     """The best scale of an activation that was divided by `factors` [K]; `even`: as it is then."""
     # What is added to X / f comes out of f W as f times that would come out of W.
     return quantizer.scale_by(lambda: lambda added: weight.error(added * factors), even)
-
-
-def _rounded(weight: Floats, target: Target) -> Floats:
-    if target.float8:
-        return round_weight(weight).dequantized()
-    if target.block_size is not None:
-        return nearest_blocks(weight, target.weight_bits, target.block_size).dequantized()
-    return quantize_weight(weight, target.weight_bits).dequantized()

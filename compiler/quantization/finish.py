@@ -7,7 +7,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration.quantizer import Quantizer, Scale
+from regcache.compiler.calibration.number_formats import (
+    BlockWeights,
+    Rounded,
+    Scale,
+    number_format,
+)
+from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.calibration.statistics import ChannelRange
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.pass_record import PassRecord, pass_records
@@ -16,19 +22,12 @@ from regcache.compiler.job.options import AttentionChoice, Rounding
 from regcache.compiler.quantization.attention import attention_scales
 from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.int8_share import Placement
-from regcache.compiler.quantization.rounding import (
-    Rounded,
-    block_bits,
-    nearest_blocks,
-    round_weights,
-)
+from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.base import Pass, run_all
-from regcache.passes.correct_bias import CorrectBias
 from regcache.passes.encoder import Site
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.keep_bias_apart import KeepBiasApart
 from regcache.passes.model_files import remove_model
-from regcache.passes.pack_weights import PackWeights
 from regcache.passes.quantize_attention import QuantizeAttention
 
 Floats = NDArray[np.float32]
@@ -64,16 +63,10 @@ def quantize(
     sites = [site for site in encoder.view.sites if site.name not in placement.left_float]
     scales = _scales(quantizer, sites, equalized)
     by_tensor = {site.tensor.name: scales[site.name] for site in sites if site.name in scales}
-    if quantizer.target.block_size is not None:
-        rounded = _pack(context, encoder, sites)
-        steps: list[Pass] = [CorrectBias(rounded.biases), PackWeights(rounded.blocks)]
-    else:
-        rounded = Rounded()
-        if context.options.rounding is Rounding.GPTQ and scales:
-            rounded = _round(context, encoder, by_tensor)
-        names = frozenset(linear.name for site in sites for linear in site.linears)
-        step = quantizer.step(by_tensor, rounded.weights, names)
-        steps = [step, CorrectBias(rounded.biases), *_rest(context, equalized, streams)]
+    rounded = _rounded(context, quantizer, encoder, sites, by_tensor)
+    names = frozenset(linear.name for site in sites for linear in site.linears)
+    steps = quantizer.format.steps(by_tensor, rounded, names)
+    steps += _rest(context, equalized, streams)
     graph, ran = run_all(steps, encoder.graph)
     linears = sum(len(site.linears) for site in sites if site.name in scales)
     return Quantized(graph, scales, linears, pass_records(ran))
@@ -107,23 +100,28 @@ def _rest(
         for name, stream in streams.items():
             ranges[name] = float(stream.low.min()), float(stream.high.max())
         yield HalfPrecision(ranges)
-    if context.target.profile.integers:
+    # MatMulNBits takes no Gemm's place.
+    if context.target.profile.integers and not isinstance(
+        number_format(context.target), BlockWeights
+    ):
         yield KeepBiasApart()
 
 
-def _pack(context: Context, encoder: FloatEncoder, sites: Sequence[Site]) -> Rounded:
-    target = context.target
-    if context.options.rounding is Rounding.GPTQ:
-        return _round(context, encoder, dict.fromkeys(site.tensor.name for site in sites))
-    assert target.block_size is not None
-    linears = [linear for site in sites for linear in site.linears]
-    blocks = {
-        linear.name: nearest_blocks(
-            linear.weight, block_bits(linear, target.weight_bits), target.block_size
-        )
-        for linear in linears
-    }
-    return Rounded(blocks=blocks)
+def _rounded(
+    context: Context,
+    quantizer: Quantizer,
+    encoder: FloatEncoder,
+    sites: Sequence[Site],
+    scales: Mapping[str, Scale],
+) -> Rounded:
+    """The weights, by the layers' errors or each the nearest, as the options say.
+
+    `scales`: by the name of the tensor; a format of weights alone has none, and reads floats.
+    """
+    if context.options.rounding is not Rounding.GPTQ or not quantizer.format.by_error:
+        return quantizer.format.nearest_weights(linear for site in sites for linear in site.linears)
+    known = {site.tensor.name: scales.get(site.tensor.name) for site in sites}
+    return _round(context, encoder, known)
 
 
 def _round(context: Context, encoder: FloatEncoder, scales: Mapping[str, Scale | None]) -> Rounded:

@@ -8,18 +8,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.number_formats import Rounded, Scale, Weight, number_format
 from regcache.compiler.calibration.observe import observe
-from regcache.compiler.calibration.quantizer import Scale
 from regcache.compiler.job.targets import Target
-from regcache.compiler.quantization.gptq import choose_steps, refit_steps, round_by_error
-from regcache.passes.encoder import Linear, Role, Site
+from regcache.passes.encoder import Linear, Site
 from regcache.passes.external_weights import let_go
-from regcache.passes.float8 import Float8Weight, round_weight
-from regcache.passes.pack_weights import BlockWeight
-from regcache.passes.quantize_linears import RoundedWeight
 
 Floats = NDArray[np.float32]
-Weight = RoundedWeight | BlockWeight | Float8Weight
 
 # About as many rows as the Gram matrix of the widest layer needs to be more than noise.
 _ROWS = 4096
@@ -28,23 +23,6 @@ _LEAST_ROWS_OF_AN_IMAGE = 8
 _BYTES = 512 << 20
 # Channels from which the rows themselves are less than their Gram matrix, and are kept on disk.
 _MANY_CHANNELS = _ROWS // 2
-# Coarse steps overfit: measured on DINOv2-S, on images not calibrated on.
-_BLOCK_DAMPING = 0.05
-# A sixth of a block's weights; at 4 bits they do as much damage as the others together (DINOv2-S).
-_WIDE, _WIDE_BITS = (Role.V, Role.OUT), 8
-_TINY = float(np.finfo(np.float32).tiny)
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """Integers of every linear, and what its bias lacks [N], by the linear's name.
-
-    `weights` are per output channel, `blocks` per output channel and block of input channels.
-    """
-
-    weights: dict[str, RoundedWeight] = field(default_factory=dict)
-    biases: dict[str, Floats] = field(default_factory=dict)
-    blocks: dict[str, BlockWeight] = field(default_factory=dict)
 
 
 @dataclass
@@ -122,7 +100,7 @@ def round_weights(
     for every half GB of Gram matrices. `images`: how many there are.
     """
     of_an_image = max(_ROWS // max(images, 1), _LEAST_ROWS_OF_AN_IMAGE)
-    found = Rounded()
+    found, form = Rounded(), number_format(target)
     for group in _groups([site for site in sites if site.tensor.name in scales]):
         inputs = {
             site.tensor.name: LayerInput(
@@ -137,60 +115,17 @@ def round_weights(
         for site in group:
             seen = inputs.pop(site.tensor.name)
             for linear in site.linears:
-                _note(linear, seen, _round_linear(linear, seen, target), found)
+                _note(linear, seen, form.round(linear, seen), found)
                 let_go(linear.weight)
             seen.close()
     return found
 
 
-def nearest_blocks(weight: Floats, bits: int, block_size: int) -> BlockWeight:
-    """Each weight [K, N] as the integer nearest to it, in symmetric steps that clip none."""
-    last = 2 ** (bits - 1) - 1
-    starts = range(0, len(weight), block_size)
-    peaks = np.maximum.reduceat(np.abs(weight), starts, axis=0) / np.float32(last)
-    steps = np.where(peaks > _TINY, peaks, np.float32(1)).astype(np.float32)
-    repeated = np.repeat(steps, block_size, axis=0)[: len(weight)]
-    integers = np.clip(np.rint(weight / repeated), -last, last).astype(np.int8)
-    return BlockWeight(integers, steps, block_size, bits)
-
-
 def _note(linear: Linear, seen: LayerInput, rounded: Weight, found: Rounded) -> None:
     """Enter a rounded weight, and what it makes the bias lack."""
-    if isinstance(rounded, RoundedWeight):
-        found.weights[linear.name] = rounded
-    elif isinstance(rounded, BlockWeight):
-        found.blocks[linear.name] = rounded
+    found.weights[linear.name] = rounded
     lost = seen.float_total @ linear.weight - seen.total @ rounded.dequantized()
     found.biases[linear.name] = np.asarray(lost / seen.rows, np.float32)
-
-
-def _round_linear(linear: Linear, seen: LayerInput, target: Target) -> Weight:
-    weight = linear.weight
-    if target.float8:
-        return round_weight(weight)
-    if target.block_size is not None:
-        bits = block_bits(linear, target.weight_bits)
-        return _round_blocks(weight, seen, bits, target.block_size)
-    last = 2 ** (target.weight_bits - 1) - 1
-    gram = seen.gram
-    steps = choose_steps(weight, np.diag(gram) / seen.rows, last)
-    return RoundedWeight(round_by_error(weight, gram, steps, last), steps[0])
-
-
-def _round_blocks(weight: Floats, seen: LayerInput, bits: int, block_size: int) -> BlockWeight:
-    first, last = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    gram = seen.gram
-    steps = choose_steps(weight, np.diag(gram) / seen.rows, last, block_size, first=first)
-    integers = round_by_error(
-        weight, gram, steps, last, block_size, first=first, damping=_BLOCK_DAMPING
-    )
-    steps = refit_steps(weight, gram, integers, steps, block_size, _BLOCK_DAMPING)
-    return BlockWeight(integers, steps, block_size, bits)
-
-
-def block_bits(linear: Linear, bits: int) -> int:
-    """The bits of a weight that is stored in blocks: 8 for the value and output projections."""
-    return _WIDE_BITS if linear.role in _WIDE else bits
 
 
 def _groups(sites: list[Site]) -> Iterator[list[Site]]:

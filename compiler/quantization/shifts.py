@@ -46,7 +46,7 @@ def choose_shift(now: Standing, quantizer: Quantizer) -> Shift | None:
     other, both ways.
     """
     hidden = now.site.role is Role.FC2 and not rotated_channels(now.site.linears[0])
-    if hidden or not is_shiftable(quantizer):
+    if hidden or not quantizer.format.symmetric:
         return None
     middles = Suggested.by(_middles, now.seen)
     error = folds_error(now.factors, now.weight, now.seen.shifted(middles), quantizer)
@@ -61,7 +61,7 @@ def refine_shift(now: Standing, before: Shift | None, quantizer: Quantizer) -> S
     The best asymmetric scale of the equalized activation has a zero point; a shift by that many
     steps does the same. Its scale goes with it: of another, zero would be no whole step.
     """
-    if not is_shiftable(quantizer):
+    if not quantizer.format.symmetric:
         return before
     seen, factors, weight, error = now.seen, now.factors, now.weight, 0.0
     for fold, by in zip(seen.folds, factors.folds, strict=True):
@@ -103,12 +103,6 @@ def _further(values: Suggested, steps: int, scale: Affine, factors: Suggested) -
             for one, by in zip(values.folds, factors.folds, strict=True)
         ),
     )
-
-
-def is_shiftable(quantizer: Quantizer) -> bool:
-    """Whether integers are symmetric, so that a shift changes how well they fit."""
-    target = quantizer.target
-    return quantizer.quantizes_activations and target.activation_symmetric and not target.float8
 
 
 def _middles(seen: Observed) -> Floats:

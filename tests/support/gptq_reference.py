@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcache.compiler.quantization.gptq import choose_steps, round_by_error
+from regcache.compiler.calibration.gptq import choose_steps, round_by_error
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from support.number_formats import S8S8, U8S8, affines
 from support.tiny_vit import Spec, TinyVit
 
+from regcache.compiler.calibration.number_formats import Rounded
 from regcache.compiler.calibration.observe import observe, site_statistics
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.job.options import Calibrator
@@ -19,7 +20,7 @@ from regcache.compiler.job.targets import (
     Target,
     simulate,
 )
-from regcache.compiler.quantization.rounding import Rounded, round_weights
+from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.affine import Affine
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import EncoderView, Linear, Site

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from support.rounding_cases import IMAGES, TARGETS, make_case
 from support.tiny_vit import Spec
 
+from regcache.compiler.calibration.number_formats import Rounded
 from regcache.compiler.quantization import rounding
-from regcache.compiler.quantization.rounding import LayerInput, Rounded, round_weights
+from regcache.compiler.quantization.rounding import LayerInput, round_weights
 from regcache.passes.affine import Affine
 from regcache.passes.quantize_linears import quantize_weight
 
@@ -31,10 +32,10 @@ def test_layers_err_less_than_with_nearest_integers(
     case = make_case(tmp_path, SPELLED[spelling], target)
     rounded, bits = case.round(), case.target.weight_bits
     wanted = {linear.name for _, linear in case.linears}
-    assert rounded.weights.keys() == rounded.biases.keys() == wanted
+    assert rounded.by_channel.keys() == rounded.biases.keys() == wanted
     found, nearest = [], []
     for site, linear in case.linears:
-        given, plain = rounded.weights[linear.name], quantize_weight(linear.weight, bits)
+        given, plain = rounded.by_channel[linear.name], quantize_weight(linear.weight, bits)
         assert given.integers.shape == linear.weight_shape
         assert given.scales.shape == linear.weight_shape[1:]
         assert np.abs(given.integers.astype(int)).max() <= 2 ** (bits - 1) - 1
@@ -51,7 +52,7 @@ def test_bias_corrections_are_the_mean_shift(tmp_path: Path, target: str) -> Non
     case = make_case(tmp_path, target=target)
     rounded = case.round()
     for site, linear in case.linears:
-        given = rounded.weights[linear.name]
+        given = rounded.by_channel[linear.name]
         shift = case.shift(site, linear, given)
         found = rounded.biases[linear.name]
         assert found.dtype == np.float32
@@ -82,10 +83,10 @@ def test_more_passes_find_the_same(
 
 
 def assert_same(found: Rounded, wanted: Rounded) -> None:
-    assert found.weights.keys() == wanted.weights.keys()
-    for name, weight in wanted.weights.items():
-        np.testing.assert_array_equal(found.weights[name].integers, weight.integers)
-        np.testing.assert_array_equal(found.weights[name].scales, weight.scales)
+    assert found.by_channel.keys() == wanted.by_channel.keys()
+    for name, weight in wanted.by_channel.items():
+        np.testing.assert_array_equal(found.by_channel[name].integers, weight.integers)
+        np.testing.assert_array_equal(found.by_channel[name].scales, weight.scales)
         np.testing.assert_array_equal(found.biases[name], wanted.biases[name])
 
 

@@ -14,14 +14,9 @@ from support.number_formats import FP8, W4A16
 from support.rounding_cases import IMAGES, Case, make_case
 from support.tiny_vit import Spec
 
-from regcache.compiler.calibration.quantizer import Scale
+from regcache.compiler.calibration.number_formats import Rounded, Scale, block_bits, nearest_blocks
 from regcache.compiler.job.targets import Target
-from regcache.compiler.quantization.rounding import (
-    Rounded,
-    block_bits,
-    nearest_blocks,
-    round_weights,
-)
+from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.encoder import Linear
 from regcache.passes.float8 import Float8
 
@@ -70,10 +65,10 @@ def blocks(case: Case) -> Rounded:
 def test_every_linear_is_stored_in_blocks(case: Case, blocks: Rounded) -> None:
     linears = [linear for _, linear in case.linears]
     names = {linear.name for linear in linears}
-    assert blocks.blocks.keys() == blocks.biases.keys() == names
+    assert blocks.by_block.keys() == blocks.biases.keys() == names
     assert not blocks.weights
     for linear in linears:
-        stored, bits = blocks.blocks[linear.name], bits_of(linear)
+        stored, bits = blocks.by_block[linear.name], bits_of(linear)
         assert (stored.bits, stored.block_size) == (bits, 32)
         assert stored.integers.dtype == np.int8
         assert stored.integers.shape == linear.weight_shape
@@ -90,7 +85,7 @@ def test_layers_err_less_than_with_nearest_blocks(case: Case, blocks: Rounded) -
     """The errors of X W' + b' on all rows."""
     found, plain = [], []
     for site, linear in case.linears:
-        stored = blocks.blocks[linear.name]
+        stored = blocks.by_block[linear.name]
         error = lost(case, site.tensor.name, linear, stored.dequantized())
         found.append(np.square(error - blocks.biases[linear.name]).sum())
         other = nearest_blocks(linear.weight, bits_of(linear), 32).dequantized()
@@ -101,7 +96,7 @@ def test_layers_err_less_than_with_nearest_blocks(case: Case, blocks: Rounded) -
 
 def test_bias_corrections_of_blocks_are_the_mean_shift(case: Case, blocks: Rounded) -> None:
     for site, linear in case.linears:
-        weight = blocks.blocks[linear.name].dequantized()
+        weight = blocks.by_block[linear.name].dequantized()
         shift = lost(case, site.tensor.name, linear, weight)
         found = blocks.biases[linear.name]
         assert found.dtype == np.float32
@@ -112,7 +107,7 @@ def test_bias_corrections_of_blocks_are_the_mean_shift(case: Case, blocks: Round
 def test_no_step_could_be_better(case: Case, blocks: Rounded) -> None:
     """The damped error's slope along each step is 0, beside those along single weights."""
     for site, linear in case.linears:
-        stored, rows = blocks.blocks[linear.name], case.seen[site.tensor.name].rows
+        stored, rows = blocks.by_block[linear.name], case.seen[site.tensor.name].rows
         gram = rows.T.astype(np.float64) @ rows
         gram += 0.05 * np.diag(gram).mean() * np.eye(len(gram))
         slopes = stored.integers * (gram @ (stored.dequantized() - linear.weight))
@@ -129,7 +124,7 @@ def test_eight_bits_err_far_less(tmp_path: Path) -> None:
     for site, linear in case.linears:
         name = linear.name.split(".")[-1]
         if name in sizes:
-            weight = rounded.blocks[linear.name].dequantized()
+            weight = rounded.by_block[linear.name].dequantized()
             sizes[name] += float(np.square(lost(case, site.tensor.name, linear, weight)).sum())
     assert 0 < sizes["v"] < sizes["q"] / 50
 
@@ -137,10 +132,10 @@ def test_eight_bits_err_far_less(tmp_path: Path) -> None:
 def test_only_named_sites_are_rounded(case: Case, blocks: Rounded) -> None:
     some = [site for site in case.view.sites if ".fc" in site.name]
     parted = rounded_in(case, W4A16, dict.fromkeys(site.tensor.name for site in some))
-    assert parted.blocks.keys() == {linear.name for site in some for linear in site.linears}
-    for name, stored in parted.blocks.items():
-        np.testing.assert_array_equal(stored.integers, blocks.blocks[name].integers)
-        np.testing.assert_array_equal(stored.scales, blocks.blocks[name].scales)
+    assert parted.by_block.keys() == {linear.name for site in some for linear in site.linears}
+    for name, stored in parted.by_block.items():
+        np.testing.assert_array_equal(stored.integers, blocks.by_block[name].integers)
+        np.testing.assert_array_equal(stored.scales, blocks.by_block[name].scales)
 
 
 def test_bits_go_by_the_linears_name(tmp_path: Path) -> None:
@@ -165,7 +160,7 @@ def test_fp8_has_biases_alone(tmp_path: Path) -> None:
     scales = {name: Float8(0.013 + 0.01 * n) for n, name in enumerate(case.seen)}
     rounded = rounded_in(case, FP8, dict(scales))
     assert not rounded.weights
-    assert not rounded.blocks
+    assert not rounded.by_block
     assert rounded.biases.keys() == {linear.name for _, linear in case.linears}
     for site, linear in case.linears:
         rows, scale = case.seen[site.tensor.name].rows, np.float32(scales[site.tensor.name].scale)

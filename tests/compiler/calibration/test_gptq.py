@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.gptq_reference import _DOUBT, SEEDS, Layer, slow_gptq
 
-from regcache.compiler.quantization import gptq
-from regcache.compiler.quantization.gptq import choose_steps, round_by_error
+from regcache.compiler.calibration import gptq
+from regcache.compiler.calibration.gptq import choose_steps, round_by_error
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.gptq_reference import SEEDS, Doubles, Floats, Layer, slow_gptq
 
-from regcache.compiler.quantization import gptq
-from regcache.compiler.quantization.gptq import choose_steps, refit_steps, round_by_error
+from regcache.compiler.calibration import gptq
+from regcache.compiler.calibration.gptq import choose_steps, refit_steps, round_by_error
 
 _DOUBT = 0.02
 # The ridge that keeps the equations regular is a millionth; steps are stored in float32.

@@ -1,0 +1,274 @@
+"""What linears are quantized to: each format chooses scales, rounds weights, makes its pass."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration.calibrators import (
+    ScaleByValues,
+    entropy_scale,
+    min_max_scale,
+    mse_scale,
+    percentile_scale,
+)
+from regcache.compiler.calibration.gptq import choose_steps, refit_steps, round_by_error
+from regcache.compiler.calibration.observe import ActivationStatistics
+from regcache.compiler.calibration.ranges import ErrorMeasure, choose_float8, choose_scale
+from regcache.compiler.job.options import FLOAT8_CALIBRATORS, Calibrator
+from regcache.compiler.job.targets import Target
+from regcache.passes.affine import Affine
+from regcache.passes.base import Pass
+from regcache.passes.correct_bias import CorrectBias
+from regcache.passes.encoder import Linear, Role
+from regcache.passes.float8 import Float8, Float8Weight, round_weight
+from regcache.passes.pack_weights import BlockWeight, PackWeights
+from regcache.passes.quantize_float8 import QuantizeFloat8
+from regcache.passes.quantize_linears import QuantizeLinears, RoundedWeight, quantize_weight
+from regcache.passes.round_weights import RoundWeights
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Scale = Affine | Float8
+"""How one activation is rounded: `scale`, `zero_point`, `dtype`, `range` and `round_trip`."""
+Weight = RoundedWeight | BlockWeight | Float8Weight
+
+_BY_VALUES: Mapping[Calibrator, ScaleByValues] = {
+    Calibrator.MIN_MAX: min_max_scale,
+    Calibrator.PERCENTILE: percentile_scale,
+    Calibrator.ENTROPY: entropy_scale,
+    Calibrator.MSE: mse_scale,
+}
+# Coarse steps overfit: measured on DINOv2-S, on images not calibrated on.
+_BLOCK_DAMPING = 0.05
+# A sixth of a block's weights; at 4 bits they do as much damage as the others together (DINOv2-S).
+_WIDE, _WIDE_BITS = (Role.V, Role.OUT), 8
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Rounded weights of linears, and what their biases lack [N], by the linear's name.
+
+    Of a linear that `weights` does not name, the pass takes the nearest.
+    """
+
+    weights: dict[str, Weight] = field(default_factory=dict)
+    biases: dict[str, Floats] = field(default_factory=dict)
+
+    @property
+    def by_channel(self) -> dict[str, RoundedWeight]:
+        """Those with one step for each output channel."""
+        return {n: one for n, one in self.weights.items() if isinstance(one, RoundedWeight)}
+
+    @property
+    def by_block(self) -> dict[str, BlockWeight]:
+        """Those with one step for each output channel and block of input channels."""
+        return {n: one for n, one in self.weights.items() if isinstance(one, BlockWeight)}
+
+
+class Read(Protocol):
+    """What a linear reads, rounded as it will be: second moments over `rows` rows."""
+
+    rows: int
+
+    @property
+    def gram(self) -> Doubles:
+        """The sum of x^T x [K, K]."""
+
+
+@dataclass(frozen=True)
+class NumberFormat(ABC):
+    """What a target rounds activations and weights to."""
+
+    target: Target
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether activations are integers around zero, so that shifting channels pays."""
+        return False
+
+    @property
+    def by_error(self) -> bool:
+        """Whether weights, or biases, are chosen by what the layers read."""
+        return True
+
+    @abstractmethod
+    def scale(
+        self, calibrator: Calibrator, error: Callable[[], ErrorMeasure], seen: ActivationStatistics
+    ) -> Scale:
+        """The scale of one activation; `error` makes the measure of what a rounding does."""
+
+    @abstractmethod
+    def nearest(self, weight: Floats) -> Floats:
+        """A weight [K, N] rounded to the nearest, as it comes back in float."""
+
+    @abstractmethod
+    def round(self, linear: Linear, seen: Read) -> Weight:
+        """A linear's weight, rounded so that its errors cancel where the format allows that."""
+
+    @abstractmethod
+    def steps(
+        self, scales: Mapping[str, Scale], rounded: Rounded, only: frozenset[str] | None = None
+    ) -> list[Pass]:
+        """The passes that quantize the linears behind the activations that `scales` names.
+
+        Scales go by the name of a tensor. `only`: the names of the linears, all by default.
+        """
+
+    def nearest_weights(self, linears: Iterable[Linear]) -> Rounded:
+        """Weights that the pass has to be given though each is the nearest; most need none."""
+        return Rounded()
+
+
+class Int8(NumberFormat):
+    """Integers of 8 bits, or fewer inside 8: activations per tensor, weights per channel."""
+
+    @property
+    def symmetric(self) -> bool:
+        return self.target.activation_symmetric
+
+    def scale(
+        self, calibrator: Calibrator, error: Callable[[], ErrorMeasure], seen: ActivationStatistics
+    ) -> Affine:
+        target = self.target
+        symmetric, bits = target.activation_symmetric, target.activation_bits
+        assert bits is not None
+        rows, low, high, dtype = seen.rows, seen.low, seen.high, target.activation_dtype
+        if calibrator in _BY_VALUES:
+            by_values = _BY_VALUES[calibrator]
+            return by_values(rows, low, high, dtype, symmetric=symmetric, bits=bits)
+        return choose_scale(rows, error(), low, high, dtype, symmetric=symmetric, bits=bits)
+
+    def nearest(self, weight: Floats) -> Floats:
+        return quantize_weight(weight, self.target.weight_bits).dequantized()
+
+    def round(self, linear: Linear, seen: Read) -> RoundedWeight:
+        weight, gram, last = linear.weight, seen.gram, 2 ** (self.target.weight_bits - 1) - 1
+        steps = choose_steps(weight, np.diag(gram) / seen.rows, last)
+        return RoundedWeight(round_by_error(weight, gram, steps, last), steps[0])
+
+    def steps(
+        self, scales: Mapping[str, Scale], rounded: Rounded, only: frozenset[str] | None = None
+    ) -> list[Pass]:
+        affine = {name: one for name, one in scales.items() if isinstance(one, Affine)}
+        dtype, bits = self.target.weight_dtype, self.target.weight_bits
+        return [
+            QuantizeLinears(affine, dtype, bits, only, rounded.by_channel),
+            CorrectBias(rounded.biases),
+        ]
+
+
+class Float8Linears(NumberFormat):
+    """E4M3: activations per tensor, weights per channel, each to the nearest."""
+
+    def scale(
+        self, calibrator: Calibrator, error: Callable[[], ErrorMeasure], seen: ActivationStatistics
+    ) -> Float8:
+        if calibrator is Calibrator.MIN_MAX:
+            return Float8.from_range(seen.low, seen.high)
+        assert calibrator in FLOAT8_CALIBRATORS
+        return choose_float8(seen.rows, error(), seen.low, seen.high)
+
+    def nearest(self, weight: Floats) -> Floats:
+        return round_weight(weight).dequantized()
+
+    def round(self, linear: Linear, seen: Read) -> Float8Weight:
+        return round_weight(linear.weight)
+
+    def steps(
+        self, scales: Mapping[str, Scale], rounded: Rounded, only: frozenset[str] | None = None
+    ) -> list[Pass]:
+        floats = {name: one for name, one in scales.items() if isinstance(one, Float8)}
+        return [QuantizeFloat8(floats, only), CorrectBias(rounded.biases)]
+
+
+class WeightsAlone(NumberFormat):
+    """Weights of fewer bits, simulated in float, each to the nearest; activations stay float."""
+
+    @property
+    def by_error(self) -> bool:
+        return False
+
+    def scale(
+        self, calibrator: Calibrator, error: Callable[[], ErrorMeasure], seen: ActivationStatistics
+    ) -> Scale:
+        raise AssertionError("activations stay float")
+
+    def nearest(self, weight: Floats) -> Floats:
+        return quantize_weight(weight, self.target.weight_bits).dequantized()
+
+    def round(self, linear: Linear, seen: Read) -> Weight:
+        raise AssertionError("weights are rounded to the nearest, by the pass")
+
+    def steps(
+        self, scales: Mapping[str, Scale], rounded: Rounded, only: frozenset[str] | None = None
+    ) -> list[Pass]:
+        return [RoundWeights(self.target.weight_bits)]
+
+
+class BlockWeights(WeightsAlone):
+    """Weights of few bits in blocks of input channels, stored as such (MatMulNBits)."""
+
+    @property
+    def by_error(self) -> bool:
+        return True
+
+    def nearest(self, weight: Floats) -> Floats:
+        return nearest_blocks(weight, self.target.weight_bits, self._size).dequantized()
+
+    def nearest_weights(self, linears: Iterable[Linear]) -> Rounded:
+        return Rounded(
+            {one.name: nearest_blocks(one.weight, self._bits(one), self._size) for one in linears}
+        )
+
+    def round(self, linear: Linear, seen: Read) -> BlockWeight:
+        weight, gram, bits, size = linear.weight, seen.gram, self._bits(linear), self._size
+        first, last = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        steps = choose_steps(weight, np.diag(gram) / seen.rows, last, size, first=first)
+        integers = round_by_error(
+            weight, gram, steps, last, size, first=first, damping=_BLOCK_DAMPING
+        )
+        steps = refit_steps(weight, gram, integers, steps, size, _BLOCK_DAMPING)
+        return BlockWeight(integers, steps, size, bits)
+
+    def steps(
+        self, scales: Mapping[str, Scale], rounded: Rounded, only: frozenset[str] | None = None
+    ) -> list[Pass]:
+        return [CorrectBias(rounded.biases), PackWeights(rounded.by_block)]
+
+    @property
+    def _size(self) -> int:
+        assert self.target.block_size is not None
+        return self.target.block_size
+
+    def _bits(self, linear: Linear) -> int:
+        return block_bits(linear, self.target.weight_bits)
+
+
+def block_bits(linear: Linear, bits: int) -> int:
+    """The bits of a weight that is stored in blocks: 8 for the value and output projections."""
+    return _WIDE_BITS if linear.role in _WIDE else bits
+
+
+def number_format(target: Target) -> NumberFormat:
+    """The format of a target's linears."""
+    if target.float8:
+        return Float8Linears(target)
+    if target.block_size is not None:
+        return BlockWeights(target)
+    return Int8(target) if target.activation_bits is not None else WeightsAlone(target)
+
+
+def nearest_blocks(weight: Floats, bits: int, block_size: int) -> BlockWeight:
+    """Each weight [K, N] as the integer nearest to it, in symmetric steps that clip none."""
+    last = 2 ** (bits - 1) - 1
+    starts = range(0, len(weight), block_size)
+    peaks = np.maximum.reduceat(np.abs(weight), starts, axis=0) / np.float32(last)
+    steps = np.where(peaks > _TINY, peaks, np.float32(1)).astype(np.float32)
+    repeated = np.repeat(steps, block_size, axis=0)[: len(weight)]
+    integers = np.clip(np.rint(weight / repeated), -last, last).astype(np.int8)
+    return BlockWeight(integers, steps, block_size, bits)

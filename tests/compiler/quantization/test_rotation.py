@@ -228,7 +228,7 @@ def test_registers_ship_in_a_rotated_encoder(
     """In K and V beside a rotated stream; on the stream in the place of its rotation."""
     tokens = np.random.default_rng(0).standard_normal((setting.count, 32)).astype(np.float32)
     curated = Curated(setting, tokens, CurationRecord(reason="chosen by the test", setting=setting))
-    monkeypatch.setattr(pipeline, "curate_encoder", lambda *_: curated)
+    monkeypatch.setattr(pipeline, "find_registers", lambda *_: curated)
     chosen = ("--target", target, "--int8-share", str(SHARE), "--equalize")
     opened = Artifact.open(tiny_artifact(tmp_path, *chosen, depth=DEPTH))
     edits = {record.name: record.edits for record in opened.manifest.passes}

@@ -284,7 +284,7 @@ def test_registers_that_ship_are_in_the_measured_graph(
     tokens = np.random.default_rng(0).standard_normal((2, SPEC.width)).astype(np.float32)
     setting = Setting(candidates=(0, 1), start=1, end=3, delete_at=1, delete_count=3)
     curated = Curated(setting, tokens, CurationRecord(reason="because", setting=setting))
-    monkeypatch.setattr(reproduce, "curate_encoder", lambda *_: curated)
+    monkeypatch.setattr(reproduce, "find_registers", lambda *_: curated)
     options = CompileOptions(source=str(encoder), images=str(files.train))
     plan = Plan(options, [Simulation.W8A8], [Calibrator.MIN_MAX])
     _, off, on = reproduce.reproduce(plan, Tasks(files.val), Reporter()).rows

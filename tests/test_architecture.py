@@ -50,7 +50,7 @@ class TestLayers:
 
     def test_a_room_is_a_folder_or_file_of_the_compiler(self) -> None:
         assert draw_layers.room_of("regcache.compiler.curation.search") == "compiler/curation"
-        assert draw_layers.room_of("regcache.compiler.job.options") == "compiler/options"
+        assert draw_layers.room_of("regcache.compiler.job.options") == "compiler/job"
         assert draw_layers.room_of("regcache.compiler") is None
         assert draw_layers.room_of("regcache.passes.walk") == "passes"
         assert draw_layers.room_of("regcache.__main__") == "regcache"

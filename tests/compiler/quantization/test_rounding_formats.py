@@ -66,7 +66,7 @@ def test_every_linear_is_stored_in_blocks(case: Case, blocks: Rounded) -> None:
     linears = [linear for _, linear in case.linears]
     names = {linear.name for linear in linears}
     assert blocks.by_block.keys() == blocks.biases.keys() == names
-    assert not blocks.weights
+    assert not blocks.by_channel
     for linear in linears:
         stored, bits = blocks.by_block[linear.name], bits_of(linear)
         assert (stored.bits, stored.block_size) == (bits, 32)
@@ -159,7 +159,7 @@ def test_fp8_has_biases_alone(tmp_path: Path) -> None:
         recorder.parts[:] = [recorder.tokens[:6]]
     scales = {name: Float8(0.013 + 0.01 * n) for n, name in enumerate(case.seen)}
     rounded = rounded_in(case, FP8, dict(scales))
-    assert not rounded.weights
+    assert not rounded.by_channel
     assert not rounded.by_block
     assert rounded.biases.keys() == {linear.name for _, linear in case.linears}
     for site, linear in case.linears:

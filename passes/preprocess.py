@@ -28,37 +28,46 @@ _PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 1.0)
 class Preprocess:
     """RGB image -> resize -> center crop -> scale by `rescale` -> (x - mean) / std.
 
-    docs/preprocessing.md describes the file, field by field.
-
-    `height`, `width`: the encoder's input in pixels, reached by the center crop.
-    `resize`: "shortest" scales the shorter edge to `resize_to[0]` and keeps the aspect ratio,
-    "squash" scales to exactly `resize_to` (height, width), "none" leaves the size alone.
-    `mean`, `std`: per RGB channel, in units of the rescaled pixel.
-    `crop_offset`: how the center crop treats an odd margin: torchvision (and so timm and open_clip)
-    rounds half of it to even, transformers rounds it down.
-    `layout`: the axes of the input, "nchw" [3, height, width] or "nhwc" [height, width, 3].
-    `dtype`: "float32", or "uint8" for pixels as they are after the crop; `rescale`, `mean` and
-    `std` then have to be 1, 0 and 1.
-    `background`: the colour behind transparent pixels, as transformers' processors composite them;
-    None drops the alpha channel and shows what it hid, as timm and open_clip do.
-    `rgb_last`: the image becomes RGB after the crop only, as in open_clip: colours are then resized
-    by their opacity, and palettes to the nearest pixel.
-    The resampling is Pillow's (antialiased), as in torchvision on PIL images.
+    docs/preprocessing.md describes the file, field by field. The resampling is Pillow's
+    (antialiased), as in torchvision on PIL images.
     """
 
     height: int
+    """Height of the encoder's input in pixels, reached by the center crop."""
     width: int
+    """Its width."""
     resize: ResizeMode
+    """How: "shortest" scales the shorter edge to `resize_to[0]` and keeps the aspect ratio,
+    "squash" scales to exactly `resize_to`, "none" leaves the size alone.
+    """
     resize_to: tuple[int, int]
+    """Height and width in pixels to resize to."""
     interpolation: Interpolation
+    """Pillow's filter of the resize."""
     mean: tuple[float, float, float]
+    """Mean of R, G and B, in units of the rescaled pixel."""
     std: tuple[float, float, float]
+    """Standard deviation of R, G and B, in units of the rescaled pixel."""
     rescale: float = 1 / 255
+    """What a pixel of 0 to 255 is multiplied by."""
     crop_offset: CropOffset = "round"
+    """How the center crop treats an odd margin: torchvision (and so timm and open_clip) rounds half
+    of it to even, transformers rounds it down.
+    """
     layout: Layout = "nchw"
+    """Axes of the input: "nchw" is [3, height, width], "nhwc" [height, width, 3]."""
     dtype: PixelType = "float32"
+    """Type of the input; "uint8" for pixels as they are after the crop: `rescale` and `std` then
+    have to be 1, `mean` 0.
+    """
     background: Colour | None = None
+    """Colour behind transparent pixels, as transformers' processors composite them; None drops the
+    alpha channel and shows what it hid, as timm and open_clip do.
+    """
     rgb_last: bool = False
+    """Whether the image becomes RGB after the crop only, as in open_clip: colours are then resized
+    by their opacity, and palettes to the nearest pixel.
+    """
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

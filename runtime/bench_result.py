@@ -1,125 +1,143 @@
 """What a benchmark measured, as it is written to JSON: all numbers finite, or null."""
 
-from pydantic import BaseModel, ConfigDict
-
+from regcache.runtime.finite_record import FiniteRecord
 from regcache.runtime.runners import RunnerName
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Percentiles(_Record):
-    """Of milliseconds: half, 90 % and 99 % of the runs took no longer.
-
-    With fewer than 100 runs, `p99` lies between the slowest two.
-    """
+class Percentiles(FiniteRecord):
+    """Of milliseconds, over runs."""
 
     p50: float
+    """Half of the runs took no longer."""
     p90: float
+    """90 % of the runs took no longer."""
     p99: float
+    """99 % of the runs took no longer; with fewer than 100, it lies between the slowest two."""
 
 
-class Timing(_Record):
-    """One model's runs at one batch size.
-
-    `latency_ms`: from images in ordinary memory to outputs in ordinary memory.
-    `images_per_second`: batch size / mean latency, one run after the other.
-    `to_device_ms`, `compute_ms`, `to_host_ms`: the parts of a run; None where nothing is copied.
-    `joules_per_image`: of runs back to back; None where no energy can be read.
-    """
+class Timing(FiniteRecord):
+    """One model's runs at one batch size."""
 
     latency_ms: Percentiles
+    """From images in ordinary memory to outputs in ordinary memory."""
     images_per_second: float
+    """Batch size / mean latency, one run after the other."""
     to_device_ms: Percentiles | None = None
+    """The part of a run that copies images to the device; None where nothing is copied."""
     compute_ms: Percentiles | None = None
+    """The part of a run between the copies; None where nothing is copied."""
     to_host_ms: Percentiles | None = None
+    """The part of a run that copies outputs back; None where nothing is copied."""
     joules_per_image: float | None = None
+    """Energy of runs back to back; None where none can be read."""
 
 
-class BatchResult(_Record):
-    """Both models at one batch size.
-
-    `runs`: of each model, timed in turn. `ratio`: median over the pairs of neighbouring runs of
-    quantized latency / float latency; below 1, quantized is faster. `compute_ratio`: the same
-    without the copies; None where there are none.
-    """
+class BatchResult(FiniteRecord):
+    """Both models at one batch size."""
 
     batch: int
+    """Images in a run."""
     runs: int
+    """Runs of each model, timed in turn."""
     ratio: float
+    """Median of quantized / float latency over pairs of neighbouring runs; below 1, quantized is
+    faster.
+    """
     compute_ratio: float | None
+    """The same without the copies; None where there are none."""
     float_model: Timing
+    """The float model's runs."""
     quantized_model: Timing
+    """The quantized model's runs."""
 
 
-class ColdStart(_Record):
+class ColdStart(FiniteRecord):
     """One model in a process of its own, importing the libraries not counted.
 
-    `load_ms`: from the file to a model ready to run; `first_run_ms`: at the smallest batch size;
-    `cold_start_ms`: both. `peak_memory_mb`: most resident memory up to one run of every batch size;
-    `imports_mb`: what of it was there before the model was loaded. `gpu_memory_mb`: by how much the
-    GPU's used memory grew. None where the system does not say. Megabytes are 10^6 bytes.
+    Megabytes are 10^6 bytes, and None where the system does not say.
     """
 
     load_ms: float
+    """Milliseconds from the file to a model ready to run."""
     first_run_ms: float
+    """Milliseconds of the first run, at the smallest batch size."""
     cold_start_ms: float
+    """Both."""
     peak_memory_mb: float | None
+    """Most resident memory up to one run of every batch size."""
     imports_mb: float | None
+    """What of it was there before the model was loaded."""
     gpu_memory_mb: float | None
+    """By how much the GPU's used memory grew."""
 
 
-class EnergySource(_Record):
-    """What energy was read from, or why there is none to read."""
+class EnergySource(FiniteRecord):
+    """Where energy was read."""
 
     source: str | None = None
+    """What it was read from; None where there is nothing to read."""
     unreadable: str | None = None
+    """Why there is nothing to read; None where there is."""
 
 
-class RunnerResult(_Record):
-    """Both models on one runner.
-
-    `placement`: of the quantized model's nodes, by the ONNX Runtime provider that computes them;
-    None where there is one place only.
-    """
+class RunnerResult(FiniteRecord):
+    """Both models on one runner."""
 
     runner: RunnerName
+    """The runner's name."""
     threads: int | None
+    """Threads of each model; None on a GPU."""
     placement: dict[str, int] | None
+    """Nodes of the quantized model, counted by the ONNX Runtime provider that computes them; None
+    where there is one place only.
+    """
     batches: tuple[BatchResult, ...]
+    """The measurements, by batch size."""
     float_start: ColdStart
+    """How the float model starts."""
     quantized_start: ColdStart
+    """How the quantized model starts."""
     energy: EnergySource
+    """Where energy was read."""
 
     def over(self, limit: float) -> list[BatchResult]:
         """The batch sizes at which quantized takes more than `limit` x float's time."""
         return [item for item in self.batches if item.ratio > limit]
 
 
-class Machine(_Record):
-    """Where it was measured. `gpu`: its name, driver and compute capability; None without one."""
+class Machine(FiniteRecord):
+    """Where it was measured."""
 
     cpu: str
+    """Name of the CPU."""
     cpus: int
+    """CPUs that the process may use."""
     system: str
+    """The operating system."""
     python: str
+    """Version of Python."""
     gpu: str | None
+    """Name, driver and compute capability of the GPU; None without one."""
     versions: dict[str, str]
+    """Versions of the libraries that run models, by name, where installed."""
 
 
-class BenchResult(_Record):
-    """A benchmark of an artifact.
-
-    `against`: the float model's source. `seconds`: asked for each batch size and runner.
-    `passed`: no ratio over `max_ratio`, where one was given.
-    """
+class BenchResult(FiniteRecord):
+    """A benchmark of an artifact."""
 
     artifact: str
+    """The artifact's folder."""
     target: str
+    """The target that it was compiled for."""
     against: str
+    """Source of the float model."""
     seconds: float
+    """Seconds asked for each batch size and runner."""
     machine: Machine
+    """Where it was measured."""
     runners: tuple[RunnerResult, ...]
+    """The measurements, by runner."""
     max_ratio: float | None
+    """The largest ratio that passes; None where none was given."""
     passed: bool
+    """Whether no ratio is over it."""

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from regcache.passes.errors import InputError
+from regcache.runtime.finite_record import FiniteRecord
 from regcache.runtime.similarity import (
     ROWS_AT_A_TIME,
     finite_rows,
@@ -29,43 +30,50 @@ _DEFAULT = Thresholds()
 _OPTIONAL = ("top1_agreement", "knn_top1_float", "knn_top1_quantized", "blocks", "first_jump")
 
 
-class ParityResult(BaseModel):
-    """One comparison of embeddings [N, D]; every number is finite, so its JSON is always valid.
+class ParityResult(FiniteRecord):
+    """One comparison of embeddings [N, D] with their original's.
 
-    `cosine_mean`, `cosine_min`: over images; `worst_image` is where the minimum lies.
-    `sqnr_db`: 10 log10(sum reference^2 / sum error^2) over all images, within +-SQNR_CAP_DB; the
-    cap stands for equal outputs, its negative for outputs that are not finite.
-    `nn_agreement`: share of images whose nearest other image is the same as in float; 1 for one or
-    two images.
-    `patch_cosine_mean`: over images and patch tokens; None without a second output [B, T, C].
-    `n_nonfinite`: images with NaN or infinity in an output; they count as cosine -1.
-    `checks`: every threshold with what was measured; `passed`: all of them were kept to.
-    `outputs`: every output on its own that a cosine says something of, all tokens of it.
-    `top1_agreement`: of class scores, the share of images whose largest is of the same class.
-    `knn_top1_*`: share of images classified right; `blocks`: the hidden states behind each block,
-    `first_jump`: the first of them whose error leaps; left out of the JSON when not measured.
+    The last five fields are left out of the JSON where they were not measured.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     cosine_mean: float
+    """Mean cosine of the embeddings over images; an image with NaN or infinity counts as -1."""
     cosine_min: float
+    """Cosine of the worst image."""
     sqnr_db: float
+    """10 log10(sum reference^2 / sum error^2) over all images; 200 stands for equal outputs, -200
+    for outputs that are not finite.
+    """
     nn_agreement: float
+    """Share of images with the same nearest other image as in float; 1 for one or two images."""
     patch_cosine_mean: float | None
+    """Mean cosine over images and patch tokens; None without an output [B, T, C]."""
     n_images: int
+    """Images that were compared."""
     passed: bool
+    """Whether every threshold was kept to."""
     min_cosine: float
+    """The least `cosine_mean` that was asked for."""
     reference: Reference
+    """The original: PyTorch, or the float ONNX."""
     worst_image: str
+    """Name of the image with the least cosine."""
     n_nonfinite: int
+    """Images with NaN or infinity in an output."""
     checks: tuple[Check, ...]
+    """Every threshold with what was measured."""
     outputs: tuple[TensorParity, ...]
+    """Every output that a cosine says something of, with all of its tokens."""
     top1_agreement: float | None = None
+    """Of class scores, the share of images whose largest is of the same class."""
     knn_top1_float: float | None = None
+    """Share of images that float classifies right by their nearest neighbours."""
     knn_top1_quantized: float | None = None
+    """The same of the compiled encoder."""
     blocks: tuple[TensorParity, ...] | None = None
+    """The hidden states behind each block."""
     first_jump: str | None = None
+    """Name of the first block whose error leaps."""
 
     @model_serializer(mode="wrap")
     def _drop_unmeasured(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

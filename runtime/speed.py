@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from regcache.passes.errors import InputError
+from regcache.runtime.finite_record import FiniteRecord
 from regcache.runtime.session import OrtSession, available_cpus
 
 DEFAULT_BATCHES = (1, 8)
@@ -26,23 +26,21 @@ _NAP_SECONDS = 0.01
 _MOST_NAPS = 20
 
 
-class SpeedRatio(BaseModel):
-    """Two encoders timed in turn on the same images.
-
-    `batch`: images in a run; `threads`: threads of each encoder.
-    `float_ms`, `quantized_ms`: median milliseconds of a run.
-    `ratio`: median over the rounds of quantized time / float time; below 1, quantized is faster.
-    `rounds`: pairs of runs, one of each encoder, that were timed.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class SpeedRatio(FiniteRecord):
+    """Two encoders timed in turn on the same images."""
 
     batch: int
+    """Images in a run."""
     threads: int
+    """Threads of each encoder."""
     float_ms: float
+    """Median milliseconds of a run in float."""
     quantized_ms: float
+    """Median milliseconds of a run, quantized."""
     ratio: float
+    """Median over the rounds of quantized time / float time; below 1, quantized is faster."""
     rounds: int
+    """Pairs of runs, one of each encoder, that were timed."""
 
 
 def compare_speed(

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from regcache.passes.errors import InputError
+from regcache.runtime.finite_record import FiniteRecord
 from regcache.runtime.similarity import row_cosines
 
 # Rounding to 8 bits alone disturbs a block by less: below it, nothing has jumped.
@@ -18,21 +18,23 @@ _JUMP = 3.0
 _WORST = float(np.finfo(np.float64).max)
 
 
-class TensorParity(BaseModel):
-    """One tensor, compared over all images; every number is finite.
+class TensorParity(FiniteRecord):
+    """One tensor, compared over all images.
 
-    `cosine_mean`, `cosine_min`: over vectors, one a token in [B, T, C], one an image else.
-    `relative_error`: root of (sum error^2 / sum reference^2).
-    `max_abs_error`: the largest difference of two numbers.
+    Cosines are of vectors: one for each token of [batch, tokens, channels], one for each image
+    else.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     name: str
+    """Name of the output, or of the block whose output it is."""
     cosine_mean: float
+    """Mean cosine to float."""
     cosine_min: float
+    """Least cosine to float."""
     relative_error: float
+    """Root of (sum of squared errors / sum of squared float values)."""
     max_abs_error: float
+    """Largest difference of two numbers."""
 
 
 class TensorMeter:

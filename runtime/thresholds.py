@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from regcache.passes.errors import InputError
+from regcache.runtime.finite_record import FiniteRecord
 
 DEFAULT_MIN_COSINE = 0.995
 
@@ -15,15 +16,17 @@ Cosine = Annotated[float, Field(ge=-1, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Check(BaseModel):
+class Check(FiniteRecord):
     """One threshold and what was measured."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     name: str
+    """What is asked for: the name of a number of the comparison."""
     value: float
+    """What was measured."""
     bound: Literal["at least", "at most"]
+    """Whether the limit is the least or the most."""
     limit: float
+    """The limit."""
 
     @property
     def passed(self) -> bool:
@@ -36,23 +39,25 @@ class Check(BaseModel):
         return f"{self.name} {self.value:.9g} {words[self.bound][not self.passed]} {self.limit:.9g}"
 
 
-class Thresholds(BaseModel):
-    """The limits of `regcache parity`; None where a number is not looked at.
-
-    All are least values but `knn_top1_drop`: float accuracy minus quantized, at most.
-    `block_cosine_mean` is asked of every block.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class Thresholds(FiniteRecord):
+    """The limits of `regcache parity`; None where a number is not looked at."""
 
     cosine_mean: Cosine = DEFAULT_MIN_COSINE
+    """Least mean cosine over images."""
     cosine_min: Cosine | None = None
+    """Least cosine of the worst image."""
     sqnr_db: float | None = None
+    """Least signal to quantization noise, in decibels."""
     nn_agreement: Share | None = None
+    """Least share of images with the same nearest other image."""
     patch_cosine_mean: Cosine | None = None
+    """Least mean cosine over images and patch tokens."""
     top1_agreement: Share | None = None
+    """Least share of images with the same largest class score."""
     knn_top1_drop: Share | None = None
+    """Most that the share of images classified right may fall."""
     block_cosine_mean: Cosine | None = None
+    """Least mean cosine of every block's output."""
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
-
+from regcache.compiler.job.record import Record
 from regcache.runtime.engine_build import EngineBuild
 from regcache.runtime.engine_layers import layers_by_precision, products_by_precision
 
@@ -23,36 +22,41 @@ class EngineKind(StrEnum):
     TENSORRT = "tensorrt"
 
 
-class EngineRecord(BaseModel):
-    """One engine of an artifact; its size and hash are in the manifest's `files`, under `file`.
-
-    `model`: the ONNX file it was built from. `version`: of the library, which must be the same
-    where the engine is loaded. `compute_capabilities`: of the GPUs that run it; `gpu`: the name of
-    the one it was tuned on, None for TensorRT-RTX. `batch`: the least, the tuned and the largest
-    batch size. `products`: matrix products, convolutions and fused attentions by the number format
-    they compute in; `layers`: all kernels by the widest number format they read; both are empty
-    where the library's list of layers could not be read. `inputs`: SHA-256 of all that decides what
-    is built. `size_ratio`: the engine's size over that of the float engine that was built alike,
-    where there is one. `rewrite`: the passes, and their versions, that made `model` into
-    something that the library takes; None where the file was built as it is.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class EngineRecord(Record):
+    """One engine of an artifact; its size and hash are in the manifest's `files`."""
 
     file: str
+    """Path of the engine inside the artifact, its key in `files`."""
     model: str
+    """Name of the ONNX file that it was built from."""
     engine: EngineKind
+    """The library that built it."""
     version: str
+    """Version of that library, which must be the same where the engine is loaded."""
     compute_capabilities: list[str]
+    """Compute capabilities of the GPUs that run it, such as `8.6`."""
     gpu: str | None
+    """Name of the GPU that it was tuned on; None for TensorRT-RTX, which needs none."""
     batch: tuple[int, int, int]
+    """The least, the tuned and the largest batch size."""
     products: dict[str, int]
+    """Matrix products, convolutions and fused attentions, counted by the number format they compute
+    in; empty where the library's list of layers could not be read.
+    """
     layers: dict[str, int]
+    """All kernels, counted by the widest number format they read; empty likewise."""
     fused_attentions: int
+    """How many kernels compute a whole attention."""
     warnings: list[str]
+    """What the library warned of, one line each."""
     inputs: str
+    """SHA-256 of all that decides what is built."""
     size_ratio: float | None = None
+    """Its size over that of the float engine that was built alike; None where there is none."""
     rewrite: str | None = None
+    """Passes, and their versions, that brought `model` into what the library takes; None where it
+    was built as it is.
+    """
 
     @classmethod
     def of(

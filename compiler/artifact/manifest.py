@@ -5,13 +5,15 @@ import json
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from regcache.compiler.artifact.engine_record import EngineRecord
 from regcache.compiler.artifact.seal import is_sealed, seal
 from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.encoder.pass_record import PassRecord
 from regcache.compiler.job.options import CompileOptions
+from regcache.compiler.job.record import Record
 from regcache.compiler.quantization.int8_share import ParetoPoint
 from regcache.compiler.staging import MANIFEST
 from regcache.passes.errors import InputError
@@ -24,15 +26,13 @@ LIBRARIES = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "pillow", "tor
 """What decides, by its version, what an artifact holds."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileRecord(_Record):
-    """A file of the artifact: its size in bytes and SHA-256."""
+class FileRecord(Record):
+    """A file of an artifact."""
 
     size: int
+    """Size in bytes."""
     sha256: str
+    """SHA-256 of the bytes, 64 hexadecimal digits."""
 
     @classmethod
     def of(cls, *paths: Path) -> Self:
@@ -46,36 +46,48 @@ class FileRecord(_Record):
         return cls(size=size, sha256=digest.hexdigest())
 
 
-class SourceRecord(_Record):
-    """Where the encoder came from; `sha256` is of its ONNX form before any pass, weights last."""
+class SourceRecord(Record):
+    """The source of an encoder, and of its preprocessing."""
 
     name: str
+    """The source as it was named: a path, or `hf:`, `timm:`, `openclip:`, `sample:` with a name."""
     sha256: str
+    """SHA-256 of its ONNX form before any pass: the graph, then external weights."""
     recipe: Literal["source", "option", "assumed"]
+    """Where the preprocessing came from: the source, `--preprocess`, or assumed, having neither."""
 
 
-class EncoderRecord(_Record):
-    """What the encoder view found.
+class EncoderRecord(Record):
+    """What was found in the encoder's graph.
 
-    `embedding`: the name of the output that is the embedding, and `embedding_why` it is thought to
-    be; `token_output`: of the one with the hidden state, and `token_prefix` how many of its tokens
-    stand before the patches; `class_scores`: whether the embedding is a
-    score for each class. In a manifest of format 4 there is none of them: the first output is the
-    embedding, a second of rank 3 the hidden state.
+    The last five fields are not in a manifest of format 4: the first output is the embedding there,
+    a second of rank 3 the hidden state.
     """
 
     blocks: int
+    """Number of transformer blocks."""
     width: int
+    """Channels of the residual stream."""
     heads: int
+    """Attention heads of a block."""
     head_dim: int
+    """Channels of one head."""
     tokens: int | None
+    """Tokens in the residual stream; None where the graph does not fix their number."""
     prefix_tokens: int | None
+    """How many of them (class token, own registers) stand before the patches; None if unknown."""
     activation: str
+    """The MLP's nonlinearity in the first block, such as `gelu`."""
     embedding: str | None = None
+    """Name of the output that is the embedding."""
     embedding_why: str | None = None
+    """Why that output is taken for the embedding, in words."""
     token_output: str | None = None
+    """Name of the output with the hidden state [batch, tokens, width]; None without one."""
     token_prefix: int | None = None
+    """How many tokens of that output stand before the patches."""
     class_scores: bool = False
+    """Whether the embedding is a score for each class."""
 
     @property
     def first_outputs(self) -> tuple[str, ...]:
@@ -94,89 +106,114 @@ class EncoderRecord(_Record):
         return self.embedding is None or self.token_output is not None
 
 
-class SiteRecord(_Record):
-    """The quantization of one activation and of the linears that read it.
-
-    `observed` is the range seen in calibration, `covered` the one that the integers stand for.
-    `equalization`: how its channels were equalized, if they were.
-    """
+class SiteRecord(Record):
+    """The quantization of one activation and of the linears that read it."""
 
     site: str
+    """The site's name: its block and the roles of the linears, such as `blocks.3.q+k+v`."""
     tensor: str
+    """Name of the activation in the float graph."""
     observed: tuple[float, float]
+    """Least and largest value on the calibration images, after equalizing."""
     covered: tuple[float, float]
+    """Least and largest value that the number format can stand for with this scale."""
     scale: float
+    """Step between neighbouring integers; for FP8, what values are divided by."""
     zero_point: int
+    """The integer that stands for 0; 0 for symmetric formats."""
     dtype: str
+    """The number format, in ONNX's words: `uint8`, `int8`, `float8e4m3fn`."""
     equalization: str | None = None
+    """How its channels were shifted and equalized, in words; None where they were not."""
 
 
-class QuantizationRecord(_Record):
-    """Number formats, the ranges that calibration chose, and what stays float.
-
-    `int8_share`: of the multiply-accumulates of the blocks' linears and of rotations; 0 where
-    activations stay float. `pareto`: what other shares would cost, where the damage of each layer
-    was measured.
-    """
+class QuantizationRecord(Record):
+    """Number formats, the ranges that calibration chose, and what stays float."""
 
     activation_dtype: str
+    """Number format of activations, in ONNX's words."""
     activation_symmetric: bool
+    """Whether every zero point of an activation is 0."""
     activation_bits: int | None
+    """Bits of an activation that are used; None where activations stay float."""
     weight_dtype: str
+    """Number format of weights, in ONNX's words."""
     weight_bits: int
+    """Bits of a weight that are used."""
     why: str
+    """Why these formats, in words."""
     int8_share: float
+    """Share of the multiply-accumulates of linears and rotations that is quantized, 0 to 1; 0 where
+    activations stay float.
+    """
     left_float: list[str]
+    """Names of the sites whose linears stay float."""
     pareto: list[ParetoPoint]
+    """What other shares would cost; empty where the damage of the sites was not measured."""
     sites: list[SiteRecord]
+    """Every quantized site, in the order of the graph."""
 
 
-class CalibrationRecord(_Record):
-    """The images that calibration saw; `skipped` are the ones that could not be read."""
+class CalibrationRecord(Record):
+    """What calibration was given."""
 
     images: int
+    """How many could be read."""
     skipped: list[str]
+    """The others: file name, colon, reason."""
 
 
-class ParityRecord(_Record):
-    """Parity with the float ONNX on a few of the calibration images, measured while compiling."""
+class ParityRecord(Record):
+    """A first look at parity while compiling, beside the float ONNX."""
 
     images: Literal["calibration"] = "calibration"
+    """Which images were compared: a few that ranges were chosen on as well."""
     result: ParityResult
+    """What the comparison gave."""
 
 
-class SpeedRecord(_Record):
-    """How fast the model is beside the float one, on ONNX Runtime on the machine that compiled.
-
-    `integer_matmuls`: nodes that multiply integers in the graph as ONNX Runtime optimised it.
-    `ratios` are for the one who compiles: manifest.json leaves them out, so that the same input
-    gives the same bytes.
-    """
+class SpeedRecord(Record):
+    """How fast the model is beside the float one, on ONNX Runtime on the machine that compiled."""
 
     integer_matmuls: int
-    ratios: list[SpeedRatio] = []
-
-
-class Manifest(_Record):
-    """The content of manifest.json. `speed` is None where ONNX Runtime is not the target.
-
-    `engines`: what `regcache build` has added since.
+    """Nodes that multiply integers in the graph as ONNX Runtime optimised it."""
+    ratios: SkipJsonSchema[list[SpeedRatio]] = Field(default_factory=list)
+    """Times of both, by batch size. Only `compile --json` tells them: manifest.json leaves them
+    out, so that the same input gives the same bytes.
     """
 
+
+class Manifest(Record):
+    """The content of manifest.json, without the seal that stands at its end."""
+
     format_version: Literal[4, 5] = 5
+    """Version of this format; 4 lacks the names of outputs in `encoder`."""
     regcache: str
+    """Version of regcache that compiled."""
     versions: dict[str, str]
+    """Versions of the libraries that decide what an artifact holds, by name, where installed."""
     options: CompileOptions
+    """All that was chosen, by option or by default."""
     source: SourceRecord
+    """Where the encoder came from."""
     encoder: EncoderRecord
+    """What was found in the encoder's graph."""
     calibration: CalibrationRecord
+    """The images that calibration saw."""
     curation: CurationRecord
+    """The registers that ship, or why none do."""
     quantization: QuantizationRecord
+    """Number formats, ranges, and what stays float."""
     passes: list[PassRecord]
+    """What each pass over the graph did and refused, in the order in which they ran."""
     parity: ParityRecord
+    """How close the model is to float, on a few calibration images."""
     speed: SpeedRecord | None
-    engines: list[EngineRecord] = []
+    """How fast it is beside float; None where ONNX Runtime is not the target."""
+    engines: list[EngineRecord] = Field(default_factory=list)
+    """Engines that `regcache build` has added since."""
     files: dict[str, FileRecord]
+    """Every file of the artifact but this one, by its path inside the artifact."""
 
     def write(self, folder: Path) -> None:
         """Write manifest.json into the artifact's folder, sealed: no byte changes unseen."""

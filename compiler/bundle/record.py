@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from regcache.compiler.artifact.manifest import FileRecord, hash_files
+from regcache.compiler.job.record import Record
 from regcache.compiler.staging import MANIFEST, staged_folder
 from regcache.passes.errors import InputError
 
@@ -23,18 +24,15 @@ class BundleFormat(StrEnum):
     ORT_EDGE = "ort-edge"
 
 
-class BundleRecord(BaseModel):
-    """The content of regcache-bundle.json.
-
-    `manifest`: SHA-256 of the artifact's manifest.json, and so of all that it was made from.
-    `files`: every other file of the bundle by its relative path.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class BundleRecord(Record):
+    """The content of regcache-bundle.json."""
 
     format: BundleFormat
+    """What runs the bundle."""
     manifest: str
+    """SHA-256 of the artifact's manifest.json, and so of all that the bundle was made from."""
     files: dict[str, FileRecord]
+    """Every other file of the bundle, by its path inside the bundle."""
 
 
 @contextmanager

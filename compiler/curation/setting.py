@@ -5,9 +5,9 @@ from typing import Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from regcache.compiler.curation.registers import capture_registers
+from regcache.compiler.job.record import Record
 from regcache.passes.base import Pass, PassRun, run_all
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.encoder import EncoderView
@@ -18,21 +18,21 @@ Floats = NDArray[np.float32]
 Mode = Literal["kv", "token"]
 
 
-class Setting(BaseModel):
-    """Registers `candidates` (numbers of candidates, repeats allowed) in blocks [start, end).
-
-    With `delete_count` patches deleted at the input of block `delete_at`. The default is R = 0
-    and no deletion: the encoder as it is.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Setting(Record):
+    """Where registers are put and how many sinks are deleted; by default R = 0 and no deletion."""
 
     candidates: tuple[int, ...] = ()
+    """The registers, as numbers of candidates from 0; one may come several times."""
     start: int = 0
+    """The first block that has the registers."""
     end: int = 0
+    """The first block that no longer has them."""
     mode: Mode = "kv"
+    """How they are put there: in K and V (`kv`), or as tokens that run along (`token`)."""
     delete_at: int = 0
+    """The block at whose input sinks are deleted."""
     delete_count: int = 0
+    """How many patches of largest norm are deleted there, in each image."""
 
     @property
     def count(self) -> int:

@@ -2,24 +2,24 @@
 
 from collections.abc import Iterable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
+from regcache.compiler.job.record import Record
 from regcache.compiler.reporter import Reporter
 from regcache.passes.base import PassRun, Skip
 
 
-class PassRecord(BaseModel):
-    """What one pass did.
-
-    `slower`: what computes slower for what it skipped, one line for each way.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class PassRecord(Record):
+    """What one pass did."""
 
     name: str
+    """The pass's name."""
     edits: int
+    """How many places of the graph it changed."""
     skips: list[str]
-    slower: list[str] = []
+    """What it left alone: place, colon, reason."""
+    slower: list[str] = Field(default_factory=list)
+    """What computes slower for what it left alone, one line for each way."""
 
 
 def pass_records(ran: Iterable[PassRun]) -> tuple[PassRecord, ...]:

@@ -2,41 +2,39 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.artifact.engine_record import EngineRecord, inputs_key
 from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.engines.signed_model import REWRITE, engine_source, has_zero_points
 from regcache.compiler.engines.toolchain import BuildOptions, Toolchain, open_toolchain
 from regcache.compiler.engines.update import NewEngine, add_engines, model_hashes
+from regcache.compiler.job.record import Record
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import recover
 from regcache.passes.quantized_products import quantized_products
 from regcache.runtime.engine_layers import narrow_products
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class EngineReport(_Record):
-    """One engine: its record, its size in bytes, and the seconds that it took where it was built.
-
-    `built` is false where the engine was up to date.
-    """
+class EngineReport(Record):
+    """One engine, built or found up to date."""
 
     record: EngineRecord
+    """What the manifest says of it."""
     size: int
+    """Its size in bytes."""
     built: bool
+    """Whether it was built just now; false where it was up to date."""
     seconds: float | None
+    """How long building took; None where it was up to date."""
 
 
-class BuildReport(_Record):
-    """What `regcache build` did: the artifact's model first, then its float original."""
+class BuildReport(Record):
+    """What `regcache build` did."""
 
     artifact: str
+    """The artifact's folder."""
     engines: list[EngineReport]
+    """The engine of the artifact's model, then that of its float original, where asked for."""
 
 
 def build_engines(folder: Path, options: BuildOptions, reporter: Reporter) -> BuildReport:

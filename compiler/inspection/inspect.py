@@ -4,8 +4,6 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from regcache.compiler.calibration.observe import Observer, observe
 from regcache.compiler.calibration.statistics import (
     ChannelRange,
@@ -16,97 +14,126 @@ from regcache.compiler.calibration.statistics import (
 )
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.prepare import SourceOptions, prepare
+from regcache.compiler.job.record import Record
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import unnamed
 from regcache.passes.encoder import Block, EncoderView
 from regcache.runtime.images import ImageFolder, Skipped, list_images
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NormSummary(_Record):
-    """Norms of tokens over all images: median and 99th percentile within 2.2 %, exact maximum."""
+class NormSummary(Record):
+    """Norms of tokens over all images."""
 
     median: float
+    """Half of the tokens are below, within 2.2 %."""
     p99: float
+    """99 % of the tokens are below, within 2.2 %."""
     maximum: float
+    """The largest, exact."""
 
 
-class OutlierRecord(_Record):
-    """A value of large magnitude: in which image, at which token and channel it stands."""
+class OutlierRecord(Record):
+    """A value of large magnitude, and where it stands."""
 
     value: float
+    """The value, with its sign."""
     image: str
+    """File name of its image."""
     token: int
+    """Position of its token in the sequence, from 0."""
     kind: str
+    """What that token is: `class`, `register` (its own), `patch` or `unknown`."""
     channel: int
+    """Its channel, from 0."""
 
 
-class StreamRecord(_Record):
-    """Norms of the residual stream's tokens at a block's output (l-infinity and l2)."""
+class StreamRecord(Record):
+    """The residual stream's tokens at a block's output."""
 
     linf: NormSummary
+    """Their l-infinity norms."""
     l2: NormSummary
+    """Their l2 norms."""
     outliers: list[OutlierRecord]
+    """The values of largest magnitude, largest first."""
 
 
-class ActivationRecord(_Record):
-    """The activation at a site: its range, token norms and largest values.
-
-    `low`, `high`: over all tokens and channels; `channel_low`, `channel_high`: the channels that
-    hold them. `outlier_ratio`: the largest token's l-infinity norm over the median token's.
-    """
+class ActivationRecord(Record):
+    """The activation at a site."""
 
     site: str
+    """Roles of the linears that read it, such as `q+k+v`."""
     linears: list[str]
+    """The same, one by one."""
     low: float
+    """Least value over all tokens and channels."""
     high: float
+    """Largest value over all tokens and channels."""
     channel_low: int
+    """The channel that holds the least value, from 0."""
     channel_high: int
+    """The channel that holds the largest, from 0."""
     linf: NormSummary
+    """l-infinity norms of its tokens."""
     outlier_ratio: float
+    """The largest token's l-infinity norm over the median token's; 0 where that is 0."""
     outliers: list[OutlierRecord]
+    """The values of largest magnitude, largest first."""
 
 
-class BlockRecord(_Record):
-    """A block: what it is made of and, with images, its stream and activations."""
+class BlockRecord(Record):
+    """A transformer block."""
 
     index: int
+    """Its index, from 0."""
     activation: str
+    """The MLP's nonlinearity, such as `gelu`."""
     linears: dict[str, tuple[int, int]]
+    """By role, the shape [K, N] of a linear's weight: K inputs, N outputs."""
     stream: StreamRecord | None = None
+    """The residual stream behind it; None without images."""
     activations: list[ActivationRecord] | None = None
+    """What its linears read; None without images."""
 
 
-class OutputRecord(_Record):
-    """An output of the encoder: its shape, and what it is taken for, if for anything."""
+class OutputRecord(Record):
+    """An output of the encoder."""
 
     name: str
+    """Its name in the graph."""
     shape: list[int | str]
+    """Its shape; a word is a size that the graph leaves open."""
     role: Literal["embedding", "tokens"] | None
+    """What it is taken for; None for any other."""
 
 
-class Inspection(_Record):
-    """Everything `regcache inspect` finds.
-
-    `embedding`: the name of the output that is the embedding, and `embedding_why` it is thought to
-    be; `class_scores`: whether it is a score for each class.
-    """
+class Inspection(Record):
+    """Everything `regcache inspect` finds."""
 
     source: str
+    """The source, as it was named."""
     embedding: str
+    """Name of the output that is the embedding."""
     embedding_why: str
+    """Why that output is taken for the embedding, in words."""
     class_scores: bool
+    """Whether the embedding is a score for each class."""
     outputs: list[OutputRecord]
+    """All outputs, in the order of the graph."""
     blocks: list[BlockRecord]
+    """The transformer blocks, first to last."""
     width: int
+    """Channels of the residual stream."""
     heads: int
+    """Attention heads of a block."""
     head_dim: int
+    """Channels of one head."""
     tokens: int | None
+    """Tokens in the residual stream; None where the graph does not fix their number."""
     prefix_tokens: int | None
+    """How many of them (class token, own registers) stand before the patches; None if unknown."""
     n_images: int
+    """Images that were measured; 0 without images."""
 
 
 class _SiteObserver:

@@ -4,8 +4,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
+from regcache.compiler.job.record import Record
 from regcache.compiler.job.targets import (
     PROFILES,
     Precision,
@@ -56,44 +58,59 @@ class AttentionChoice(StrEnum):
     INT8 = "int8"
 
 
-class CompileOptions(BaseModel):
-    """Everything that decides what `regcache compile` makes of a source.
-
-    `output`: the name of the one that is the embedding; None for the most likely.
-    `search_budget` is in seconds; None for no limit. `int8_share`: the least share of the linears'
-    and rotations' multiply-accumulates that is int8; None for the target's default. `rotate`:
-    whether activations are rotated where that leaves room. `half`: whether the rest is FP16; None
-    for the target's default. `preprocess`: a file with a recipe, or the recipe itself.
-    `source_file`: an ONNX file that holds a source of no place of its own, an object in memory; no
-    manifest tells it.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class CompileOptions(Record):
+    """Everything that decides what `regcache compile` makes of a source."""
 
     source: str
-    source_file: Path | None = Field(default=None, exclude=True, repr=False)
+    """The source: a path, or `hf:`, `timm:`, `openclip:`, `sample:` with a name."""
+    source_file: SkipJsonSchema[Path | None] = Field(default=None, exclude=True, repr=False)
+    """An ONNX file that holds a source given as an object in memory; in no manifest."""
     images: str
+    """Folder of the images to calibrate on."""
     target: TargetName = TargetName.ORT_CPU
+    """What will run the artifact."""
     resolution: int | None = None
+    """Side of the square input in pixels; None for the source's own."""
     output: str | None = None
+    """Name of the output that is the embedding; None for the most likely."""
     preprocess: str | Preprocess | None = None
+    """A file with the preprocessing recipe, or the recipe; None for the source's own."""
     batch_size: int = 4
+    """Images in a run of calibration."""
     threads: int | None = None
+    """Threads of ONNX Runtime; None for all CPUs."""
     seed: int = 0
+    """Seed of all that is drawn at random."""
     keep_float: bool = True
+    """Whether the artifact holds float.onnx."""
     calibrator: Calibrator = Calibrator.OUTPUT_ERROR
+    """How the range of an activation is chosen."""
     precision: Precision = Precision.INT8
+    """What the linears compute in."""
     simulate: Simulation | None = None
+    """Other bit-widths, as fake quantization; None for none."""
     registers: RegisterChoice = RegisterChoice.AUTO
+    """Whether to search for registers."""
     search_budget: float | None = None
+    """Seconds that the search may take; None for no limit."""
     scheduler: str = "threads"
+    """What runs the search: `threads`, `processes`, or a Dask cluster's address."""
     equalize: bool = True
+    """Whether channels are shifted and equalized."""
     rotate: bool = True
+    """Whether activations are rotated where `int8_share` leaves room for it."""
     rounding: Rounding = Rounding.GPTQ
+    """How weights become integers."""
     int8_share: float | None = None
+    """Least share of the multiply-accumulates of linears and rotations that is quantized, 0 to 1;
+    None for the target's default.
+    """
     accept_slower: bool = False
+    """Whether a model that is slower than float here is kept all the same."""
     half: bool | None = None
+    """Whether the rest computes in FP16; None for the target's default."""
     attention: AttentionChoice = AttentionChoice.FLOAT
+    """Number format of attention's own two products."""
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import (
@@ -16,6 +15,7 @@ from regcache.compiler.curation.record import SensitivityRecord
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
+from regcache.compiler.job.record import Record
 from regcache.compiler.quantization.equalize import Equalized, without_shifts
 from regcache.compiler.quantization.rotation import rotation_work
 from regcache.passes.encoder import Site
@@ -24,18 +24,15 @@ from regcache.passes.encoder import Site
 _SENSITIVITY_IMAGES = 16
 
 
-class ParetoPoint(BaseModel):
-    """One trade of int8 share against error: `left_float` is the site that leaves int8 there.
-
-    `share`: of the multiply-accumulates of linears and rotations. `error`: 1 - cosine
-    of the outputs that the sites still in int8 make, each measured alone, in sum.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ParetoPoint(Record):
+    """One trade of quantized share against error."""
 
     share: float
+    """Share of the multiply-accumulates of linears and rotations that is quantized."""
     error: float
+    """1 - cosine to float of every site still quantized, each measured alone, in sum."""
     left_float: str | None = None
+    """Name of the site that becomes float here; None for the first point."""
 
 
 @dataclass(frozen=True)

@@ -1,52 +1,58 @@
 """The table of `regcache reproduce`, as JSON and Markdown."""
 
-from pydantic import BaseModel, ConfigDict
+from regcache.compiler.job.record import Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Recipe(_Record):
-    """How one encoder was made.
-
-    `bits`: "float", or a name such as "w8a8" of weights and activations. `quantizer`: how ranges
-    were chosen. `registers`: "off" for the base quantizer alone, else what the search decided to
-    ship, which may be "R = 0"; `reason` says why.
-    """
+class Recipe(Record):
+    """How one encoder was made."""
 
     bits: str
+    """`float`, or bits of weights and activations, such as `w8a8`."""
     quantizer: str = ""
+    """How ranges were chosen; empty where there are none."""
     registers: str = "off"
+    """`off` for the base quantizer alone, else what the search ships, which may be `R = 0`."""
     reason: str = ""
+    """Why the search ships that; empty where there was none."""
 
 
 class Row(Recipe):
-    """One encoder measured: `cosine` is the mean to float, `metrics` are shares of 1."""
+    """One encoder measured."""
 
     cosine: float
+    """Mean cosine of its embeddings to float, over images."""
     metrics: dict[str, float]
+    """Results of the tasks by name, as shares of 1."""
 
 
-class Table(_Record):
+class Table(Record):
     """Everything measured: one row for float, then two for each bit-width and base quantizer.
 
-    Weight-only formats have one row, for they have neither ranges nor registers. Of `n_available`
-    images in `evaluated` (folders and files), `n_images` were: those that could be read, and at
-    most `limit` for each task. `n_calibration` of those in `calibration` were calibrated on.
+    Weight-only formats have one row, for they have neither ranges nor registers.
     """
 
     source: str
+    """The source, as it was named."""
     target: str
+    """The target whose number formats were simulated."""
     evaluated: list[str]
+    """Folders and files of the images that were evaluated."""
     n_images: int
+    """Images evaluated: those that could be read, and at most `limit` for each task."""
     n_available: int
+    """Images that were there."""
     limit: int | None
+    """Most images for each task; None for all."""
     train: str | None
+    """Folder of training images, for tasks that need some; None without."""
     train_limit: int | None
+    """Most training images; None for all."""
     calibration: str
+    """Folder of the images that ranges were chosen on."""
     n_calibration: int
+    """How many of those were used."""
     rows: list[Row]
+    """The encoders: float first."""
 
     def markdown(self) -> str:
         """The table as Markdown, metrics in percent, and the reasons below it."""

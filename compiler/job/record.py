@@ -1,0 +1,12 @@
+"""What every record of the manifest, and of an answer to --json, has in common."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Facts that are written as JSON: fixed once made, and nothing beside its fields is read.
+
+    The text below a field is its documentation, in docs/manifest.schema.json too.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

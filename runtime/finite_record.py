@@ -1,0 +1,14 @@
+"""What every record of something measured has in common."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class FiniteRecord(BaseModel):
+    """Measurements that are written as JSON: fixed once made, every number finite.
+
+    The text below a field is its documentation, in docs/manifest.schema.json too.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

@@ -31,6 +31,7 @@ def test_dinov2_builds(form: str, folder: Path) -> None:
     check(canonical_sample(folder), form)
 
 
+@pytest.mark.torch
 @needs_tensorrt
 @pytest.mark.xdist_group("clip-b16")
 @pytest.mark.parametrize("form", FORMS)
@@ -38,6 +39,7 @@ def test_clip_builds(form: str, folder: Path) -> None:
     check(zoo.canonical_family("clip-b16", folder), form)
 
 
+@pytest.mark.torch
 @needs_tensorrt
 @pytest.mark.xdist_group("dinov3-s16")
 @pytest.mark.parametrize("form", FORMS)
@@ -45,6 +47,7 @@ def test_rotary_embeddings_build(form: str, folder: Path) -> None:
     check(zoo.canonical_family("dinov3-s16", folder), form)
 
 
+@pytest.mark.torch
 def test_forms_differ(folder: Path) -> None:
     """What is built is what it is called: the four graphs hold different nodes."""
     view = view_encoder(zoo.canonical_family("dinov2-s14", folder))

@@ -75,6 +75,7 @@ def test_the_quantized_sample_is_small_and_int8(folder: Path) -> None:
         assert int8_products(small) == 12 * 4
 
 
+@pytest.mark.torch
 @needs_tensorrt
 @pytest.mark.xdist_group("clip-b16")
 def test_clip_b16_builds_from_its_file(folder: Path) -> None:

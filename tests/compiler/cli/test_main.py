@@ -445,6 +445,7 @@ class TestBadInput:
         sidecar(path).write_text(RECIPE.to_json())
         refuse(path, "cnn.onnx", "no transformer block")
 
+    @pytest.mark.torch
     def test_missing_and_unknown_sources(self, refuse: Callable[..., None]) -> None:
         refuse("nowhere.onnx", "nowhere.onnx", "no such file")
         refuse("what", "'what' is no source")

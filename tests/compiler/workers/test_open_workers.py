@@ -25,7 +25,7 @@ from regcache.compiler.workers.open_workers import open_workers
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.runtime.similarity import row_cosines
 
-pytestmark = pytest.mark.xdist_group("executor")
+pytestmark = [pytest.mark.xdist_group("executor"), pytest.mark.slow]
 
 KILLED = r"a worker process was killed \(out of memory\?\)"
 KINDS = ["threads", "processes", "dask"]

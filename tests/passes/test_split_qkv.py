@@ -57,6 +57,7 @@ def test_weights_are_the_thirds_of_the_packed_one() -> None:
     assert ops(result.graph)["MatMul"] == ops(graph)["MatMul"] + 2 * vit.spec.depth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float", *FORMATS])
 @pytest.mark.parametrize("form", PACKINGS)
 def test_other_ways_to_the_thirds(form: str, kind: str) -> None:

@@ -19,7 +19,7 @@ from support.spellings import SPELLINGS
 TESTS = Path(__file__).parents[1]
 TORCH = frozenset({"open_clip", "timm", "torch", "torchvision", "transformers"})
 MARKERS = frozenset({"sample", "slow", "torch"})
-QUICK_SPELLINGS = frozenset({"plain", "gemm, dynamic", "fused qkv"})
+QUICK_SPELLINGS = frozenset({"plain", "fused qkv"})
 """Of a test that goes through all spellings of the tiny encoder, these are run."""
 
 

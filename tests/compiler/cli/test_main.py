@@ -142,6 +142,7 @@ def test_the_version_is_told(cli: Cli) -> None:
     assert cli("--version") == Outcome(0, f"regcache {version('regcache')}\n", "")
 
 
+@pytest.mark.slow
 def test_the_model_is_integer_and_small(
     cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +162,7 @@ def test_the_model_is_integer_and_small(
         assert pooled.shape == (batch, SPEC.width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["ort-cpu", "tensorrt", "tensorrt-rtx"])
 def test_targets(
     cli: Cli, compiled: Compiled, evaluation: Path, tmp_path: Path, target: str

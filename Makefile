@@ -23,7 +23,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-## What needs neither PyTorch nor the model zoo nor the sample, and no test that takes seconds.
+## What needs neither PyTorch, the model zoo, the sample nor an engine, and takes no seconds a test.
 quick: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quick -n 2 --dist loadgroup
 

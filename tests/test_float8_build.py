@@ -6,16 +6,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 from support.building import needs_tensorrt
+from support.sample import canonical_sample, sample_file
 from support.scales import float8_scales
 from support.spellings import SPELLINGS
 from support.tiny_vit import Spec, TinyVit
 
-from regcache.export.source import open_source
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.onnx_file import load_model, save_graph
+from regcache.passes.onnx_file import save_graph
 from regcache.passes.quantize_float8 import QuantizeFloat8
 from regcache.passes.split_qkv import SplitQkv
 from regcache.runtime.engine_build import EngineBuild
@@ -93,11 +93,9 @@ def test_tensorrt_refuses_float8_before_compute_capability_8_9(tmp_path: Path) -
 @needs_tensorrt
 @pytest.mark.sample
 @pytest.mark.xdist_group("sample")
-def test_the_sample_is_small_and_float8(tmp_path: Path) -> None:
+def test_the_sample_is_small_and_float8(folder: Path, tmp_path: Path) -> None:
     """12 blocks; q, k and v as one product for 8.9 and as three for 12.0."""
-    path = tmp_path / "dinov2.onnx"
-    open_source("sample:dinov2-small").export(path)
-    graph = canonicalize(load_model(path))
+    path, graph = sample_file(folder), canonical_sample(folder)
     quantized = run(QuantizeFloat8(float8_scales(graph)), graph).graph
     for capability, a_block in (("8.9", 4), ("12.0", 6)):
         built = build(quantized, tmp_path, capability)

@@ -43,6 +43,7 @@ def test_a_seed_always_draws_the_same_file(tmp_path: Path) -> None:
         assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_each_encoder_is_good_until_it_is_mutated(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,6 +52,7 @@ def test_each_encoder_is_good_until_it_is_mutated(
     assert [outcome.kind for outcome in outcomes] == ["ok"] * len(SPECS), outcomes
 
 
+@pytest.mark.slow
 def test_five_hundred_broken_files_are_reported_or_refused(
     script: ModuleType, tmp_path: Path
 ) -> None:
@@ -62,6 +64,7 @@ def test_five_hundred_broken_files_are_reported_or_refused(
     assert kinds["refused"] > 300
 
 
+@pytest.mark.slow
 def test_whatever_happens_is_named(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

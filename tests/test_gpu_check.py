@@ -52,6 +52,7 @@ def test_no_gpu_is_one_line(
     assert outcome.output.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_case_runs_what_it_can_and_says_the_rest(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

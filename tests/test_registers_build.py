@@ -3,20 +3,19 @@
 import itertools
 from pathlib import Path
 
+import onnx_graphsurgeon as gs
 import pytest
 from support import zoo
 from support.building import assert_builds, int8_products, needs_tensorrt
 from support.quantized_graphs import signed_linears
 from support.registers import FORMS, with_registers
+from support.sample import canonical_sample
 
-from regcache.export.source import open_source
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.onnx_file import load_model
 
 
-def check(path: Path, form: str) -> None:
-    view = view_encoder(canonicalize(load_model(path)))
+def check(encoder: gs.Graph, form: str) -> None:
+    view = view_encoder(encoder)
     graph = with_registers(view, form)
     if form in ("token", "kv and delete"):
         assert_builds(graph)  # in float; the others are parts of these
@@ -28,29 +27,30 @@ def check(path: Path, form: str) -> None:
 @pytest.mark.sample
 @pytest.mark.xdist_group("sample")
 @pytest.mark.parametrize("form", FORMS)
-def test_dinov2_builds(form: str, tmp_path: Path) -> None:
-    path = tmp_path / "dinov2.onnx"
-    open_source("sample:dinov2-small").export(path)
-    check(path, form)
+def test_dinov2_builds(form: str, folder: Path) -> None:
+    check(canonical_sample(folder), form)
 
 
+@pytest.mark.torch
 @needs_tensorrt
 @pytest.mark.xdist_group("clip-b16")
 @pytest.mark.parametrize("form", FORMS)
 def test_clip_builds(form: str, folder: Path) -> None:
-    check(zoo.export_family("clip-b16", folder).path, form)
+    check(zoo.canonical_family("clip-b16", folder), form)
 
 
+@pytest.mark.torch
 @needs_tensorrt
 @pytest.mark.xdist_group("dinov3-s16")
 @pytest.mark.parametrize("form", FORMS)
 def test_rotary_embeddings_build(form: str, folder: Path) -> None:
-    check(zoo.export_family("dinov3-s16", folder).path, form)
+    check(zoo.canonical_family("dinov3-s16", folder), form)
 
 
+@pytest.mark.torch
 def test_forms_differ(folder: Path) -> None:
     """What is built is what it is called: the four graphs hold different nodes."""
-    view = view_encoder(canonicalize(load_model(zoo.export_family("dinov2-s14", folder).path)))
+    view = view_encoder(zoo.canonical_family("dinov2-s14", folder))
     sizes = [len(with_registers(view, form).nodes) for form in FORMS]
     for one, other in itertools.combinations(sizes, 2):
         assert one != other

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from support import zoo
 from support.running import run_graph
+from support.sample import sample_file
 from support.torch_reference import RegisterReference, find_tower
 
 from regcache.compiler.curation.registers import capture_registers
@@ -65,11 +66,9 @@ def family(name: str, folder: Path) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    path = tmp_path_factory.mktemp("sample") / "dinov2.onnx"
+def sample(folder: Path) -> Pair:
     source = open_source("sample:dinov2-small")
-    source.export(path)
-    return pair(path, RegisterReference(find_tower(source, zoo.SIDE)))
+    return pair(sample_file(folder), RegisterReference(find_tower(source, zoo.SIDE)))
 
 
 def pair(path: Path, reference: RegisterReference) -> Pair:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from demo_photos import main as write_photos
+from support.sample import sample_file
 
 from regcache.compiler.encoder.prepare import export_source
 from regcache.compiler.reporter import Reporter
@@ -48,13 +49,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("exported") / "dinov2.onnx"
-    recipe = export_source("sample:dinov2-small", path, None, Reporter())
-    assert recipe is not None
-    path.with_suffix(".preprocess.json").write_text(recipe.to_json())
-    return path
+@pytest.fixture
+def exported(folder: Path) -> Path:
+    return sample_file(folder)
 
 
 def regcache(*arguments: object) -> str:

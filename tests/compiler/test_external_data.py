@@ -16,6 +16,8 @@ from regcache.export.onnx_file import sidecar
 from regcache.passes import onnx_file
 from regcache.passes.model_files import data_file, model_files, model_size, remove_model
 
+pytestmark = pytest.mark.slow
+
 SPEC = Spec(width=128, heads=4, hidden=512, depth=1, grid=4)
 FAST = ("--registers", "off", "--rounding", "nearest", "--no-equalize", "--accept-slower")
 WHOLE = ["manifest.json", "model.onnx", "model.onnx.data", "preprocess.json"]

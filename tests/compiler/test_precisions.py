@@ -20,7 +20,10 @@ from regcache.compiler.calibration import calibrators
 from regcache.export.onnx_file import sidecar
 from regcache.runtime.speed import SpeedRatio
 
-pytestmark = pytest.mark.xdist_group("precisions")  # one worker makes the artifacts for all
+pytestmark = [
+    pytest.mark.xdist_group("precisions"),
+    pytest.mark.slow,
+]  # one worker makes the artifacts for all
 SPEC = Spec(width=32, heads=4, hidden=80, depth=2, grid=4)
 LINEARS = 6 * SPEC.depth
 CALIBRATORS = ("output-error", "min-max", "percentile", "entropy", "mse")

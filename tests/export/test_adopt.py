@@ -120,6 +120,7 @@ def test_adopting_again_changes_nothing(write: Write) -> None:
     assert_adopted(twice, VIT)
 
 
+@pytest.mark.slow
 def test_a_batch_of_its_own_is_kept_where_it_is_asked_for(write: Write) -> None:
     kept = adopt(write(bake(VIT.model(), 2)), free_batch=False)
     assert kept.notes == ("compiled for its batch of 2 alone",)

@@ -187,6 +187,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         canonicalize(model)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     heads=st.integers(1, 3),

@@ -167,6 +167,7 @@ def test_every_family_stays_the_encoder(name: str, folder: Any) -> None:
     assert_agree(found, run_graph(before.graph, batch, optimize=True), 2e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     heads=st.integers(1, 3),

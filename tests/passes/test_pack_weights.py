@@ -25,7 +25,7 @@ from regcache.passes.base import Edit, Skip, run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.onnx_file import import_graph, load_model, save_graph
+from regcache.passes.onnx_file import import_graph, save_graph
 from regcache.passes.pack_weights import BlockWeight, PackWeights, pack_integers
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.runtime.session import OrtSession
@@ -132,7 +132,7 @@ def test_blocks_that_do_not_divide_the_input_channels(block_size: int, bits: int
     [zoo.family_param(name) for name in ("dinov2-s14", "siglip2-so400m14")],
 )
 def test_real_architectures(name: str, folder: Path) -> None:
-    graph = canonicalize(load_model(zoo.export_family(name, folder).path))
+    graph = zoo.canonical_family(name, folder)
     side = (1, 3, zoo.SIDE, zoo.SIDE)
     images = np.random.default_rng(0).standard_normal(side, dtype=np.float32)
     linears = view_encoder(graph).linears

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from support.attention_graphs import SPEC, prepared, spliced
 from support.building import assert_builds, needs_tensorrt
 from support.running import run_graph
+from support.sample import canonical_sample
 from support.scales import attention_scales, linear_scales
 from support.spellings import SPELLINGS, ops
 from support.tiny_vit import Spec, TinyVit
 
-from regcache.export.source import open_source
 from regcache.passes import quantize_attention
 from regcache.passes.affine import Affine
 from regcache.passes.base import run
@@ -24,7 +24,6 @@ from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.observe import Observe
-from regcache.passes.onnx_file import load_model
 from regcache.passes.quantize_attention import (
     PROBABILITIES,
     QuantizeAttention,
@@ -258,11 +257,9 @@ def test_spellings_fuse(name: str) -> None:
 @needs_tensorrt
 @pytest.mark.sample
 @pytest.mark.xdist_group("sample")
-def test_dinov2_fuses_in_int8(tmp_path: Path) -> None:
+def test_dinov2_fuses_in_int8(folder: Path) -> None:
     """With registers in half of the blocks."""
-    path = tmp_path / "dinov2.onnx"
-    open_source("sample:dinov2-small").export(path)
-    graph = canonicalize(load_model(path))
+    graph = canonical_sample(folder)
     registers = np.ones((2, 6, 6, 4, 64), dtype=np.float32)
     graph = run(SpliceRegisters(6, 12, *registers), graph).graph
     graph = run(QuantizeLinears(linear_scales(graph, "int8")), graph).graph

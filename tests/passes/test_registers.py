@@ -286,6 +286,7 @@ def test_flops_need_shapes() -> None:
         count_flops(graph)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     heads=st.integers(1, 3),

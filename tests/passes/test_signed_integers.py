@@ -27,7 +27,6 @@ from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
-from regcache.passes.onnx_file import load_model
 from regcache.passes.pack_weights import PackWeights
 from regcache.passes.qdq_nodes import insert_pair, insert_weight
 from regcache.passes.quantize_linears import QuantizeLinears
@@ -360,6 +359,6 @@ def test_tensorrt_multiplies_integers(kind: str, form: str) -> None:
     [p for p in zoo.family_params() if p.values[0] in ("openclip-b16", "siglip-b16", "dinov3-s16")],
 )
 def test_families_build(name: str, folder: Path) -> None:
-    graph = canonicalize(load_model(zoo.export_family(name, folder).path))
+    graph = zoo.canonical_family(name, folder)
     built = assert_builds(run(SignedIntegers(), quantized(graph, "U8U8")).graph)
     assert int8_products(built) == 4 * len(view_encoder(graph).blocks)

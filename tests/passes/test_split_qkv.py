@@ -24,7 +24,6 @@ from support.tiny_vit import Spec, TinyVit, with_batch
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.onnx_file import load_model
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.passes.signed_integers import SignedIntegers
 from regcache.passes.split_qkv import SplitQkv
@@ -58,6 +57,7 @@ def test_weights_are_the_thirds_of_the_packed_one() -> None:
     assert ops(result.graph)["MatMul"] == ops(graph)["MatMul"] + 2 * vit.spec.depth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float", *FORMATS])
 @pytest.mark.parametrize("form", PACKINGS)
 def test_other_ways_to_the_thirds(form: str, kind: str) -> None:
@@ -233,7 +233,7 @@ def test_other_scales_are_left_alone(scaled: str) -> None:
     "name", [p for p in zoo.family_params() if p.values[0] in ("timm-vit-b16", "timm-siglip-b16")]
 )
 def test_timm_computes_in_int8(name: str, folder: Path) -> None:
-    graph = canonicalize(load_model(zoo.export_family(name, folder).path))
+    graph = zoo.canonical_family(name, folder)
     blocks = len(view_encoder(graph).blocks)
     packed = int8_products(assert_builds(signed_linears(graph)))
     split = int8_products(assert_builds(signed_linears(run(SplitQkv(), graph).graph)))
@@ -245,7 +245,7 @@ def test_timm_computes_in_int8(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", [p for p in zoo.family_params() if p.values[0] == "timm-vit-b16"])
 def test_integers_of_onnx_runtime_compute_in_int8(name: str, folder: Path) -> None:
     """What is quantized before it is split, as an artifact for ort-cpu is."""
-    packed = quantized(canonicalize(load_model(zoo.export_family(name, folder).path)), "U8U8")
+    packed = quantized(zoo.canonical_family(name, folder), "U8U8")
     split = run(SignedIntegers(), run(SplitQkv(), packed).graph).graph
     blocks = len(view_encoder(packed).blocks)
     assert int8_products(assert_builds(run(SignedIntegers(), packed).graph)) == 3 * blocks

@@ -15,6 +15,7 @@ from regcache.passes.find_blocks import view_encoder
 from regcache.passes.split_qkv import SplitQkv
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [None, 1])
 @pytest.mark.parametrize("spelling", ORDERS)
 def test_every_spelling_is_split(spelling: str, batch: int | None) -> None:

@@ -15,17 +15,15 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from support import zoo
 from support.building import assert_builds, int8_products, needs_tensorrt
 from support.running import run_graph
+from support.sample import canonical_sample
 from support.tiny_vit import Spec, TinyVit
 
-from regcache.compiler.encoder.prepare import export_source
-from regcache.compiler.reporter import Reporter
 from regcache.passes.affine import Affine, IntegerType
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
-from regcache.passes.onnx_file import load_model
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.passes.signed_integers import SignedIntegers
 from regcache.runtime.engine_layers import products_by_precision
@@ -65,11 +63,9 @@ def random_images() -> NDArray[np.float32]:
 @needs_tensorrt
 @pytest.mark.sample
 @pytest.mark.xdist_group("sample")
-def test_the_quantized_sample_is_small_and_int8(tmp_path: Path) -> None:
+def test_the_quantized_sample_is_small_and_int8(folder: Path) -> None:
     """12 blocks: q, k and v as one product, out, fc1 and fc2; also with zero points moved to 0."""
-    path = tmp_path / "dinov2.onnx"
-    export_source("sample:dinov2-small", path, None, Reporter())
-    original = canonicalize(load_model(path))
+    original = canonical_sample(folder)
     large = assert_builds(original)
     assert int8_products(large) == 0
     moved = run(SignedIntegers(), quantized(original, random_images(), "uint8")).graph
@@ -79,6 +75,7 @@ def test_the_quantized_sample_is_small_and_int8(tmp_path: Path) -> None:
         assert int8_products(small) == 12 * 4
 
 
+@pytest.mark.torch
 @needs_tensorrt
 @pytest.mark.xdist_group("clip-b16")
 def test_clip_b16_builds_from_its_file(folder: Path) -> None:

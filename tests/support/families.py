@@ -6,10 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from support import zoo
 
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import EncoderView
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.onnx_file import load_model
 
 # Per family: blocks, tokens before the patches, heads, activation, linears of a block.
 SEPARATE = ("q", "k", "v", "out", "fc1", "fc2")
@@ -42,4 +40,4 @@ def images(batch: int) -> NDArray[np.float32]:
 
 
 def view(name: str, folder: Path) -> EncoderView:
-    return view_encoder(canonicalize(load_model(zoo.export_family(name, folder).path)))
+    return view_encoder(zoo.canonical_family(name, folder))

@@ -1,4 +1,4 @@
-"""What `make quick` leaves out: whatever needs PyTorch, the real sample, or long.
+"""What `make quick` leaves out: whatever needs PyTorch, the real sample, an engine, or long.
 
 PyTorch cannot even be imported then, so that nobody waits for it unawares.
 """
@@ -13,12 +13,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.building import needs_tensorrt
 from support.spellings import SPELLINGS
 
 TESTS = Path(__file__).parents[1]
 TORCH = frozenset({"open_clip", "timm", "torch", "torchvision", "transformers"})
 MARKERS = frozenset({"sample", "slow", "torch"})
-QUICK_SPELLINGS = frozenset({"plain", "gemm, dynamic", "fused qkv", "swiglu", "attention operator"})
+QUICK_SPELLINGS = frozenset({"plain", "fused qkv"})
 """Of a test that goes through all spellings of the tiny encoder, these are run."""
 
 
@@ -60,7 +61,7 @@ def imports_torch(path: Path) -> bool:
 
 def is_quick(item: pytest.Item) -> bool:
     """Whether a quick run holds a test."""
-    if any(item.get_closest_marker(name) for name in MARKERS):
+    if any(mark.name in MARKERS or mark == needs_tensorrt.mark for mark in item.iter_markers()):
         return False
     given = item.callspec.params.values() if hasattr(item, "callspec") else ()
     spellings = {value for value in given if isinstance(value, str) and value in SPELLINGS}

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_graphsurgeon as gs
 import pytest
 from filelock import FileLock
 
 from regcache.export.cache import written_whole
 from regcache.export.onnx_file import sidecar
 from regcache.export.reference import Source
+from regcache.passes.canonicalize import canonicalize
+from regcache.passes.onnx_file import load_model
 from regcache.passes.preprocess import Preprocess
 
 FAMILIES = (
@@ -75,6 +78,19 @@ def export_family(name: str, folder: Path) -> Exported:
             with written_whole(sidecar(path)) as partial:
                 partial.write_text(recipe.to_json(), encoding="utf-8")
     return Exported(path, Preprocess.from_json(sidecar(path).read_text("utf-8")), source)
+
+
+@functools.lru_cache(maxsize=1)
+def _canonical(path: Path) -> gs.Graph:
+    return canonicalize(load_model(path))
+
+
+def canonical_family(name: str, folder: Path) -> gs.Graph:
+    """One family's canonical graph, a copy of one's own; only the weights' arrays are shared.
+
+    Tests of one family follow one another on a worker, so only the last one's is kept in memory.
+    """
+    return _canonical(export_family(name, folder).path).copy()
 
 
 def family_params() -> list[Any]:

@@ -24,6 +24,8 @@ from regcache.runtime.bench_result import BenchResult
 from regcache.runtime.gpu import Gpu
 from regcache.runtime.runners import RunnerName
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

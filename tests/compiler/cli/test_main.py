@@ -142,6 +142,7 @@ def test_the_version_is_told(cli: Cli) -> None:
     assert cli("--version") == Outcome(0, f"regcache {version('regcache')}\n", "")
 
 
+@pytest.mark.slow
 def test_the_model_is_integer_and_small(
     cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +162,7 @@ def test_the_model_is_integer_and_small(
         assert pooled.shape == (batch, SPEC.width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["ort-cpu", "tensorrt", "tensorrt-rtx"])
 def test_targets(
     cli: Cli, compiled: Compiled, evaluation: Path, tmp_path: Path, target: str
@@ -184,6 +186,7 @@ def test_targets(
     assert cli("parity", artifact, "--images", evaluation).code == 0
 
 
+@pytest.mark.slow
 def test_a_packed_projection_is_split_for_tensorrt_only(
     cli: Cli, calibration: Path, tmp_path: Path
 ) -> None:
@@ -225,6 +228,7 @@ def test_what_is_left_slower_is_said(cli: Cli, calibration: Path, tmp_path: Path
     assert [record["slower"] for record in passes if record["name"] == "split_qkv"] == [[line]]
 
 
+@pytest.mark.slow
 def test_compiling_twice_gives_the_same_bytes(cli: Cli, compiled: Compiled, tmp_path: Path) -> None:
     command = ("compile", compiled.encoder, "--images", compiled.calibration)
     assert cli(*command, "-o", tmp_path / "two").code == 0
@@ -252,6 +256,7 @@ def test_knn_leave_one_out_and_gallery(
     assert_refused(cli(*base, "--gallery", labelled, "--query", one_class), "'fox'", str(one_class))
 
 
+@pytest.mark.slow
 def test_without_float_there_is_nothing_to_compare(
     cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
 ) -> None:
@@ -343,6 +348,7 @@ def test_the_recipe_that_transformers_left_beside_is_taken(
     assert "warning" not in outcome.err
 
 
+@pytest.mark.slow
 def test_an_option_replaces_what_lies_beside_and_unread_files_are_counted(
     cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
 ) -> None:
@@ -364,6 +370,7 @@ def test_an_option_replaces_what_lies_beside_and_unread_files_are_counted(
     assert manifest["source"]["recipe"] == "option"
 
 
+@pytest.mark.slow
 def test_an_assumed_recipe_is_said(
     cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
 ) -> None:
@@ -385,6 +392,7 @@ def test_an_assumed_recipe_is_said(
     assert_refused(cli(*command), "24 x 16")
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_compiles(
     cli: Cli, calibration: Path, evaluation: Path, tmp_path: Path
 ) -> None:
@@ -439,6 +447,7 @@ class TestBadInput:
         sidecar(path).write_text(RECIPE.to_json())
         refuse(path, "cnn.onnx", "no transformer block")
 
+    @pytest.mark.torch
     def test_missing_and_unknown_sources(self, refuse: Callable[..., None]) -> None:
         refuse("nowhere.onnx", "nowhere.onnx", "no such file")
         refuse("what", "'what' is no source")
@@ -493,6 +502,7 @@ class TestBadInput:
         assert_refused(outcome, "/proc")
 
 
+@pytest.mark.slow
 def test_a_broken_image_is_skipped_and_said(
     cli: Cli, encoder: Path, calibration: Path, tmp_path: Path
 ) -> None:

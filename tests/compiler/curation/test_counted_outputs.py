@@ -83,6 +83,7 @@ def make_case(form: str, batch: int | None = None) -> ManyCase:
     return ManyCase(vit, free, study, choose_outputs(view_encoder(free)).counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_the_baseline_counts_every_output(form: str) -> None:
     case = make_case(form)
@@ -93,6 +94,7 @@ def test_the_baseline_counts_every_output(form: str) -> None:
     assert_errors(workbench.baseline, case.errors(quantized, case.study.images.rank))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "batch"), [("shared_norm", None), ("hidden_states", None), ("running_sum", 3)]
 )
@@ -129,6 +131,7 @@ SETTINGS = {
 TOKENS = Setting(candidates=(0, 1), start=0, end=3, mode="token")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "name", "batch"),
     [

@@ -33,7 +33,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import load_model
 from regcache.passes.preprocess import Preprocess
 
-pytestmark = pytest.mark.xdist_group("executor")
+pytestmark = [pytest.mark.xdist_group("executor"), pytest.mark.slow]
 
 SPEC = Spec(width=32, heads=4, hidden=64, depth=4, grid=4)
 RECIPE = Preprocess(16, 16, "shortest", (16, 16), "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

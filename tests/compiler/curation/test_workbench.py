@@ -86,6 +86,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return make_case(batch=BATCHES[request.param])
 
 
+@pytest.mark.slow
 def test_hidden_states_are_those_of_the_whole_encoder(case: Case) -> None:
     workbench = open_workbench(case.study)
     assert len(workbench.fit) == len(workbench.quantized) == len(workbench.streams) == 4
@@ -113,6 +114,7 @@ def test_scales_are_those_of_all_images_at_once(case: Case) -> None:
     assert_scales(affines(found), step.activations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_the_baseline_is_the_quantized_encoder(quantizer: str) -> None:
     case = make_case(quantizer=quantizer)
@@ -120,6 +122,7 @@ def test_the_baseline_is_the_quantized_encoder(quantizer: str) -> None:
     assert_errors(open_workbench(case.study).baseline, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "quantizer", "batch"),
     [(0, "u8s8", None), (1, "u8s8", None), (2, "u8s8", None), (1, "w4a4", 3)],
@@ -142,6 +145,7 @@ def test_damage_is_that_of_the_whole_encoder(block: int, quantizer: str, batch: 
     assert_errors([*found.sites.values(), found.whole], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", BATCHES.values())
 def test_screened_ranges_are_those_of_the_whole_encoder(batch: int | None) -> None:
     """Widened to hold 0, as a scale is."""
@@ -191,16 +195,19 @@ def check_trial(case: Case, setting: Setting) -> None:
         assert result.mean == pytest.approx(np.mean(result.errors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_trial_is_the_whole_encoder_with_the_setting(name: str) -> None:
     check_trial(make_case(), SETTINGS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "name"), [(1, "kv"), (3, "deletion, then kv")])
 def test_a_trial_where_the_graph_fixes_the_batch(batch: int, name: str) -> None:
     check_trial(make_case(batch=batch), SETTINGS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantizer", "name"), [("s8s8 min-max", "token"), ("w4a4", "kv"), ("w4a16", "kv")]
 )
@@ -208,6 +215,7 @@ def test_a_trial_with_another_quantizer(quantizer: str, name: str) -> None:
     check_trial(make_case(quantizer=quantizer), SETTINGS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["no prefix, pooled", "merged heads", "attention operator, rank 3"]
 )
@@ -249,6 +257,7 @@ def test_a_study_has_one_workbench() -> None:
     assert open_workbench(study) is not latest
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case()
     settings = [SETTINGS[name] for name in ("kv", "deletion, then kv", "nothing")]

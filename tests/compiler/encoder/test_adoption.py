@@ -116,6 +116,7 @@ def test_a_batch_freed_wrongly_is_kept_instead(
         assert_computes(tmp_path / "float.onnx", VIT, (1, 2))
 
 
+@pytest.mark.slow
 def test_what_computes_something_else_is_refused(
     adopt: Adopt, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from regcache.runtime.engine_layers import products_by_precision
 
 FILE = "engines/model-tensorrt-rtx-8.6-8.9-12.0-batch-1-1-8.engine"
 
-pytestmark = [needs_tensorrt, pytest.mark.xdist_group("build")]
+pytestmark = [needs_tensorrt, pytest.mark.xdist_group("build"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

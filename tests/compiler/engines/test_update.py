@@ -17,6 +17,8 @@ from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.engines.update import NewEngine, add_engines
 from regcache.passes.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 ONE, TWO = "engines/one.engine", "engines/two.engine"
 
 

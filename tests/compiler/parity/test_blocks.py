@@ -24,7 +24,10 @@ from regcache.runtime.session import OrtSession
 from regcache.runtime.tensor_parity import TensorParity, first_jump
 
 DEPTH = 3
-pytestmark = pytest.mark.xdist_group("block_parity")  # one worker makes the artifacts for all
+pytestmark = [
+    pytest.mark.xdist_group("block_parity"),
+    pytest.mark.slow,
+]  # one worker makes the artifacts for all
 
 
 @pytest.fixture(scope="module")

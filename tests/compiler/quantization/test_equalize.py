@@ -43,6 +43,8 @@ from regcache.passes.observe import Observe
 from regcache.passes.walk import producer
 from regcache.runtime.images import ImageFolder
 
+pytestmark = pytest.mark.slow
+
 Floats = NDArray[np.float32]
 U8S8, S8S8 = Quantizer(number_formats.U8S8), Quantizer(number_formats.S8S8)
 QUANTIZERS = {"u8s8": U8S8, "s8s8": S8S8}

@@ -46,7 +46,10 @@ from regcache.runtime.images import ImageFolder, list_images
 
 DEPTH = 3
 SHARE = 0.6
-pytestmark = pytest.mark.xdist_group("rotation")  # one worker makes the artifacts for all
+pytestmark = [
+    pytest.mark.xdist_group("rotation"),
+    pytest.mark.slow,
+]  # one worker makes the artifacts for all
 
 
 def view_of(spec: Spec) -> EncoderView:

@@ -25,7 +25,7 @@ from regcache.compiler.workers.open_workers import open_workers
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.runtime.similarity import row_cosines
 
-pytestmark = pytest.mark.xdist_group("executor")
+pytestmark = [pytest.mark.xdist_group("executor"), pytest.mark.slow]
 
 KILLED = r"a worker process was killed \(out of memory\?\)"
 KINDS = ["threads", "processes", "dask"]
@@ -408,6 +408,7 @@ def test_processes_do_not_outlive_the_command(number: signal.Signals, tmp_path: 
     wait_until(lambda: not any(map(alive, begun(tmp_path).values())))
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_dask(cluster: Any, tmp_path: Path) -> None:
     body = "list(workers.map(hang, shared, range(100, 110)))"
     use = start_use(body, cluster.scheduler_address, tmp_path)

@@ -108,8 +108,10 @@ def squares_of(reduction: gs.Node) -> gs.Tensor | None:
     """What a reduction sums the squares of."""
     if reduction.op in {"ReduceSumSquare", "ReduceL2"}:
         return reduction.inputs[0]
+    if reduction.op not in REDUCTIONS:
+        return None
     node = producer(skip_back(reduction.inputs[0], _PASSED))
-    if reduction.op not in REDUCTIONS or node is None or node.op not in {"Mul", "Pow"}:
+    if node is None or node.op not in {"Mul", "Pow"}:
         return None
     first, second = node.inputs
     two = is_constant(second) and second.values.size == 1 and second.values.item() == 2

@@ -31,19 +31,14 @@ _OPTIONAL = ("top1_agreement", "knn_top1_float", "knn_top1_quantized", "blocks",
 
 
 class ParityResult(FiniteRecord):
-    """One comparison of embeddings [N, D] with their original's.
-
-    The last five fields are left out of the JSON where they were not measured.
-    """
+    """One comparison of embeddings [N, D]; the JSON leaves out the last five where not measured."""
 
     cosine_mean: float
     """Mean cosine of the embeddings over images; an image with NaN or infinity counts as -1."""
     cosine_min: float
     """Cosine of the worst image."""
     sqnr_db: float
-    """10 log10(sum reference^2 / sum error^2) over all images; 200 stands for equal outputs, -200
-    for outputs that are not finite.
-    """
+    """10 log10(sum reference^2 / sum error^2); 200 for equal outputs, -200 for ones not finite."""
     nn_agreement: float
     """Share of images with the same nearest other image as in float; 1 for one or two images."""
     patch_cosine_mean: float | None

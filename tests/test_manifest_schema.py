@@ -4,6 +4,10 @@ import copy
 import importlib
 import json
 import pkgutil
+import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +32,18 @@ from regcache.compiler.curation.record import (
 )
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.job.record import Record
-from regcache.compiler.quantization.int8_share import ParetoPoint
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.finite_record import FiniteRecord
 
 SCHEMA: dict[str, Any] = json.loads(write_schema.FILE.read_text(encoding="utf-8"))
+PAGE = (write_schema.FILE.parent / "manifest.md").read_text(encoding="utf-8")
 SETTING = Setting(candidates=(0, 0), start=3, end=12, mode="token", delete_at=4, delete_count=2)
 RECIPE = Preprocess(28, 28, "squash", (28, 28), "bicubic", (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("schema"))
+    return tiny_artifact(tmp_path_factory.mktemp("schema"), "--int8-share", "0.8", depth=2)
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +97,17 @@ class TestManifests:
         manifest = json.loads((artifact / "manifest.json").read_text())
         assert manifest["speed"] is not None
         assert manifest["quantization"]["sites"]
+        assert manifest["quantization"]["pareto"]
         assert faults(manifest, SCHEMA) == []
 
     def test_one_with_everything_is_what_the_schema_says(
         self, artifact: Path, tmp_path: Path
     ) -> None:
         manifest = read_manifest(artifact)
-        points = [ParetoPoint(share=1.0, error=0.1), ParetoPoint(share=0, error=0, left_float="a")]
         changes = {
             "curation": _curated(),
             "engines": [_engine()],
             "options": manifest.options.model_copy(update={"preprocess": RECIPE, "half": False}),
-            "quantization": manifest.quantization.model_copy(update={"pareto": points}),
         }
         manifest.model_copy(update=changes).write(tmp_path)
         assert faults(json.loads((tmp_path / "manifest.json").read_text()), SCHEMA) == []
@@ -129,6 +132,26 @@ class TestManifests:
         for name in ("sha256", "files", "curation"):
             left = {key: value for key, value in manifest.items() if key != name}
             assert faults(left, SCHEMA) == [f"$: {name} is missing"]
+
+
+@pytest.mark.slow
+class TestPage:
+    """docs/manifest.md: its examples run."""
+
+    @pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+    @pytest.mark.parametrize("command", re.findall(r"^    (jq .*)$", PAGE, re.M))
+    def test_a_command_reads_the_manifest(self, command: str, artifact: Path) -> None:
+        words = shlex.split(command.replace("ARTIFACT", str(artifact)))
+        run = subprocess.run(words, check=True, capture_output=True, text=True)
+        assert run.stdout.strip()
+
+    def test_the_example_runs(self, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        section = PAGE.partition("## From Python")[2]
+        example = "\n".join(re.findall(r"^    (.*)$", section, re.M))
+        exec(example.replace("ARTIFACT", str(artifact)), {})
+        first, second = capsys.readouterr().out.splitlines()
+        assert first.split()[:2] == [str(artifact.parent / "tiny.onnx"), "ort-cpu"]
+        assert re.match(r"blocks\.\d\.\S+ takes steps of [\d.e-]+, for values in \(", second)
 
 
 def _below(base: type[BaseModel]) -> set[type[BaseModel]]:

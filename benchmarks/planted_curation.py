@@ -20,10 +20,11 @@ from support.planted import draw_planting
 from support.planted_photos import halves, model_graph, natural, planted_graph
 
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.curation.curate import SearchOptions, curate
+from regcache.compiler.curation.curate import curate
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting
+from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Simulation, TargetName, resolve_target, simulate
 from regcache.compiler.reporter import Reporter

@@ -14,10 +14,11 @@ from support.planted_photos import halves, model_graph, natural
 from support.running import run_graph
 
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.curation.curate import Curated, SearchOptions, curate
+from regcache.compiler.curation.curate import Curated, curate
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting
+from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import TargetName, resolve_target
 from regcache.compiler.reporter import Reporter

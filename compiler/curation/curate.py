@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +28,7 @@ from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import Study
 from regcache.compiler.curation.trial import Trial, TrialResult, decide_setting
 from regcache.compiler.curation.workbench import Workbench, close_workbench, open_workbench
-from regcache.compiler.job.context import Context
+from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.workers.open_workers import open_workers
 from regcache.passes.cut_graph import needed_before
@@ -42,26 +40,6 @@ Floats = NDArray[np.float32]
 
 # Bytes of weights up to which workers run beside one another.
 _LARGEST_SHARED = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Where the search runs and how long it may take.
-
-    `scheduler`: "threads", "processes" or the address of a Dask scheduler. `budget`: seconds after
-    which nothing more is tried; None for no limit. `journal`: where results are noted.
-    """
-
-    journal: Path
-    scheduler: str = "threads"
-    workers: int | None = None
-    budget: float | None = None
-
-    @classmethod
-    def of(cls, context: Context) -> Self:
-        """Where a compilation searches."""
-        options = context.options
-        return cls(context.journal, options.scheduler, options.threads, options.search_budget)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.curation.curate import Curated, SearchOptions, UnsearchableError, curate
+from regcache.compiler.curation.curate import Curated, UnsearchableError, curate
 from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.study import LEAST_IMAGES, ReferenceImages, Study
@@ -38,7 +38,7 @@ def find_registers(context: Context, encoder: FloatEncoder) -> Curated:
         outputs=encoder.outputs.counted,
     )
     try:
-        return curate(study, SearchOptions.of(context), context.reporter)
+        return curate(study, context.search, context.reporter)
     except UnsearchableError as error:
         context.reporter.warn(f"{options.source}: searched for no registers: {error}")
         return _none(encoder, f"no registers: nothing could be searched: {error}")

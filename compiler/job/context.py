@@ -11,6 +11,20 @@ from regcache.runtime.session import u8s8_saturates
 
 
 @dataclass(frozen=True)
+class SearchOptions:
+    """Where the search runs and how long it may take.
+
+    `scheduler`: "threads", "processes" or the address of a Dask scheduler. `budget`: seconds after
+    which nothing more is tried; None for no limit. `journal`: where results are noted.
+    """
+
+    journal: Path
+    scheduler: str = "threads"
+    workers: int | None = None
+    budget: float | None = None
+
+
+@dataclass(frozen=True)
 class Context:
     """What a compilation is asked for, and where it works.
 
@@ -25,6 +39,14 @@ class Context:
     scratch: Path
     journal: Path
     reporter: Reporter
+
+    @property
+    def search(self) -> SearchOptions:
+        """Where a search runs, and how long it may take."""
+        options = self.options
+        return SearchOptions(
+            self.journal, options.scheduler, options.threads, options.search_budget
+        )
 
 
 def choose_target(options: CompileOptions) -> Target:

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.curation.curate import (
-    SearchOptions,
-    UnsearchableError,
-    measure_sensitivity,
-)
+from regcache.compiler.curation.curate import UnsearchableError, measure_sensitivity
 from regcache.compiler.curation.record import SensitivityRecord
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.encoder.float_encoder import FloatEncoder
@@ -83,7 +79,7 @@ def _sensitivity(
         outputs=encoder.outputs.counted,
     )
     try:
-        return measure_sensitivity(study, SearchOptions.of(context), context.reporter)
+        return measure_sensitivity(study, context.search, context.reporter)
     except UnsearchableError as error:
         context.reporter.warn(f"{context.options.source}: all linears in int8: {error}")
         return []

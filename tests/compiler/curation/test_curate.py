@@ -22,8 +22,9 @@ from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.cli.main import main
-from regcache.compiler.curation.curate import Curated, SearchOptions, curate
+from regcache.compiler.curation.curate import Curated, curate
 from regcache.compiler.curation.study import ReferenceImages, Study
+from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Simulation, TargetName, resolve_target, simulate
 from regcache.compiler.reporter import Reporter

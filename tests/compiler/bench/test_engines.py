@@ -17,6 +17,7 @@ from regcache.compiler.artifact.engine_record import EngineKind, EngineRecord
 from regcache.compiler.bench import engines as bench_engines
 from regcache.compiler.bench.engines import engine_for, suits
 from regcache.compiler.engines.signed_model import REWRITE
+from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.targets import TargetName
 from regcache.compiler.reporter import Reporter
 from regcache.passes.canonicalize import canonicalize
@@ -51,7 +52,8 @@ def loading(folder: Path, runner: RunnerName = RunnerName.TENSORRT_RTX) -> Loadi
 def artifact(
     folder: Path, *engines: EngineRecord, target: TargetName = TargetName.TENSORRT_RTX
 ) -> Artifact:
-    manifest = SimpleNamespace(engines=engines, options=SimpleNamespace(target=target))
+    options = CompileOptions(source="tiny.onnx", images="photos", target=target)
+    manifest = SimpleNamespace(engines=engines, options=options)
     opened = SimpleNamespace(folder=folder, model=folder / "model.onnx", manifest=manifest)
     return cast(Artifact, opened)
 

@@ -70,10 +70,11 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
         context = replace(context, images=searched.calibrated.images)
     curated = find_registers(context, encoder if searched is None else searched.plain(context))
     placed = rotate(context, splice(encoder, curated))
-    known = searched is not None and placed.graph is encoder.graph
-    even = searched.also(placed) if searched is not None and known else _even(context, placed)
+    sensitivity = curated.record.sensitivity
+    if placed.graph is not encoder.graph:
+        searched, sensitivity = None, []  # they are of another encoder, and their memory is free
+    even = _even(context, placed) if searched is None else searched.also(placed)
     context = replace(context, images=even.calibrated.images)
-    sensitivity = curated.record.sensitivity if known else []  # it is of another encoder
     placement = keep_float(context, placed, even.equalized, sensitivity)
     context.reporter.step(f"quantizing linears ({context.target.why})")
     quantized = quantize(context, even.equalized, placement, even.calibrated.streams)

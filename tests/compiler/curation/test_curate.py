@@ -192,10 +192,9 @@ def test_passes_that_refuse_everything_leave_no_registers(
     def refuse(*_: Any) -> Any:
         raise InputError("the scores are masked")
 
-    for module in ("screening", "setting"):
-        monkeypatch.setattr(
-            importlib.import_module(f"regcache.compiler.curation.{module}"), "run", refuse
-        )
+    for module, name in (("screening", "run"), ("setting", "run_all")):
+        where = importlib.import_module(f"regcache.compiler.curation.{module}")
+        monkeypatch.setattr(where, name, refuse)
     found = run(study, tmp_path / "journal")
     assert not found.setting.changes
     assert "refuse all 5 settings: the scores are masked" in found.record.reason

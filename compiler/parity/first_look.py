@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from regcache.compiler.calibration.graph_session import return_memory
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
 from regcache.compiler.parity.comparison import compare
@@ -14,16 +15,23 @@ _PARITY_IMAGES = 16
 
 
 def first_look(context: Context, encoder: FloatEncoder, model: Path) -> ParityResult:
-    """Parity of `model` with the float ONNX of `encoder`."""
+    """Parity of `model` with the float ONNX of `encoder`.
+
+    One after the other: dequantized, a large model takes as much memory as the float one.
+    """
     session = partial(OrtSession, threads=context.options.threads, outputs=encoder.outputs.first)
-    integers = context.target.profile.integers
-    with session(encoder.path) as reference, session(model, integers=integers) as candidate:
+    images = context.images.some(_PARITY_IMAGES)
+    with session(model, integers=context.target.profile.integers) as candidate:
+        names = candidate.output_names
+        found = iter([candidate.run(batch.images) for batch in images])
+    return_memory()
+    with session(encoder.path) as reference:
         meter = compare(
             reference.run,
-            candidate.run,
-            context.images.some(_PARITY_IMAGES),
+            lambda _: next(found),
+            images,
             context.reporter,
-            candidate.output_names,
+            names,
             prefix_tokens=encoder.outputs.leading,
             tokens=encoder.outputs.tokens is not None,
             class_scores=encoder.outputs.class_scores,

@@ -14,8 +14,7 @@ from regcache.compiler.artifact.describe import Compiled, describe_artifact
 from regcache.compiler.artifact.manifest import FileRecord, Manifest, SpeedRecord
 from regcache.compiler.artifact.speed_check import check_speed
 from regcache.compiler.calibration.calibrate import Calibrated, calibrate
-from regcache.compiler.calibration.graph_session import return_memory
-from regcache.compiler.calibration.mapped import let_graph_go
+from regcache.compiler.calibration.mapped import let_graph_go, return_memory
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.find import find_registers, splice
 from regcache.compiler.encoder.float_encoder import FloatEncoder

@@ -1,13 +1,9 @@
 """Sessions of graphs in memory, and hidden states that stream through them."""
 
-import ctypes
-import gc
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +94,3 @@ def run_all(
     """All outputs for `inputs` [N, ...], one array each; see stream."""
     parts = zip(*stream(session, inputs, batch, workers, others), strict=True)
     return [np.concatenate(part) for part in parts]
-
-
-def return_memory() -> None:
-    """Give freed memory back to the system: glibc keeps what many threads freed in pieces."""
-    gc.collect()  # graphs are cycles of nodes and tensors
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,8 +1,12 @@
 """Large graphs whose weights lie on disk and are mapped, so that memory holds those in use."""
 
+import ctypes
+import gc
 import mmap
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,16 @@ Array = NDArray[np.generic]
 LARGE = 500_000_000
 # A smaller constant is not worth a mapping of its own.
 _LEAST = 1 << 20
+
+
+def go_on_with(after: gs.Graph, before: gs.Graph, folder: Path) -> None:
+    """Take the weights of two large graphs out of memory: `after` was made of `before`.
+
+    Those that `after` has of its own go to a file in `folder` (see keep_on_disk).
+    """
+    keep_on_disk(after, folder)
+    let_graph_go(before)
+    return_memory()
 
 
 def keep_on_disk(graph: gs.Graph, folder: Path) -> None:
@@ -50,6 +64,14 @@ def let_graph_go(graph: gs.Graph) -> None:
     """Let the system take back the memory of a graph's mapped weights (see let_go)."""
     for constant in _large_constants(graph):
         let_go(constant.values)
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system: glibc keeps what many threads freed in pieces."""
+    gc.collect()  # graphs are cycles of nodes and tensors
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _large_constants(graph: gs.Graph) -> Iterator[gs.Constant]:

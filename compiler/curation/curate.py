@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration.graph_session import return_memory
+from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.calibration.statistics import TokenNorms, token_kind
 from regcache.compiler.curation.candidates import find_candidates
 from regcache.compiler.curation.decision import Improvement, measure_improvement

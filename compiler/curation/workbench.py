@@ -8,7 +8,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration.graph_session import open_graph, return_memory, stream_tokens
+from regcache.compiler.calibration.graph_session import open_graph, stream_tokens
+from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.calibration.number_formats import Scale
 from regcache.compiler.calibration.observe import SiteStatistics, site_statistics
 from regcache.compiler.calibration.statistics import NormHistogram, TokenNorms

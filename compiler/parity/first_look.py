@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from regcache.compiler.calibration.graph_session import return_memory
+from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
 from regcache.compiler.parity.comparison import compare

@@ -10,8 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from regcache.compiler.calibration.calibrate import Calibrated
 from regcache.compiler.calibration.folds import Folded, Halved, Observed
-from regcache.compiler.calibration.graph_session import return_memory
-from regcache.compiler.calibration.mapped import keep_on_disk, let_graph_go
+from regcache.compiler.calibration.mapped import go_on_with
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
@@ -63,9 +62,7 @@ def equalize(context: Context, encoder: FloatEncoder, calibrated: Calibrated) ->
     if not options.equalize:
         return as_it_is(encoder, calibrated.statistics)
     found = equalize_encoder(encoder, calibrated.statistics, Quantizer.of(context), options.threads)
-    keep_on_disk(found.encoder.graph, context.scratch)
-    let_graph_go(encoder.graph)
-    return_memory()
+    go_on_with(found.encoder.graph, encoder.graph, context.scratch)
     return found
 
 
@@ -75,13 +72,10 @@ def without_shifts(context: Context, encoder: FloatEncoder, equalized: Equalized
     For what rounds to the nearest with scales of its own: a constant in an activation needs its
     bias corrected.
     """
-    known = equalized.activations.values()
-    if all(one.scale is None and one.for_scale is one.seen for one in known):
+    if all(one.for_scale is one.seen for one in equalized.activations.values()):
         return equalized.encoder
     found = encoder.after([_equalizing(encoder.view, equalized.activations)])
-    keep_on_disk(found.graph, context.scratch)
-    let_graph_go(encoder.graph)
-    return_memory()
+    go_on_with(found.graph, encoder.graph, context.scratch)
     return found
 
 

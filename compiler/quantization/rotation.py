@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from regcache.compiler.calibration.graph_session import return_memory
-from regcache.compiler.calibration.mapped import keep_on_disk, let_graph_go
+from regcache.compiler.calibration.mapped import go_on_with
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.targets import Precision
@@ -42,9 +41,7 @@ def rotate(context: Context, encoder: FloatEncoder) -> FloatEncoder:
     steps = choose_rotations(encoder.view, options.share).steps(options.seed)
     rotated = encoder.after(steps)
     if rotated.graph is not encoder.graph:
-        keep_on_disk(rotated.graph, context.scratch)
-        let_graph_go(encoder.graph)
-        return_memory()
+        go_on_with(rotated.graph, encoder.graph, context.scratch)
     return rotated
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Pass, run
+from regcache.passes.copy_graph import copy_graph
 from regcache.passes.drop_neutral import DropNeutral, fill_masks
 from regcache.passes.errors import InputError
 from regcache.passes.free_batch import BATCH, FreeBatch
@@ -100,7 +101,7 @@ def adopt(
 def _edit(step: Pass, graph: gs.Graph) -> tuple[gs.Graph, tuple[Edit, ...]]:
     """Run a pass on a graph whose shapes cannot be inferred yet."""
     step.requires(graph)
-    after = graph.copy()
+    after = copy_graph(graph)
     log = step.rewrite(after)
     after.cleanup().toposort()
     step.ensures(graph, after)

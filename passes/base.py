@@ -11,6 +11,7 @@ from typing import Protocol
 import onnx_graphsurgeon as gs
 
 from regcache.passes.check import check_and_infer
+from regcache.passes.copy_graph import copy_graph
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def run(step: Pass, graph: gs.Graph) -> Result:
     fails and onnx's ValidationError or InferenceError when the pass broke the graph.
     """
     step.requires(graph)
-    after = graph.copy()
+    after = copy_graph(graph)
     log = step.rewrite(after)
     if not log.edits:
         return Result(graph, log)

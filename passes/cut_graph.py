@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from regcache.passes.copy_graph import copy_graph
 from regcache.passes.errors import InputError
 from regcache.passes.walk import is_constant
 
@@ -21,7 +22,7 @@ def cut_graph(
     is of another type is cast back. Raises InputError, naming the node and the tensor, where
     another tensor from before `start` is needed.
     """
-    part = graph.copy()
+    part = copy_graph(graph)
     tensors = part.tensors()
     known = [start] if start else []
     missing = [name for name in (*outputs, *known, *also) if name not in tensors]

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Log, Lossy, Parity
 from regcache.passes.check import check_and_infer
+from regcache.passes.copy_graph import copy_graph
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
@@ -65,7 +66,7 @@ class DeleteSinks:
 
     def _check_heads(self, graph: gs.Graph) -> None:
         """Try it on a copy: whether the shapes behind still fit is for shape inference to say."""
-        trial = graph.copy()
+        trial = copy_graph(graph)
         if self.count:
             self._rewrite(trial)
         try:

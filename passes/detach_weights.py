@@ -6,6 +6,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from regcache.passes.copy_graph import copy_graph
+
 # Shape arithmetic lives in tiny constants; anything larger is a weight whose values do not matter.
 LARGEST_KEPT = 1024
 
@@ -14,13 +16,14 @@ Weights = dict[str, NDArray[Any]]
 
 def detach_weights(graph: gs.Graph, largest_kept: int = LARGEST_KEPT) -> tuple[gs.Graph, Weights]:
     """A copy whose constants of more than `largest_kept` numbers are graph inputs, and those."""
-    bare = graph.copy()
+    bare = copy_graph(graph)
     weights: Weights = {}
     for name, tensor in bare.tensors().items():
         if isinstance(tensor, gs.Constant) and _size(tensor) > largest_kept:
-            _exchange(tensor, gs.Variable(name, dtype=tensor.dtype, shape=tensor.shape))
+            stand_in = gs.Variable(name, dtype=tensor.dtype, shape=tensor.shape)
+            _exchange(tensor, stand_in)
+            bare.inputs.append(stand_in)
             weights[name] = tensor.values
-    bare.inputs += [bare.tensors()[name] for name in weights]
     return bare, weights
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Exact, Log, Parity, Skip
+from regcache.passes.copy_graph import copy_graph
 from regcache.passes.errors import InputError
 from regcache.passes.walk import hand_on, is_constant, replace_everywhere
 
@@ -19,7 +20,7 @@ def fill_masks(graph: gs.Graph, fills: Mapping[str, float]) -> tuple[gs.Graph, f
     is broadcast. Returns a copy of the graph, and the names of all tensors that depend on nothing
     but the masks: what is left of them after folding has to be neutral (see DropNeutral).
     """
-    filled = graph.copy()
+    filled = copy_graph(graph)
     tainted: set[str] = set()
     for item in list(filled.inputs):
         if item.name not in fills:

@@ -6,6 +6,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.passes.check import check_and_infer
+from regcache.passes.copy_graph import copy_graph
 from regcache.passes.encoder import Attention, Block, EncoderView
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.find_blocks import view_encoder
@@ -25,7 +26,7 @@ def register_graph(view: EncoderView, start: int, end: int) -> gs.Graph:
     blocks cannot be cut out of the graph.
     """
     check_blocks(start, end, len(view.blocks))
-    graph = view.graph.copy()
+    graph = copy_graph(view.graph)
     blocks = view_encoder(graph).blocks[start:end]
     for block in blocks:
         _drop_rotation(block)

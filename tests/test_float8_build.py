@@ -6,13 +6,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 from support.building import needs_tensorrt
+from support.canonical import canonical_graph
 from support.sample import canonical_sample, sample_file
 from support.scales import float8_scales
 from support.spellings import SPELLINGS
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import save_graph
@@ -50,7 +50,7 @@ def halved(graph: gs.Graph) -> gs.Graph:
 @pytest.mark.parametrize("name", ["plain", "fused qkv", "swiglu", "attention operator"])
 def test_tensorrt_multiplies_in_float8(name: str, tmp_path: Path) -> None:
     """The rest in FP32: the patches' convolution, and attention as two products a block."""
-    graph = run(SplitQkv(), canonicalize(TinyVit(SPELLINGS[name]).model())).graph
+    graph = run(SplitQkv(), canonical_graph(TinyVit(SPELLINGS[name]).model())).graph
     view = view_encoder(graph)
     quantized = run(QuantizeFloat8(float8_scales(graph)), graph).graph
     # Linears that read one tensor become one product for 8.9, and stay apart for 12.0.
@@ -62,7 +62,7 @@ def test_tensorrt_multiplies_in_float8(name: str, tmp_path: Path) -> None:
 @needs_tensorrt
 def test_tensorrt_multiplies_a_packed_projection_in_float(tmp_path: Path) -> None:
     """As it does with INT8: SplitQkv comes first."""
-    graph = canonicalize(TinyVit(SPELLINGS["fused qkv"]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS["fused qkv"]).model())
     built = build(run(QuantizeFloat8(float8_scales(graph)), graph).graph, tmp_path, "8.9")
     assert products_by_precision(built.layers) == {"FP8": 3 * 2, "FP32": 1 + 3 * 2}
 
@@ -72,7 +72,7 @@ def test_tensorrt_multiplies_a_packed_projection_in_float(tmp_path: Path) -> Non
 def test_tensorrt_fuses_attention_where_the_rest_is_float16(
     capability: str, tmp_path: Path
 ) -> None:
-    graph = canonicalize(TinyVit(Spec(width=64, hidden=128)).model())
+    graph = canonical_graph(TinyVit(Spec(width=64, hidden=128)).model())
     quantized = run(QuantizeFloat8(float8_scales(graph)), graph).graph
     single, half = (build(item, tmp_path, capability) for item in (quantized, halved(quantized)))
     assert sum(layer.fused_attention for layer in single.layers) == 0
@@ -84,7 +84,7 @@ def test_tensorrt_fuses_attention_where_the_rest_is_float16(
 
 @needs_tensorrt
 def test_tensorrt_refuses_float8_before_compute_capability_8_9(tmp_path: Path) -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     quantized = run(QuantizeFloat8(float8_scales(graph)), graph).graph
     with pytest.raises(InputError, match="HW-specific datatypes: fp8_e4m3"):
         build(quantized, tmp_path, "8.6", "8.9")

@@ -6,13 +6,13 @@ import onnx_graphsurgeon as gs
 import pytest
 from numpy.typing import NDArray
 from support.biases import bias_of, drop_biases
+from support.canonical import canonical_graph
 from support.running import run_graph
 from support.scales import linear_scales
 from support.spellings import SPELLINGS, ops
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import Edit, Result, run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.correct_bias import CorrectBias
 from regcache.passes.encoder import Linear
 from regcache.passes.errors import InputError
@@ -74,7 +74,7 @@ def correct_reference(vit: TinyVit, corrections: dict[str, Floats]) -> None:
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_the_encoder_computes_with_the_corrected_biases(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     corrections = corrections_of(graph)
     result = apply(graph, corrections)
     assert result.log.edits == tuple(
@@ -89,7 +89,7 @@ def test_the_encoder_computes_with_the_corrected_biases(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_only_the_biases_named_change(name: str) -> None:
-    graph = canonicalize(TinyVit(SPELLINGS[name]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS[name]).model())
     chosen = [linear.name for linear in view_encoder(graph).linears][::2]
     corrections = {name: corrections_of(graph)[name] for name in chosen}
     result = apply(graph, corrections)
@@ -116,7 +116,7 @@ LINEARS = ["q", "k", "v", "out", "gate", "up", "fc2"]
 def test_a_linear_without_a_bias_gets_one(missing: list[str]) -> None:
     vit = TinyVit(Spec(activation="swiglu"))
     names = [f"blocks.0.{name}" for name in missing]
-    graph = drop_biases(canonicalize(vit.model()), *names)
+    graph = drop_biases(canonical_graph(vit.model()), *names)
     assert all(linear_of(graph, name).bias_add is None for name in names)
     corrections = corrections_of(graph)
     result = apply(graph, corrections)
@@ -134,7 +134,7 @@ def test_a_linear_without_a_bias_gets_one(missing: list[str]) -> None:
 
 @pytest.mark.parametrize("biased", [True, False])
 def test_a_second_run_adds_again(biased: bool) -> None:
-    graph = canonicalize(TinyVit(Spec()).model())
+    graph = canonical_graph(TinyVit(Spec()).model())
     name = "blocks.0.fc1"
     if not biased:
         drop_biases(graph, name)
@@ -151,7 +151,7 @@ def test_a_second_run_adds_again(biased: bool) -> None:
 @pytest.mark.parametrize("name", ["plain", "fused qkv", "gemm", "swiglu"])
 def test_quantized_linears(name: str, biased: bool) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     chosen = "blocks.0.out"
     if not biased:
         drop_biases(graph, chosen)
@@ -168,7 +168,7 @@ def test_quantized_linears(name: str, biased: bool) -> None:
 
 def test_a_shared_bias_is_left_to_the_other() -> None:
     vit = TinyVit(Spec(depth=1))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     projections = view_encoder(graph).blocks[0].attention.projections
     shared = bias_of(projections[0])
     for linear in projections[1:]:
@@ -185,7 +185,7 @@ def test_a_shared_bias_is_left_to_the_other() -> None:
 
 
 def test_a_bias_on_the_left_and_one_for_all_channels() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     left, one = linear_of(graph, "blocks.0.fc1"), linear_of(graph, "blocks.0.q")
     assert left.bias_add is not None
     assert one.bias_add is not None
@@ -200,7 +200,7 @@ def test_a_bias_on_the_left_and_one_for_all_channels() -> None:
 
 @pytest.mark.parametrize("biased", [True, False])
 def test_a_graph_output_is_corrected_and_keeps_its_name(biased: bool) -> None:
-    graph = canonicalize(TinyVit(Spec()).model())
+    graph = canonical_graph(TinyVit(Spec()).model())
     name = "blocks.0.q"
     if not biased:
         drop_biases(graph, name)
@@ -214,7 +214,7 @@ def test_a_graph_output_is_corrected_and_keeps_its_name(biased: bool) -> None:
 
 
 def test_without_corrections_the_graph_is_returned() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     result = run(CorrectBias({}), graph)
     assert not result.changed
     assert result.graph is graph
@@ -232,6 +232,6 @@ def test_without_corrections_the_graph_is_returned() -> None:
     ],
 )
 def test_refusals(name: str, correction: NDArray[np.float64], reason: str) -> None:
-    graph = canonicalize(TinyVit(Spec()).model())
+    graph = canonical_graph(TinyVit(Spec()).model())
     with pytest.raises(InputError, match=reason):
         run(CorrectBias({name: correction.astype(np.float32)}), graph)

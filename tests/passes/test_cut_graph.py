@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.canonical import canonical_graph
 from support.registers import RANGES, random_kv
 from support.running import run_graph
 from support.spellings import SPELLINGS
 from support.tiny_vit import Registers, Spec, TinyVit
 
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.cut_graph import cut_graph
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.encoder import EncoderView
@@ -44,7 +44,7 @@ def run_in_parts(
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_stem_and_tail_compute_the_reference(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     before = gs.export_onnx(graph).SerializeToString()
     batches = [vit.images(batch) for batch in (1, 3, 8)]
     whole = [run_graph(graph, images) for images in batches]
@@ -64,7 +64,7 @@ def test_stem_and_tail_compute_the_reference(name: str) -> None:
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_a_block_alone_is_an_encoder_of_one_block(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     view = view_encoder(graph)
     streams = boundaries(view)
     for block, start, end in zip(view.blocks, streams, streams[1:], strict=False):
@@ -89,7 +89,7 @@ def test_registers_on_either_side_of_the_cut(name: str, start: int, end: int) ->
     """Their Expand reads the batch from the images, which are not there behind the cut."""
     vit = TinyVit(SPELLINGS[name])
     keys, values = random_kv(vit.spec, end - start, 4)
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     spliced = run(SpliceRegisters(start, end, keys, values), graph).graph
     assert any(node.op == "Expand" and "kv" in node.name for node in spliced.nodes)
     images = vit.images(3)
@@ -102,7 +102,7 @@ def test_registers_on_either_side_of_the_cut(name: str, start: int, end: int) ->
 
 def test_several_tensors_in_the_order_asked_for() -> None:
     vit = TinyVit(Spec(depth=3))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     streams = boundaries(view_encoder(graph))
     names = [streams[3], "pooled", streams[1], streams[2]]
     images = vit.images(2)
@@ -113,7 +113,7 @@ def test_several_tensors_in_the_order_asked_for() -> None:
 
 
 def test_a_cut_at_the_images_is_none() -> None:
-    graph = canonicalize(TinyVit(Spec()).model())
+    graph = canonical_graph(TinyVit(Spec()).model())
     by_name, plain = (cut_graph(graph, start, OUTPUTS) for start in ("pixel_values", None))
     assert gs.export_onnx(by_name) == gs.export_onnx(plain)
 
@@ -138,7 +138,7 @@ def test_random_encoders_cut_in_random_places(
         pooling_head=prefix == 0, seed=seed,
     )  # fmt: skip
     vit = TinyVit(spec)
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     places = st.sets(st.integers(0, depth), min_size=1)
     streams = boundaries(view_encoder(graph))
     names = [streams[index] for index in sorted(data.draw(places))]
@@ -151,7 +151,7 @@ def test_random_encoders_cut_in_random_places(
 class TestRefusals:
     @pytest.fixture
     def graph(self) -> gs.Graph:
-        return canonicalize(TinyVit(Spec()).model())
+        return canonical_graph(TinyVit(Spec()).model())
 
     def refuse(self, graph: gs.Graph, start: str | None, outputs: list[str], match: str) -> None:
         before = gs.export_onnx(graph).SerializeToString()
@@ -178,7 +178,7 @@ class TestRefusals:
     def test_rotary_tables_of_the_kept_patches(self) -> None:
         """Gathered where the sinks are deleted, they serve the blocks behind too."""
         vit = TinyVit(Spec(prefix=0, pooling_head=True, depth=3))
-        graph = canonicalize(vit.model())
+        graph = canonical_graph(vit.model())
         table = gs.Constant("cosines", np.random.default_rng(0).random((9, 8), dtype=np.float32))
         for block in view_encoder(graph).blocks:
             scores = block.attention.scores

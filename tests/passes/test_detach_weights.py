@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 from numpy.typing import NDArray
+from support.canonical import canonical_graph
 from support.registers import random_kv
 from support.running import run_graph
 from support.scales import linear_scales
@@ -19,7 +20,6 @@ from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Simulation, TargetName, resolve_target, simulate
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.detach_weights import detach_weights, pack_graph, unpack_graph
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_linears import QuantizeLinears
@@ -35,7 +35,7 @@ def constants(graph: gs.Graph) -> dict[str, NDArray[Any]]:
 
 
 def wide_graph(kind: str = "float") -> gs.Graph:
-    graph = canonicalize(TinyVit(WIDE).model())
+    graph = canonical_graph(TinyVit(WIDE).model())
     if kind == "registers":
         graph = run(SpliceRegisters(0, 2, *random_kv(WIDE, 2, 20)), graph).graph
     elif kind == "quantized":
@@ -45,7 +45,7 @@ def wide_graph(kind: str = "float") -> gs.Graph:
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_every_spelling_comes_back_byte_for_byte(name: str) -> None:
-    graph = canonicalize(TinyVit(SPELLINGS[name]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS[name]).model())
     model, weights = pack_graph(graph)
     back = unpack_graph(model, weights)
     assert gs.export_onnx(back).SerializeToString() == gs.export_onnx(graph).SerializeToString()

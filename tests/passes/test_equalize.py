@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support import zoo
+from support.canonical import canonical_graph
 from support.equalizing import (
     MUL,
     NORM,
@@ -29,7 +30,6 @@ from support.spellings import SPELLINGS, ops
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import Skip, run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import Linear
 from regcache.passes.equalize import Equalize, foldable
 from regcache.passes.errors import InputError
@@ -54,7 +54,7 @@ def expected_ways(linears: tuple[str, ...], *, packed_gate: bool = False) -> dic
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_the_encoder_computes_the_same(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     original = gs.export_onnx(graph).SerializeToString()
     result = apply(graph)
     assert not result.log.skips

@@ -4,6 +4,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 from support.biases import widen_biases
+from support.canonical import canonical_graph
 from support.equalizing import (
     MUL,
     NORM,
@@ -24,7 +25,6 @@ from support.spellings import SPELLINGS
 from support.tiny_vit import Registers, Spec, TinyVit
 
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.check import check_and_infer
 from regcache.passes.equalize import foldable
 from regcache.passes.find_blocks import view_encoder
@@ -77,7 +77,7 @@ def test_biases_with_leading_dimensions(name: str) -> None:
 
 def test_a_packed_projection_may_be_split_before_and_after() -> None:
     vit = TinyVit(Spec(qkv="fused"))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     before = apply(run(SplitQkv(), graph).graph).graph
     after = run(SplitQkv(), apply(graph).graph)
     assert len(after.log.edits) == 2
@@ -110,7 +110,7 @@ def test_registers_in_keys_and_values(name: str, batch: int | None) -> None:
 def test_register_tokens(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
     tokens = random_tokens(vit.spec, 3)
-    spliced = run(SpliceRegisterTokens(0, 2, tokens), canonicalize(vit.model())).graph
+    spliced = run(SpliceRegisterTokens(0, 2, tokens), canonical_graph(vit.model())).graph
     result = apply(spliced)
     assert ways(result)["out"] == VALUE
     pictures = vit.images(3)
@@ -121,7 +121,7 @@ def test_register_tokens(name: str) -> None:
 def test_registers_of_one_block_are_divided_in_that_block_only() -> None:
     vit = TinyVit(Spec())
     keys, values = random_kv(vit.spec, 2, 4)
-    spliced = run(SpliceRegisters(0, 2, keys, values), canonicalize(vit.model())).graph
+    spliced = run(SpliceRegisters(0, 2, keys, values), canonical_graph(vit.model())).graph
     factors = one_site(spliced, "blocks.0.out")
     after = apply(spliced, factors).graph
     before = {name: t.values for name, t in spliced.tensors().items() if isinstance(t, gs.Constant)}

@@ -5,17 +5,17 @@ import itertools
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
+from support.canonical import canonical_graph
 from support.spellings import SPELLINGS
 from support.tiny_vit import Spec, TinyVit
 
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 
 
 def view(spec: Spec) -> EncoderView:
-    return view_encoder(canonicalize(TinyVit(spec).model()))
+    return view_encoder(canonical_graph(TinyVit(spec).model()))
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -89,18 +89,18 @@ def test_the_pooling_head_is_no_block() -> None:
 
 
 def edited(spec: Spec) -> tuple[gs.Graph, list[gs.Node]]:
-    graph = canonicalize(TinyVit(spec).model())
+    graph = canonical_graph(TinyVit(spec).model())
     return graph, list(graph.nodes)
 
 
 def test_a_graph_without_attention_is_refused() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=0)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=0)).model())
     with pytest.raises(InputError, match="no transformer block"):
         view_encoder(graph)
 
 
 def test_a_classifier_softmax_is_no_block() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=0)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=0)).model())
     pooled = graph.outputs[0].inputs[0]
     probabilities = gs.Variable("probabilities", dtype=np.float32)
     graph.nodes.append(gs.Node("Softmax", "head", {}, [pooled.inputs[0]], [probabilities]))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from support.attention_graphs import SPEC, prepared
 from support.building import assert_builds, needs_tensorrt
+from support.canonical import canonical_graph
 from support.running import run_graph
 from support.scales import attention_scales, linear_scales
 from support.spellings import SPELLINGS, ops
@@ -18,7 +19,6 @@ from support.tiny_vit import Registers, Spec, TinyVit
 
 from regcache.passes.affine import Affine
 from regcache.passes.base import Result, run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.check import check_and_infer
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.errors import InputError
@@ -105,7 +105,7 @@ def types(graph: gs.Graph, op: str) -> set[str]:
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_numbers_are_those_of_the_encoder(name: str, step: HalfPrecision) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     result = halved(graph, step)
     images = vit.images(2)
     for found, truth in zip(run_half(result.graph, images), vit.reference(images), strict=True):
@@ -116,7 +116,7 @@ def test_numbers_are_those_of_the_encoder(name: str, step: HalfPrecision) -> Non
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_only_norms_and_softmax_stay_float(name: str) -> None:
-    graph = canonicalize(TinyVit(SPELLINGS[name]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS[name]).model())
     result = halved(graph)
     for op in ops(result.graph).keys() - {"Cast", "Gather", "Identity", "Reshape"}:
         if any(node.op == op and node.outputs[0].dtype != np.int64 for node in result.graph.nodes):
@@ -134,7 +134,7 @@ def test_only_norms_and_softmax_stay_float(name: str) -> None:
 
 
 def test_a_float_stream_is_cast_only_beside_the_stream() -> None:
-    graph = canonicalize(TinyVit(Spec()).model())
+    graph = canonical_graph(TinyVit(Spec()).model())
     result = halved(graph, STEPS[1])
     for block in view_encoder(result.graph).blocks:
         for tensor in (block.input, block.middle, block.output):
@@ -150,7 +150,7 @@ def test_a_float_stream_is_cast_only_beside_the_stream() -> None:
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_quantized_numbers_and_integers(name: str, step: HalfPrecision) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     graph = run(QuantizeAttention(attention_scales(graph)), graph).graph
     graph = run(QuantizeLinears(linear_scales(graph, "int8")), graph).graph
     result = halved(graph, step).graph
@@ -190,7 +190,7 @@ def test_integers_and_what_they_stand_for_are_exact() -> None:
 def test_registers_and_deleted_sinks() -> None:
     """The choice of what to delete is made from the same norms, in the stream's own type."""
     vit = TinyVit(Spec())
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     deleted = run(DeleteSinks(1, 2), graph).graph
     images = vit.images(1)
     wanted = vit.reference(images, Registers(start=1, end=2, sinks=2))
@@ -346,7 +346,7 @@ def test_ops_of_others_stay_float() -> None:
 
 
 def test_refusals() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     with pytest.raises(InputError, match="no tensor 'nowhere' in the graph"):
         run(HalfPrecision({"nowhere": (0.0, 1.0)}), graph)
     text = "g (float[2] x) => (float[2] y) { y = Abs(x) }"
@@ -370,7 +370,7 @@ def test_refusals() -> None:
 def test_tensorrt_fuses_attention(name: str, step: HalfPrecision) -> None:
     """Float encoders: projections, patches and the rest in FP16, attention in one kernel."""
     spec = Spec(**{**SPELLINGS[name].__dict__, "width": 128, "hidden": 256})
-    built = assert_builds(run(step, canonicalize(TinyVit(spec).model())).graph)
+    built = assert_builds(run(step, canonical_graph(TinyVit(spec).model())).graph)
     fused = [layer.precision for layer in built.layers if layer.fused_attention]
     assert fused == ["FP16"] * spec.depth
     assert products_by_precision(built.layers).keys() == {"FP16"}
@@ -380,7 +380,7 @@ def test_tensorrt_fuses_attention(name: str, step: HalfPrecision) -> None:
 @pytest.mark.parametrize("shrink", ["weight", "activation"])
 def test_tensorrt_takes_scales_too_small_for_half(shrink: str) -> None:
     """A channel, or all, that FLOAT16 scales would lose: still INT8 with fused attention."""
-    graph = canonicalize(TinyVit(SPEC).model())
+    graph = canonical_graph(TinyVit(SPEC).model())
     site = view_encoder(graph).sites[0]
     chosen = linear_scales(graph, "int8")
     if shrink == "activation":
@@ -400,7 +400,7 @@ def test_tensorrt_takes_scales_too_small_for_half(shrink: str) -> None:
 @needs_tensorrt
 def test_float8_products_stay_float8(tmp_path: Path) -> None:
     """Also as built: FP8 linears, FP16 attention in one kernel."""
-    graph = canonicalize(TinyVit(SPEC).model())
+    graph = canonical_graph(TinyVit(SPEC).model())
     sites = view_encoder(graph).sites
     chosen = {site.tensor.name: Float8.from_range(-4.0, 5.0) for site in sites}
     result = halved(run(QuantizeFloat8(chosen), graph).graph)

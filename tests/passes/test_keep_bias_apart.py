@@ -9,13 +9,13 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from support.canonical import canonical_graph
 from support.quantized_graphs import quantized
 from support.running import run_graph
 from support.spellings import SPELLINGS, ops
 from support.tiny_vit import Spec, TinyVit, with_batch
 
 from regcache.passes.base import Result, run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.check import check_and_infer
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.keep_bias_apart import KeepBiasApart
@@ -30,7 +30,7 @@ ROWS, COLUMNS = 5, 3
 
 def fixed(vit: TinyVit, batch: int) -> gs.Graph:
     """The canonical graph of an export that fixed the batch."""
-    return canonicalize(with_batch(vit.model(), batch))
+    return canonical_graph(with_batch(vit.model(), batch))
 
 
 def apply(graph: gs.Graph) -> Result:
@@ -70,7 +70,7 @@ def test_every_linear_of_a_fixed_batch_is_an_integer_kernel(name: str, kind: str
 
 @pytest.mark.parametrize("name", ["plain", "gemm, dynamic", "merged heads"])
 def test_a_free_batch_is_left_alone(name: str) -> None:
-    graph = quantized(canonicalize(TinyVit(SPELLINGS[name]).model()))
+    graph = quantized(canonical_graph(TinyVit(SPELLINGS[name]).model()))
     result = apply(graph)
     assert result.graph is graph
     assert kernels(graph) == len(view_encoder(graph).linears)

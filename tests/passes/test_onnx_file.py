@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from support.canonical import canonical_graph
 from support.running import run_graph
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import (
@@ -212,7 +212,7 @@ def test_weight_bytes_counts_every_initializer(vit: TinyVit) -> None:
 
 
 def test_observe_appends_outputs(vit: TinyVit) -> None:
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     name = graph.nodes[3].outputs[0].name
     result = run(Observe((name, "pooled")), graph)
     assert [output.name for output in result.graph.outputs] == ["pooled", "last_hidden_state", name]

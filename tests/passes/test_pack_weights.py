@@ -16,13 +16,13 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from support import zoo
 from support.block_weights import block_weight, block_weights
+from support.canonical import canonical_graph
 from support.running import run_graph
 from support.scales import linear_scales
 from support.spellings import SPELLINGS
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import Edit, Skip, run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import import_graph, save_graph
@@ -112,7 +112,7 @@ def test_integers_of_8_bits_have_a_byte_each(integers: NDArray[np.int8], block_s
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_the_graph_computes_the_encoder_with_the_integers(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     weights = block_weights(graph, bits=(4, 8))
     assert all((weight.scales < 0).any() for weight in weights.values())
     assert_computes_the_same(graph, weights, vit.images(2))
@@ -122,7 +122,7 @@ def test_the_graph_computes_the_encoder_with_the_integers(name: str) -> None:
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128])
 def test_blocks_that_do_not_divide_the_input_channels(block_size: int, bits: int) -> None:
     vit = TinyVit(Spec(width=42, hidden=75, depth=1))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     assert_computes_the_same(graph, block_weights(graph, block_size, (bits,)), vit.images(3))
 
 
@@ -142,7 +142,7 @@ def test_real_architectures(name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_edits_and_nothing_else(name: str) -> None:
-    graph = canonicalize(TinyVit(SPELLINGS[name]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS[name]).model())
     original = gs.export_onnx(graph).SerializeToString()
     linears = view_encoder(graph).linears
     weights = block_weights(graph, bits=(4, 8))
@@ -177,7 +177,7 @@ def test_edits_and_nothing_else(name: str) -> None:
 
 def test_linears_that_are_not_named_stay_float() -> None:
     vit = TinyVit(Spec())
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     weights = {name: block_weights(graph)[name] for name in (FC1, "blocks.1.q")}
     result = run(PackWeights(weights), graph)
     assert [edit.site for edit in result.log.edits] == [FC1, "blocks.1.q"]
@@ -189,7 +189,7 @@ def test_linears_that_are_not_named_stay_float() -> None:
 
 def test_linears_with_the_same_weight_share_its_constants() -> None:
     vit = TinyVit(Spec(depth=1))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     shared = block_weight(16, 16)
     weights = {f"blocks.0.{name}": shared for name in "qk"}
     weights["blocks.0.v"] = block_weight(16, 16)
@@ -203,7 +203,7 @@ def test_linears_with_the_same_weight_share_its_constants() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_saved_file_is_checked_small_and_runs(tmp_path: Path, bits: int) -> None:
     vit = TinyVit(Spec(width=64, hidden=256))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     weights = block_weights(graph, bits=(bits,))
     packed = run(PackWeights(weights), graph).graph
     files = {"float": graph, "packed": packed}
@@ -232,7 +232,7 @@ def test_a_saved_file_is_checked_small_and_runs(tmp_path: Path, bits: int) -> No
 
 
 def test_quantized_linears_are_left_alone() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     step = QuantizeLinears(linear_scales(graph), only=frozenset({FC1}))
     result = run(PackWeights(block_weights(graph)), run(step, graph).graph)
     assert result.log.skips == (Skip(FC1, "quantized already"),)
@@ -240,7 +240,7 @@ def test_quantized_linears_are_left_alone() -> None:
 
 
 def test_a_packed_graph_is_refused() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     step = PackWeights({FC1: block_weight(16, 32)})
     with pytest.raises(InputError, match="the graph has packed weights already"):
         run(step, run(step, graph).graph)
@@ -272,6 +272,6 @@ TOO_LARGE[3, 4], TOO_SMALL[3, 4] = 8, -9
 def test_weights_that_do_not_fit_are_refused(
     name: str, fields: dict[str, Any], reason: str
 ) -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     with pytest.raises(InputError, match=f"pack_weights: .*{reason}"):
         run(PackWeights({name: replace(FITTING, **fields)}), graph)

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from support.attention_graphs import SPEC, prepared, spliced
 from support.building import assert_builds, needs_tensorrt
+from support.canonical import canonical_graph
 from support.running import run_graph
 from support.sample import canonical_sample
 from support.scales import attention_scales, linear_scales
@@ -19,7 +20,6 @@ from support.tiny_vit import Spec, TinyVit
 from regcache.passes import quantize_attention
 from regcache.passes.affine import Affine
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.half_precision import HalfPrecision
@@ -66,7 +66,7 @@ def simulate(graph: gs.Graph, chosen: dict[str, Affine]) -> gs.Graph:
 @pytest.mark.parametrize("name", MATMULS)
 def test_numbers_equal_fake_quantization(name: str, registers: int) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     if registers:
         graph = spliced(graph, vit.spec, registers)
     chosen = attention_scales(graph)
@@ -82,7 +82,7 @@ def test_numbers_equal_fake_quantization(name: str, registers: int) -> None:
 
 @pytest.mark.parametrize("name", MATMULS)
 def test_edits_and_nothing_else(name: str) -> None:
-    graph = canonicalize(TinyVit(SPELLINGS[name]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS[name]).model())
     old = view_encoder(graph)
     result = run(QuantizeAttention(attention_scales(graph)), graph)
     blocks = len(old.blocks)
@@ -117,7 +117,7 @@ def test_edits_and_nothing_else(name: str) -> None:
 
 
 def test_all_scales_are_int8_with_zero_point_0() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     operands = attention_operands(view_encoder(graph))[0]
     chosen = attention_scales(graph) | {operands[3]: Affine(0.5 / 127, 0, "int8")}
     result = run(QuantizeAttention(chosen), graph).graph
@@ -133,7 +133,7 @@ def test_all_scales_are_int8_with_zero_point_0() -> None:
 def test_the_operands_to_calibrate(name: str) -> None:
     """Queries scaled, keys transposed, probabilities in [0, 1]."""
     vit = TinyVit(SPELLINGS[name])
-    graph = spliced(canonicalize(vit.model()), vit.spec, 2)
+    graph = spliced(canonical_graph(vit.model()), vit.spec, 2)
     operands = attention_operands(view_encoder(graph))
     assert list(operands) == list(range(vit.spec.depth))
     batch, head_dim, tokens = 2, vit.spec.width // vit.spec.heads, vit.spec.tokens
@@ -152,7 +152,7 @@ def test_the_operands_to_calibrate(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_the_attention_operator_is_skipped(name: str) -> None:
-    graph = canonicalize(TinyVit(SPELLINGS[name]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS[name]).model())
     assert attention_operands(view_encoder(graph)) == {}
     result = run(QuantizeAttention({}), graph)
     assert not result.changed
@@ -164,7 +164,7 @@ def test_the_attention_operator_is_skipped(name: str) -> None:
 @pytest.mark.parametrize(("registers", "fits"), [(0, True), (27, True), (28, False)])
 def test_registers_count_among_the_keys(registers: int, fits: bool) -> None:
     spec = Spec(depth=1, grid=22)
-    graph = canonicalize(TinyVit(spec).model())
+    graph = canonical_graph(TinyVit(spec).model())
     if registers:
         graph = spliced(graph, spec, registers)
     result = run(QuantizeAttention(attention_scales(graph)), graph)
@@ -174,7 +174,7 @@ def test_registers_count_among_the_keys(registers: int, fits: bool) -> None:
 
 
 def test_an_unknown_number_of_keys_is_skipped() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     key = view_encoder(graph).blocks[0].attention.key
     chosen = attention_scales(graph)
     key.shape = [*key.shape[:-1], "tokens"]
@@ -183,7 +183,7 @@ def test_an_unknown_number_of_keys_is_skipped() -> None:
 
 
 def test_a_block_without_a_scale_stays_float() -> None:
-    graph = canonicalize(TinyVit(Spec()).model())
+    graph = canonical_graph(TinyVit(Spec()).model())
     chosen = attention_scales(graph)
     del chosen[attention_operands(view_encoder(graph))[1][2]]
     result = run(QuantizeAttention(chosen), graph)
@@ -198,7 +198,7 @@ def test_a_block_without_a_scale_stays_float() -> None:
     [Affine(0.1, 1, "int8"), Affine(0.1, 128, "uint8"), Affine(0.1, 0, "int8", bits=4)],
 )
 def test_other_formats_are_refused(scale: Affine) -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     name = attention_operands(view_encoder(graph))[0][0]
     with pytest.raises(InputError, match="needs int8 of 8 bits and zero point 0"):
         run(QuantizeAttention({name: scale}), graph)

@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from support.canonical import canonical_graph
 from support.float8_numbers import nearest
 from support.running import run_graph
 from support.scales import float8_scales
@@ -16,7 +17,6 @@ from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.affine import Affine
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.detach_weights import pack_graph, unpack_graph
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
@@ -86,7 +86,7 @@ def optimized(graph: gs.Graph, images: NDArray[np.float32]) -> list[NDArray[np.f
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_numbers_equal_simulated_float8(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     result = run(QuantizeFloat8(float8_scales(graph)), graph)
     onnx.checker.check_model(gs.export_onnx(result.graph), full_check=True)
     images = vit.images(2)
@@ -104,7 +104,7 @@ def test_numbers_equal_simulated_float8(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_edits_and_nothing_else(name: str) -> None:
-    graph = canonicalize(TinyVit(SPELLINGS[name]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS[name]).model())
     view = view_encoder(graph)
     result = run(QuantizeFloat8(float8_scales(graph)), graph)
     assert [edit.site for edit in result.log.edits] == [site.name for site in view.sites]
@@ -127,7 +127,7 @@ def test_edits_and_nothing_else(name: str) -> None:
 
 def test_types_and_scales_are_as_tensorrt_takes_them() -> None:
     """Activations per tensor, weights per output channel, zero points that only name the type."""
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     chosen = float8_scales(graph)
     result = run(QuantizeFloat8(chosen), graph).graph
     for site in view_encoder(graph).sites:
@@ -149,7 +149,7 @@ def test_types_and_scales_are_as_tensorrt_takes_them() -> None:
 @pytest.mark.parametrize("form", ["packed", "saved"])
 def test_the_view_reads_it_from_bytes_and_from_a_file(form: str, tmp_path: Path) -> None:
     vit = TinyVit(Spec(width=32, hidden=64))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     result = run(QuantizeFloat8(float8_scales(graph)), graph).graph
     if form == "packed":
         again = unpack_graph(*pack_graph(result))
@@ -166,7 +166,7 @@ def test_the_view_reads_it_from_bytes_and_from_a_file(form: str, tmp_path: Path)
 
 
 def test_a_second_run_edits_nothing() -> None:
-    graph = canonicalize(TinyVit(Spec()).model())
+    graph = canonical_graph(TinyVit(Spec()).model())
     step = QuantizeFloat8(float8_scales(graph))
     twice = run(step, run(step, graph).graph)
     assert not twice.changed
@@ -175,7 +175,7 @@ def test_a_second_run_edits_nothing() -> None:
 
 def test_the_linears_not_named_stay_float() -> None:
     vit = TinyVit(Spec())
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     only = frozenset({"blocks.0.q", "blocks.0.v", "blocks.1.fc2"})
     result = run(QuantizeFloat8(float8_scales(graph), only), graph)
     quantized = {item.name for item in view_encoder(result.graph).linears if item.quantized}
@@ -189,7 +189,7 @@ def test_the_linears_not_named_stay_float() -> None:
 
 def test_float8_and_int8_mix() -> None:
     """Also where linears of both kinds read one tensor."""
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     names = {linear.name for linear in view_encoder(graph).linears}
     first = run(QuantizeFloat8(float8_scales(graph), frozenset({"blocks.0.q"})), graph).graph
     rest = frozenset(names - {"blocks.0.q"})
@@ -203,7 +203,7 @@ def test_float8_and_int8_mix() -> None:
 
 
 def test_linears_that_share_a_weight_share_its_numbers() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     linears = view_encoder(graph).blocks[0].attention.projections
     linears[1].matmul.inputs[1] = linears[0].matmul.inputs[1]
     result = run(QuantizeFloat8(float8_scales(graph)), graph)
@@ -213,7 +213,7 @@ def test_linears_that_share_a_weight_share_its_numbers() -> None:
 
 
 def test_a_site_without_a_scale_stays_float() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     chosen = float8_scales(graph)
     del chosen[view_encoder(graph).sites[3].tensor.name]
     result = run(QuantizeFloat8(chosen), graph)
@@ -225,7 +225,7 @@ def test_a_site_without_a_scale_stays_float() -> None:
 
 
 def test_refusals_are_one_line() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     chosen = float8_scales(graph)
     refused = {
         "quantize_float8: no tensor 'nowhere' in the graph": QuantizeFloat8({"nowhere": Float8(1)}),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx.reference import ReferenceEvaluator
+from support.canonical import canonical_graph
 from support.running import run_graph
 from support.scales import linear_scales
 from support.spellings import SPELLINGS, ops
@@ -18,7 +19,6 @@ from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.affine import Affine, IntegerType
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_linears import QuantizeLinears, quantize_weight
@@ -35,7 +35,7 @@ def test_numbers_equal_fake_quantization(
 ) -> None:
     """The same graph in float, its weights and activations rounded by numpy, node by node."""
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     chosen = linear_scales(graph, dtype)
     result = run(QuantizeLinears(chosen, weight_dtype), graph)
     onnx.checker.check_model(gs.export_onnx(result.graph), full_check=True)
@@ -64,7 +64,7 @@ def test_fewer_bits_equal_fake_quantization(
 ) -> None:
     """As written and with ONNX Runtime's integer kernels."""
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     chosen = linear_scales(graph, dtype, bits)
     result = run(QuantizeLinears(chosen, weight_dtype, weight_bits), graph)
     onnx.checker.check_model(gs.export_onnx(result.graph), full_check=True)
@@ -123,7 +123,7 @@ def _simulate(graph: gs.Graph, recipes: dict[str, tuple[Affine, int]]) -> gs.Gra
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_edits_and_nothing_else(name: str) -> None:
-    graph = canonicalize(TinyVit(SPELLINGS[name]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS[name]).model())
     view = view_encoder(graph)
     result = run(QuantizeLinears(linear_scales(graph)), graph)
     assert len(result.log.edits) == len(view.sites)
@@ -147,7 +147,7 @@ def test_edits_and_nothing_else(name: str) -> None:
 
 
 def test_a_second_run_edits_nothing() -> None:
-    graph = canonicalize(TinyVit(Spec()).model())
+    graph = canonical_graph(TinyVit(Spec()).model())
     step = QuantizeLinears(linear_scales(graph))
     once = run(step, graph).graph
     twice = run(step, once)
@@ -156,7 +156,7 @@ def test_a_second_run_edits_nothing() -> None:
 
 
 def test_a_site_without_a_scale_stays_float() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     chosen = linear_scales(graph)
     left_out = view_encoder(graph).sites[3]
     del chosen[left_out.tensor.name]
@@ -170,7 +170,7 @@ def test_a_site_without_a_scale_stays_float() -> None:
 
 
 def test_a_scale_for_no_tensor_is_refused() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     step = QuantizeLinears({"nowhere": Affine(0.1, 0, "int8")})
     with pytest.raises(InputError, match="no tensor 'nowhere'"):
         run(step, graph)
@@ -178,7 +178,7 @@ def test_a_scale_for_no_tensor_is_refused() -> None:
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_a_clip_of_integers_stays_unseen_by_the_view(name: str) -> None:
-    graph = canonicalize(TinyVit(SPELLINGS[name]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS[name]).model())
     old = view_encoder(graph)
     result = run(QuantizeLinears(linear_scales(graph, "int8", 4), weight_bits=4), graph)
     assert {edit.what for edit in result.log.edits} == {"int8 of 4 bits x int8 of 4 bits"}
@@ -200,7 +200,7 @@ def test_a_clip_of_integers_stays_unseen_by_the_view(name: str) -> None:
 
 
 def test_only_scales_of_fewer_bits_get_a_clip() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     chosen = linear_scales(graph)
     narrow = view_encoder(graph).sites[2].tensor.name
     chosen[narrow] = Affine.from_range(-4.0, 5.0, "uint8", symmetric=False, bits=3)
@@ -221,7 +221,7 @@ def test_only_scales_of_fewer_bits_get_a_clip() -> None:
 
 def test_a_clip_of_floats_is_an_activation_of_its_own() -> None:
     """ReLU6 is not ReLU: the view looks through a Clip of integers only."""
-    graph = canonicalize(TinyVit(Spec(depth=1, activation="relu")).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1, activation="relu")).model())
     assert view_encoder(graph).blocks[0].mlp.activation == "relu"
     fc2 = view_encoder(graph).blocks[0].mlp.fc2
     clipped = gs.Variable("clipped", dtype=np.float32, shape=fc2.input.shape)
@@ -244,7 +244,7 @@ def test_a_clip_of_floats_is_an_activation_of_its_own() -> None:
 )
 def test_the_linears_not_named_stay_float(spec: Spec, only: set[str]) -> None:
     vit = TinyVit(spec)
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     named = frozenset(only)
     result = run(QuantizeLinears(linear_scales(graph), only=named), graph)
     linears = view_encoder(result.graph).linears
@@ -271,7 +271,7 @@ def test_the_linears_not_named_stay_float(spec: Spec, only: set[str]) -> None:
 def test_runs_for_different_linears_mix_widths() -> None:
     """Also where linears of the two runs read one tensor and share one weight."""
     vit = TinyVit(Spec(depth=1))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     projections = view_encoder(graph).blocks[0].attention.projections
     projections[1].matmul.inputs[1] = projections[0].matmul.inputs[1]
     graph.cleanup()
@@ -294,7 +294,7 @@ def test_runs_for_different_linears_mix_widths() -> None:
 
 
 def test_an_unknown_linear_and_an_impossible_width_are_refused() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     with pytest.raises(InputError, match=r"no linear 'blocks\.1\.q'"):
         run(
             QuantizeLinears(linear_scales(graph), only=frozenset({"blocks.0.q", "blocks.1.q"})),
@@ -305,7 +305,7 @@ def test_an_unknown_linear_and_an_impossible_width_are_refused() -> None:
 
 
 def test_linears_that_share_a_weight_share_its_integers() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     linears = view_encoder(graph).blocks[0].attention.projections
     linears[1].matmul.inputs[1] = linears[0].matmul.inputs[1]
     result = run(QuantizeLinears(linear_scales(graph)), graph)
@@ -316,7 +316,7 @@ def test_linears_that_share_a_weight_share_its_integers() -> None:
 
 def test_golden_text() -> None:
     """One quantized block as text; set REGCACHE_GOLDEN=1 to write it anew after a wanted change."""
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     quantized = run(QuantizeLinears(linear_scales(graph)), graph).graph
     text = onnx.printer.to_text(gs.export_onnx(quantized).graph)
     lines = [line.strip() for line in text.splitlines() if " = " in line and "{" not in line]

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.canonical import canonical_graph
 from support.registers import FREE, RANGES, random_kv, random_tokens
 from support.running import run_graph
 from support.scales import linear_scales
@@ -52,7 +53,7 @@ def assert_computes(graph: gs.Graph, vit: TinyVit, plan: Registers) -> None:
 def test_kv_registers(name: str, start: int, end: int, count: int) -> None:
     vit = TinyVit(SPELLINGS[name])
     keys, values = random_kv(vit.spec, end - start, count)
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     result = apply(SpliceRegisters(start, end, keys, values), graph)
     assert len(result.log.edits) == end - start
     added = ops(result.graph) - ops(graph)
@@ -74,7 +75,7 @@ def test_kv_registers(name: str, start: int, end: int, count: int) -> None:
 def test_token_registers(name: str, start: int, end: int, count: int) -> None:
     vit = TinyVit(SPELLINGS[name])
     tokens = random_tokens(vit.spec, count)
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     result = apply(SpliceRegisterTokens(start, end, tokens), graph)
     assert len(result.log.edits) == 1
     assert ops(result.graph) - ops(graph) == {"Concat": 2, "Expand": 1, "Shape": 1, "Slice": 1}
@@ -86,7 +87,7 @@ def test_token_registers(name: str, start: int, end: int, count: int) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_deleted_sinks(name: str, block: int, count: int) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     result = apply(DeleteSinks(block, count), graph)
     assert len(result.log.edits) == 1
     assert_computes(result.graph, vit, Registers(block, sinks=count))
@@ -95,7 +96,7 @@ def test_deleted_sinks(name: str, block: int, count: int) -> None:
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_captured_registers(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    view = view_encoder(canonicalize(vit.model()))
+    view = view_encoder(canonical_graph(vit.model()))
     for start, end in RANGES:
         for count in (1, 5):
             tokens = random_tokens(vit.spec, count, seed=count)
@@ -108,7 +109,7 @@ def test_captured_registers(name: str) -> None:
 @pytest.mark.parametrize("name", FREE)
 def test_no_register_leaves_every_byte(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     before = gs.export_onnx(graph).SerializeToString()
     empty = random_kv(vit.spec, 2, 0)
     for step in (
@@ -125,7 +126,7 @@ def test_no_register_leaves_every_byte(name: str) -> None:
 @pytest.mark.parametrize("name", FREE)
 def test_strip_gives_the_original_back(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     images = vit.images(3)
     before = run_graph(graph, images)
     keys, values = random_kv(vit.spec, 2, 4)
@@ -143,7 +144,7 @@ def test_strip_gives_the_original_back(name: str) -> None:
 def test_both_levers_and_quantization_together() -> None:
     """Delete, prefix, then quantize: the integers see the spliced graph, and strip still works."""
     vit = TinyVit(Spec(depth=3))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     shorter = run(DeleteSinks(1, 2), graph).graph
     keys, values = random_kv(vit.spec, 2, 4)
     spliced = run(SpliceRegisters(1, 3, keys, values), shorter).graph
@@ -183,7 +184,7 @@ class TestRefusals:
 
     @pytest.fixture
     def graph(self, vit: TinyVit) -> gs.Graph:
-        return canonicalize(vit.model())
+        return canonical_graph(vit.model())
 
     def refuse(self, step: Pass, graph: gs.Graph, message: str) -> None:
         with pytest.raises(InputError, match=message):
@@ -224,7 +225,7 @@ class TestRefusals:
         self.refuse(DeleteSinks(0, -1), graph, "cannot delete -1")
 
     def test_a_head_that_needs_every_position(self) -> None:
-        graph = canonicalize(TinyVit(Spec()).model())
+        graph = canonical_graph(TinyVit(Spec()).model())
         hidden = graph.outputs[1]
         picture = gs.Variable("picture", dtype=np.float32, shape=["batch", 160])
         shape = gs.Constant("flat", np.array([-1, 160], dtype=np.int64))
@@ -237,7 +238,7 @@ class TestRefusals:
 
     def test_heads_merged_with_the_batch(self) -> None:
         vit = TinyVit(SPELLINGS["merged heads"])
-        graph = canonicalize(vit.model())
+        graph = canonical_graph(vit.model())
         tokens = random_tokens(vit.spec, 1)
         message = r"Reshape 'n\d+_Reshape' needs every position"
         self.refuse(SpliceRegisterTokens(0, 1, tokens), graph, message)
@@ -269,7 +270,7 @@ def test_flops_equal_a_hand_count(name: str) -> None:
     tokens, width, hidden = spec.tokens, spec.width, spec.hidden
     fc = 3 if spec.activation == "swiglu" else 2
     block = 2 * tokens * width * (4 * width + fc * hidden) + 4 * tokens**2 * width
-    graph = canonicalize(TinyVit(spec).model())
+    graph = canonical_graph(TinyVit(spec).model())
     counted = count_flops(graph)
     assert counted.matmul == spec.depth * block
     assert counted.conv == 2 * spec.grid**2 * width * 3 * spec.patch**2
@@ -279,7 +280,7 @@ def test_flops_equal_a_hand_count(name: str) -> None:
 
 
 def test_flops_need_shapes() -> None:
-    graph = canonicalize(TinyVit(Spec()).model())
+    graph = canonical_graph(TinyVit(Spec()).model())
     node = next(node for node in graph.nodes if node.op == "MatMul")
     node.outputs[0].shape = None
     with pytest.raises(InputError, match="is not known"):
@@ -310,7 +311,7 @@ def test_random_encoders_and_places(
     vit = TinyVit(spec)
     start = data.draw(st.integers(0, depth - 1))
     end = data.draw(st.integers(start + 1, depth))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     if mode == "kv":
         keys, values = random_kv(spec, end - start, count, seed)
         step: Pass = SpliceRegisters(start, end, keys, values)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.biases import bias_of, drop_biases, widen_biases
+from support.canonical import canonical_graph
 from support.equalizing import assert_agree, site_of
 from support.rotating import apply, changes, graph_of, observe
 from support.running import run_graph
@@ -17,7 +18,6 @@ from support.spellings import SPELLINGS, ops
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import Edit, run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.rotate_stream import (
@@ -242,7 +242,7 @@ def test_an_outlier_channel_spreads() -> None:
     spec = Spec(width=64)
     vit = TinyVit(spec)
     vit.weights["position"][..., 5] += 300
-    graph, peaks = canonicalize(vit.model()), []
+    graph, peaks = canonical_graph(vit.model()), []
     for one in (graph, apply(RotateStream(), graph).graph):
         names = [site_of(one, f"blocks.{name}").tensor.name for name in ("0.fc1", "1.q+k+v")]
         peaks.append([np.abs(values).max() for values in observe(one, names, vit.images(2))])

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from support.canonical import canonical_graph
 from support.running import run_graph
 from support.scales import linear_scales
 from support.spellings import SPELLINGS
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import Skip, run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_linears import QuantizeLinears
@@ -55,7 +55,7 @@ def test_each_group_of_a_channel_has_its_own_step(
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_the_graph_computes_the_encoder_with_rounded_weights(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     result = run(RoundWeights(bits=4, block_size=12), graph).graph
     onnx.checker.check_model(gs.export_onnx(result), full_check=True)
     for key in vit.weights:
@@ -68,7 +68,7 @@ def test_the_graph_computes_the_encoder_with_rounded_weights(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_edits_and_nothing_else(name: str) -> None:
-    graph = canonicalize(TinyVit(SPELLINGS[name]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS[name]).model())
     original = gs.export_onnx(graph).SerializeToString()
     linears = view_encoder(graph).linears
     result = run(RoundWeights(), graph)
@@ -91,7 +91,7 @@ def test_edits_and_nothing_else(name: str) -> None:
 
 
 def test_a_second_run_edits_nothing_and_fewer_bits_edit_again() -> None:
-    once = run(RoundWeights(bits=5), canonicalize(TinyVit(Spec()).model())).graph
+    once = run(RoundWeights(bits=5), canonical_graph(TinyVit(Spec()).model())).graph
     twice = run(RoundWeights(bits=5), once)
     assert not twice.changed
     assert {skip.reason for skip in twice.log.skips} == {"its weight is rounded already"}
@@ -102,7 +102,7 @@ def test_a_second_run_edits_nothing_and_fewer_bits_edit_again() -> None:
 
 
 def test_linears_that_share_a_weight_share_the_rounded_one() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     linears = view_encoder(graph).blocks[0].attention.projections
     linears[1].matmul.inputs[1] = linears[0].matmul.inputs[1]
     result = run(RoundWeights(), graph)
@@ -113,7 +113,7 @@ def test_linears_that_share_a_weight_share_the_rounded_one() -> None:
 
 
 def test_quantized_linears_are_left_alone() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     step = QuantizeLinears(linear_scales(graph), only=frozenset({"blocks.0.fc1"}))
     result = run(RoundWeights(), run(step, graph).graph)
     assert result.log.skips == (Skip("blocks.0.fc1", "quantized already"),)
@@ -132,4 +132,4 @@ def test_quantized_linears_are_left_alone() -> None:
 )
 def test_impossible_numbers_are_refused(step: RoundWeights, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        run(step, canonicalize(TinyVit(Spec(depth=1)).model()))
+        run(step, canonical_graph(TinyVit(Spec(depth=1)).model()))

@@ -15,6 +15,7 @@ from support import zoo
 from support.biases import drop_biases
 from support.block_weights import block_weights
 from support.building import assert_builds, int8_products, needs_tensorrt
+from support.canonical import canonical_graph
 from support.quantized_graphs import FORMATS, assert_same_numbers, quantized, zero_points
 from support.registers import FORMS, with_registers
 from support.running import run_graph
@@ -23,7 +24,6 @@ from support.spellings import SPELLINGS, ops
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import Result, run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
@@ -123,7 +123,7 @@ def test_one_linear_by_a_formula_in_float64(data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_the_encoder_computes_the_same(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = quantized(canonicalize(vit.model()))
+    graph = quantized(canonical_graph(vit.model()))
     result = apply(graph)
     assert_same_numbers(graph, result.graph, vit.images(2))
 
@@ -133,7 +133,7 @@ def test_the_encoder_computes_the_same(name: str) -> None:
 def test_every_format(name: str, kind: str) -> None:
     """The integers, too: each is the old one, or 128 less."""
     vit = TinyVit(SPELLINGS[name])
-    graph = quantized(canonicalize(vit.model()), kind)
+    graph = quantized(canonical_graph(vit.model()), kind)
     result = apply(graph)
     assert_same_numbers(graph, result.graph, vit.images(2))
     for zero in zero_points(result.graph):
@@ -158,7 +158,7 @@ def integers(graph: gs.Graph, dequantized: str, images: Floats) -> NDArray[Any]:
 @pytest.mark.parametrize("name", SOME)
 def test_edits_and_nothing_else(name: str, kind: str) -> None:
     """One Add for each activation; weights less 128; and of the rest, biases alone."""
-    graph = quantized(canonicalize(TinyVit(SPELLINGS[name]).model()), kind)
+    graph = quantized(canonical_graph(TinyVit(SPELLINGS[name]).model()), kind)
     view = view_encoder(graph)
     result = apply(graph)
     unsigned = kind != "U8S8"
@@ -189,7 +189,7 @@ def test_edits_and_nothing_else(name: str, kind: str) -> None:
 
 
 def test_equal_weights_stay_one() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     first, second = view_encoder(graph).linears[:2]
     second.matmul.inputs[1] = first.matmul.inputs[1]
     names = (first.matmul.name, second.matmul.name)
@@ -203,14 +203,14 @@ def test_equal_weights_stay_one() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_registers_and_deleted_sinks(form: str, kind: str) -> None:
     vit = TinyVit(Spec(width=32, hidden=64, grid=4))
-    graph = quantized(with_registers(view_encoder(canonicalize(vit.model())), form), kind)
+    graph = quantized(with_registers(view_encoder(canonical_graph(vit.model())), form), kind)
     assert_same_numbers(graph, apply(graph).graph, vit.images(2))
 
 
 def test_a_linear_without_a_bias_gets_one() -> None:
     vit = TinyVit(Spec())
     names = ("blocks.0.q", "blocks.1.fc2")
-    graph = quantized(drop_biases(canonicalize(vit.model()), *names))
+    graph = quantized(drop_biases(canonical_graph(vit.model()), *names))
     result = apply(graph)
     added = len(view_encoder(graph).sites) + len(names)
     assert ops(result.graph) - ops(graph) == Counter({"Add": added})
@@ -220,7 +220,7 @@ def test_a_linear_without_a_bias_gets_one() -> None:
 def test_products_of_activations_get_an_add_behind_the_pair() -> None:
     """Unsigned pairs around both matmuls of attention, as no target makes them."""
     vit = TinyVit(Spec(depth=1))
-    graph = quantized(canonicalize(vit.model()))
+    graph = quantized(canonical_graph(vit.model()))
     view = view_encoder(graph)
     attention, pairs = view.blocks[0].attention, 0
     for node in (attention.scores, attention.context):
@@ -289,7 +289,7 @@ def test_integers_that_two_weights_read_around_other_zero_points() -> None:
 
 
 def test_nothing_to_move() -> None:
-    graph = canonicalize(TinyVit(Spec(depth=1)).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1)).model())
     symmetric = run(QuantizeLinears(linear_scales(graph, "int8")), graph).graph
     packed = run(PackWeights(block_weights(graph)), graph).graph
     for one in (graph, symmetric, packed):
@@ -347,7 +347,7 @@ def test_refusals(name: str) -> None:
 def test_tensorrt_multiplies_integers(kind: str, form: str) -> None:
     """q, k and v as one product, out, fc1 and fc2: all that is quantized, in every block."""
     spec = Spec(width=32, hidden=64, grid=4)
-    graph = canonicalize(TinyVit(spec).model())
+    graph = canonical_graph(TinyVit(spec).model())
     graph = graph if form == "none" else with_registers(view_encoder(graph), form)
     built = assert_builds(apply(quantized(graph, kind)).graph)
     assert int8_products(built) == 4 * spec.depth

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from support import zoo
 from support.biases import drop_biases
 from support.building import assert_builds, int8_products, needs_tensorrt
+from support.canonical import canonical_graph
 from support.packing import FORMS as PACKINGS
 from support.packing import repack
 from support.quantized_graphs import FORMATS, quantized, signed_linears
@@ -22,7 +23,6 @@ from support.spellings import SPELLINGS, ops
 from support.tiny_vit import Spec, TinyVit, with_batch
 
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.passes.signed_integers import SignedIntegers
@@ -33,7 +33,7 @@ from regcache.passes.walk import is_constant, producer
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_numbers_and_counts(name: str) -> None:
     vit = TinyVit(SPELLINGS[name])
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     result = run(SplitQkv(), graph)
     fused = vit.spec.qkv == "fused"
     assert len(result.log.edits) == (vit.spec.depth if fused else 0)
@@ -46,7 +46,7 @@ def test_numbers_and_counts(name: str) -> None:
 
 def test_weights_are_the_thirds_of_the_packed_one() -> None:
     vit = TinyVit(Spec(qkv="fused"))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     result = run(SplitQkv(), graph)
     view = view_encoder(result.graph)
     for block in view.blocks:
@@ -64,7 +64,7 @@ def test_other_ways_to_the_thirds(form: str, kind: str) -> None:
     """Whichever way leads to them, and with the batch free and fixed; float, and quantized."""
     vit = TinyVit(Spec(width=24, heads=3, qkv="fused"))
     for batch in (None, 2):
-        graph = repack(canonicalize(with_batch(vit.model(), batch)), form)
+        graph = repack(canonical_graph(with_batch(vit.model(), batch)), form)
         images = vit.images(2)
         for found, wanted in zip(run_graph(graph, images), vit.reference(images), strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
@@ -86,7 +86,7 @@ def test_other_ways_to_the_thirds(form: str, kind: str) -> None:
 
 @pytest.mark.parametrize("form", PACKINGS)
 def test_thirds_in_place_stay_together_for_tensorrt(form: str) -> None:
-    graph = repack(canonicalize(TinyVit(Spec(qkv="fused")).model()), form)
+    graph = repack(canonical_graph(TinyVit(Spec(qkv="fused")).model()), form)
     result = run(SplitQkv(), graph)
     assert result.changed == (form not in ("slice columns", "gather columns"))
     assert not result.log.skips
@@ -94,7 +94,7 @@ def test_thirds_in_place_stay_together_for_tensorrt(form: str) -> None:
 
 def test_no_other_way_is_followed() -> None:
     """What else reads the packed tensor, and a step that changes numbers, are said."""
-    graph = canonicalize(TinyVit(Spec(depth=3, qkv="fused")).model())
+    graph = canonical_graph(TinyVit(Spec(depth=3, qkv="fused")).model())
     first, second, third = (
         block.attention.projections[0].output.outputs[0] for block in view_encoder(graph).blocks
     )
@@ -139,7 +139,7 @@ def rescale(weight: gs.Node, *numbers: NDArray[Any]) -> None:
 def test_a_quantized_projection_keeps_its_numbers(form: str, kind: str) -> None:
     """To the bit, whether ONNX Runtime computes in float, as written, or in integers."""
     vit = TinyVit(Spec(width=32, hidden=64, grid=4, qkv="fused"))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     if form == "no bias":
         graph = drop_biases(graph, "blocks.0.qkv", "blocks.1.qkv")
     elif form != "none":
@@ -161,7 +161,7 @@ def test_a_quantized_projection_keeps_its_numbers(form: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_nothing_else_of_a_quantized_graph_changes(kind: str) -> None:
     depth = 2
-    packed = quantized(canonicalize(TinyVit(Spec(depth=depth, qkv="fused")).model()), kind)
+    packed = quantized(canonical_graph(TinyVit(Spec(depth=depth, qkv="fused")).model()), kind)
     result = run(SplitQkv(), packed).graph
     chain = ("DequantizeLinear", "MatMul", "Add", "Reshape", "Transpose")
     assert ops(result) - ops(packed) == Counter(dict.fromkeys(chain, 2 * depth))
@@ -182,7 +182,7 @@ def test_nothing_else_of_a_quantized_graph_changes(kind: str) -> None:
 
 
 def test_integers_scales_and_zero_points_are_thirds() -> None:
-    packed = quantized(canonicalize(TinyVit(Spec(qkv="fused")).model()), "U8U8")
+    packed = quantized(canonical_graph(TinyVit(Spec(qkv="fused")).model()), "U8U8")
     old, new = view_encoder(packed), view_encoder(run(SplitQkv(), packed).graph)
     assert [site.name for site in new.sites][:2] == ["blocks.0.q+k+v", "blocks.0.out"]
     for before, after in zip(old.blocks, new.blocks, strict=True):
@@ -197,7 +197,7 @@ def test_integers_scales_and_zero_points_are_thirds() -> None:
 
 def test_one_scale_for_all_columns() -> None:
     vit = TinyVit(Spec(depth=1, qkv="fused"))
-    packed = quantized(canonicalize(vit.model()))
+    packed = quantized(canonical_graph(vit.model()))
     weight = weight_of(view_encoder(packed).linears[0].matmul)
     rescale(weight, np.array(0.02, np.float32), np.array(3, np.int8))
     del weight.attrs["axis"]
@@ -211,7 +211,7 @@ def test_one_scale_for_all_columns() -> None:
 
 @pytest.mark.parametrize("scaled", ["in blocks", "by row", "by an input"])
 def test_other_scales_are_left_alone(scaled: str) -> None:
-    packed = quantized(canonicalize(TinyVit(Spec(depth=1, qkv="fused")).model()))
+    packed = quantized(canonical_graph(TinyVit(Spec(depth=1, qkv="fused")).model()))
     weight = weight_of(view_encoder(packed).linears[0].matmul)
     rows, columns = weight.inputs[0].shape
     if scaled == "by an input":
@@ -257,5 +257,5 @@ def test_integers_of_onnx_runtime_compute_in_int8(name: str, folder: Path) -> No
 def test_torchscript_and_multihead_attention_compute_in_int8(form: str) -> None:
     """timm's unbind as TorchScript writes it, split; nn.MultiheadAttention's thirds, left whole."""
     spec = Spec(width=64, heads=2, hidden=128, patch=8, grid=4, qkv="fused")
-    graph = repack(canonicalize(TinyVit(spec).model()), form)
+    graph = repack(canonical_graph(TinyVit(spec).model()), form)
     assert int8_products(assert_builds(signed(run(SplitQkv(), graph).graph))) == 4 * spec.depth

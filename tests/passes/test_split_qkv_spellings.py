@@ -4,12 +4,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from support.canonical import canonical_graph
 from support.packed_vit import ORDERS, PackedVit
 from support.running import run_graph
 from support.tiny_vit import Spec
 
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.equalize_sources import find_source
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.split_qkv import SplitQkv
@@ -20,7 +20,7 @@ from regcache.passes.split_qkv import SplitQkv
 @pytest.mark.parametrize("spelling", ORDERS)
 def test_every_spelling_is_split(spelling: str, batch: int | None) -> None:
     vit = PackedVit(Spec(width=24, heads=3), spelling=spelling, batch=batch)
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     result = run(SplitQkv(for_tensorrt=False), graph)
     assert not result.log.skips
     assert len(result.log.edits) == vit.spec.depth

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from support.canonical import canonical_graph
 from support.running import run_graph
 from support.small_models import pooling_encoder
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.affine import Affine
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_linears import QuantizeLinears
@@ -300,7 +300,7 @@ def test_without_integers_a_quantized_encoder_keeps_the_float_optimisations(
     bits: int, tmp_path: Path
 ) -> None:
     vit = TinyVit(Spec(depth=1))
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     scales = {
         site.tensor.name: Affine.from_range(-4.0, 5.0, "uint8", symmetric=False, bits=bits)
         for site in view_encoder(graph).sites

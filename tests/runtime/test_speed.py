@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from support.canonical import canonical_graph
 from support.scales import linear_scales
 from support.small_models import pooling_encoder
 from support.spellings import SPELLINGS
@@ -23,7 +24,6 @@ from support.tiny_vit import TinyVit
 
 from regcache.passes.affine import IntegerType
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_linears import QuantizeLinears
@@ -223,7 +223,7 @@ UNSIGNED = [(name, "uint8", "int8") for name in ("plain", "swiglu", "gemm, dynam
 def test_every_quantized_linear_runs_on_integers(
     name: str, dtype: IntegerType, weight_dtype: IntegerType
 ) -> None:
-    graph = canonicalize(TinyVit(SPELLINGS[name]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS[name]).model())
     linears = view_encoder(graph).linears
     quantized = run(QuantizeLinears(linear_scales(graph, dtype), weight_dtype), graph).graph
     ops, floats = (

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from support import zoo
 from support.building import assert_builds, int8_products, needs_tensorrt
+from support.canonical import canonical_graph
 from support.running import run_graph
 from support.sample import canonical_sample
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.affine import Affine, IntegerType
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
@@ -99,7 +99,7 @@ SPELLINGS = {
 @needs_tensorrt
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_exporters_spellings_build(name: str) -> None:
-    graph = canonicalize(TinyVit(SPELLINGS[name]).model())
+    graph = canonical_graph(TinyVit(SPELLINGS[name]).model())
     assert_builds(graph)
 
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from support.canonical import canonical_graph
 from support.scales import attention_scales, linear_scales
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.quantize_attention import (
     QuantizeAttention,
@@ -27,7 +27,7 @@ def spliced(graph: gs.Graph, spec: Spec, count: int) -> gs.Graph:
 
 def prepared(spec: Spec, linears: bool, attention: bool, half: bool, registers: int) -> gs.Graph:
     """A tiny encoder, quantized where asked."""
-    graph = canonicalize(TinyVit(spec).model())
+    graph = canonical_graph(TinyVit(spec).model())
     if registers:
         graph = spliced(graph, spec, registers)
     if linears:

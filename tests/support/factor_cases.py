@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from support.canonical import canonical_graph
 from support.number_formats import S8S8, U8S8
 from support.site_choices import choose_equalizations
 from support.tiny_vit import Spec, TinyVit
@@ -17,7 +18,6 @@ from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Simulation, simulate
 from regcache.compiler.quantization.factors import Equalization
 from regcache.passes.affine import Affine
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import EncoderView, Site
 from regcache.passes.find_blocks import view_encoder
 
@@ -60,7 +60,7 @@ def observed(graph: gs.Graph, images: Floats, folder: Path) -> dict[str, HalvedS
 
 
 def make_case(folder: Path, vit: TinyVit, images: int = 16) -> Case:
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     statistics = observed(graph, vit.images(images), folder)
     return Case(vit, graph, view_encoder(graph), statistics, folder)
 

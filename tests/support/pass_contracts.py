@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import onnx_graphsurgeon as gs
 from support.block_weights import block_weights
+from support.canonical import canonical_graph
 from support.equalizing import random_factors
 from support.quantized_graphs import quantized
 from support.registers import random_kv, random_tokens
@@ -16,8 +17,9 @@ from support.spellings import SPELLINGS
 from support.tiny_vit import TinyVit, with_batch
 
 from regcache.passes.base import Pass, run
-from regcache.passes.canonicalize import canonicalize, canonicalize_graph
+from regcache.passes.canonicalize import canonicalize_graph
 from regcache.passes.check import check_and_infer
+from regcache.passes.copy_graph import copy_graph
 from regcache.passes.correct_bias import CorrectBias
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.drop_identities import DropIdentities
@@ -78,7 +80,7 @@ def _written(spelling: str) -> gs.Graph:
 
 @cache
 def _canonical(spelling: str) -> gs.Graph:
-    return canonicalize_graph(_written(spelling).copy())
+    return canonicalize_graph(copy_graph(_written(spelling)))
 
 
 @cache
@@ -88,22 +90,22 @@ def _integers(spelling: str) -> gs.Graph:
 
 def written(spelling: str) -> gs.Graph:
     """As the exporter writes it, its shapes inferred."""
-    return _written(spelling).copy()
+    return copy_graph(_written(spelling))
 
 
 def canonical(spelling: str) -> gs.Graph:
     """As the encoder view reads it."""
-    return _canonical(spelling).copy()
+    return copy_graph(_canonical(spelling))
 
 
 def integers(spelling: str) -> gs.Graph:
     """With Q/DQ pairs for ONNX Runtime."""
-    return _integers(spelling).copy()
+    return copy_graph(_integers(spelling))
 
 
 def fixed(spelling: str) -> gs.Graph:
     """Of a batch of 2 images."""
-    return canonicalize(with_batch(TinyVit(SPELLINGS[spelling]).model(), 2))
+    return canonical_graph(with_batch(TinyVit(SPELLINGS[spelling]).model(), 2))
 
 
 def registers(spelling: str) -> gs.Graph:

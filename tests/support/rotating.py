@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from support.canonical import canonical_graph
 from support.running import run_graph
 from support.spellings import SPELLINGS
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.base import Pass, Result, run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.observe import Observe
 from regcache.passes.walk import is_constant
 
@@ -37,7 +37,7 @@ def graph_of(spec: Spec) -> gs.Graph:
 
 @cache
 def _canonical(spec: Spec) -> gs.Graph:
-    return canonicalize(TinyVit(spec).model())
+    return canonical_graph(TinyVit(spec).model())
 
 
 def apply(step: Pass, graph: gs.Graph) -> Result:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from support.canonical import canonical_graph
 from support.number_formats import S8S8, U8S8, affines
 from support.tiny_vit import Spec, TinyVit
 
@@ -22,7 +23,6 @@ from regcache.compiler.job.targets import (
 )
 from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.affine import Affine
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import EncoderView, Linear, Site
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_linears import RoundedWeight
@@ -94,7 +94,7 @@ class Case:
 
 def make_case(folder: Path, spec: Spec | None = None, target: str = "u8s8") -> Case:
     vit = TinyVit(spec or Spec())
-    graph = canonicalize(vit.model())
+    graph = canonical_graph(vit.model())
     view, images = view_encoder(graph), vit.images(IMAGES)
     names = [site.tensor.name for site in view.sites]
     seen = {name: Recorder() for name in names}

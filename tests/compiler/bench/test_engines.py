@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from support.building import has_gpu, needs_tensorrt
+from support.canonical import canonical_graph
 from support.quantized_graphs import quantized, zero_points
 from support.tiny_vit import Spec, TinyVit
 
@@ -20,7 +21,6 @@ from regcache.compiler.engines.signed_model import REWRITE
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.targets import TargetName
 from regcache.compiler.reporter import Reporter
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.passes.onnx_file import import_graph, save_graph
 from regcache.runtime import tensorrt_engine, tensorrt_rtx
@@ -61,7 +61,7 @@ def artifact(
 @pytest.fixture
 def for_ort(folder: Path) -> Artifact:
     """What `folder` holds is for ort-cpu, with uint8 around other zero points than 0."""
-    save_graph(quantized(canonicalize(TinyVit(Spec(depth=1)).model())), folder / "model.onnx")
+    save_graph(quantized(canonical_graph(TinyVit(Spec(depth=1)).model())), folder / "model.onnx")
     return artifact(folder, target=TargetName.ORT_CPU)
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
+from support.canonical import canonical_graph
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration import mapped
 from regcache.compiler.calibration.mapped import keep_on_disk, let_graph_go
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.external_weights import mapping
 
 
 def graph() -> gs.Graph:
-    return canonicalize(TinyVit(Spec(width=32, hidden=64, heads=4)).model())
+    return canonical_graph(TinyVit(Spec(width=32, hidden=64, heads=4)).model())
 
 
 def constants(graph: gs.Graph) -> dict[str, gs.Constant]:

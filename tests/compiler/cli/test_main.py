@@ -17,12 +17,12 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
+from support.canonical import canonical_graph
 from support.command_line import Outcome, assert_refused, run_regcache
 from support.tiny_source import RECIPE, SPEC, photos
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.export.onnx_file import sidecar
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.preprocess import Preprocess
@@ -205,7 +205,7 @@ def test_a_packed_projection_is_split_for_tensorrt_only(
 
 def test_what_is_left_slower_is_said(cli: Cli, calibration: Path, tmp_path: Path) -> None:
     """Packed projections with a step behind them that no pass follows."""
-    graph = canonicalize(TinyVit(replace(SPEC, qkv="fused")).model())
+    graph = canonical_graph(TinyVit(replace(SPEC, qkv="fused")).model())
     for block in view_encoder(graph).blocks:
         (reshape,) = block.attention.projections[0].output.outputs
         scaled = gs.Variable(f"{block.index}/scaled", np.float32)

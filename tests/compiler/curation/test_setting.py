@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from support.canonical import canonical_graph
 from support.registers import random_tokens
 from support.running import run_graph
 from support.tiny_vit import Registers, Spec, TinyVit
@@ -14,7 +15,6 @@ from support.tiny_vit import Registers, Spec, TinyVit
 from regcache.compiler.curation.registers import RegisterCapture, capture_registers
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.passes.base import Log, run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
@@ -42,7 +42,7 @@ def vit() -> TinyVit:
 
 @pytest.fixture(scope="module")
 def graph(vit: TinyVit) -> gs.Graph:
-    return canonicalize(vit.model())
+    return canonical_graph(vit.model())
 
 
 def text(graph: gs.Graph) -> bytes:

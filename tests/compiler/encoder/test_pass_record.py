@@ -7,6 +7,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 from rich.console import Console
+from support.canonical import canonical_graph
 from support.quantized_graphs import quantized
 from support.tiny_vit import Spec, TinyVit
 
@@ -14,7 +15,7 @@ from regcache.compiler.encoder.outside_blocks import outside_blocks
 from regcache.compiler.encoder.pass_record import PassRecord, pass_records, say_slower
 from regcache.compiler.reporter import Reporter
 from regcache.passes.base import Edit, Log, PassRun, Skip
-from regcache.passes.canonicalize import canonicalize, canonicalize_logged
+from regcache.passes.canonicalize import canonicalize_logged
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import import_graph, save_graph
 from regcache.passes.quantized_products import quantized_products
@@ -61,8 +62,8 @@ def test_what_canonical_passes_did_is_kept() -> None:
 def test_much_work_outside_the_blocks_is_said() -> None:
     """A patch convolution is much of one narrow block's work, and little of eight wider ones'."""
     spec = Spec(width=48, depth=8, hidden=192, patch=2)
-    assert outside_blocks(view_encoder(canonicalize(TinyVit(spec).model()))) == []
-    view = view_encoder(canonicalize(TinyVit(Spec(depth=1, patch=8)).model()))
+    assert outside_blocks(view_encoder(canonical_graph(TinyVit(spec).model()))) == []
+    view = view_encoder(canonical_graph(TinyVit(Spec(depth=1, patch=8)).model()))
     (record,) = outside_blocks(view)
     conv, blocks = 9 * 16 * 3 * 8 * 8, 10 * (4 * 16 * 16 + 2 * 16 * 32)
     (line,) = record.slower
@@ -80,7 +81,7 @@ def test_much_work_outside_the_blocks_is_said() -> None:
 
 def test_quantized_products_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    graph = canonicalize(TinyVit(Spec()).model())
+    graph = canonical_graph(TinyVit(Spec()).model())
     save_graph(graph, path)
     assert quantized_products(path) == 0
     save_graph(quantized(graph), path)

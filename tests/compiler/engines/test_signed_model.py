@@ -7,13 +7,13 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from support.block_weights import block_weights
+from support.canonical import canonical_graph
 from support.quantized_graphs import assert_same_numbers, quantized, zero_points
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.engines.signed_model import REWRITE, signed_model, write_signed
 from regcache.compiler.reporter import Reporter
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import import_graph, save_graph
 from regcache.passes.pack_weights import PackWeights
@@ -26,7 +26,7 @@ WAY_OUT = "; it was compiled for ort-cpu: compile it with --target tensorrt-rtx"
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"
-    save_graph(quantized(canonicalize(TinyVit(Spec(depth=1)).model())), path)
+    save_graph(quantized(canonical_graph(TinyVit(Spec(depth=1)).model())), path)
     return path
 
 
@@ -49,7 +49,7 @@ def test_a_model_without_integers_is_taken_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "model.onnx"
-    save_graph(canonicalize(TinyVit(Spec(depth=1)).model()), path)
+    save_graph(canonical_graph(TinyVit(Spec(depth=1)).model()), path)
     with signed_model(path, Reporter()) as signed:
         assert signed == path
     assert capsys.readouterr().err == ""
@@ -88,7 +88,7 @@ def test_a_packed_projection_is_split_before(tmp_path: Path) -> None:
     """As the file is read from disk, by shapes that it holds."""
     spec = Spec(depth=2, qkv="fused")
     path = tmp_path / "model.onnx"
-    packed = quantized(canonicalize(TinyVit(spec).model()))
+    packed = quantized(canonical_graph(TinyVit(spec).model()))
     save_graph(packed, path)
     with signed_model(path, Reporter()) as signed:
         graph = import_graph(onnx.load(signed))
@@ -101,6 +101,6 @@ def test_a_packed_projection_is_split_before(tmp_path: Path) -> None:
 def test_weights_in_blocks_are_taken_as_they_are(tmp_path: Path) -> None:
     """The encoder view does not read MatMulNBits."""
     path = tmp_path / "model.onnx"
-    graph = canonicalize(TinyVit(Spec(depth=1, qkv="fused")).model())
+    graph = canonical_graph(TinyVit(Spec(depth=1, qkv="fused")).model())
     save_graph(run(PackWeights(block_weights(graph)), graph).graph, path)
     assert write_signed(path, tmp_path, Reporter()) == path

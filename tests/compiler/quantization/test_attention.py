@@ -7,13 +7,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 from numpy.typing import NDArray
+from support.canonical import canonical_graph
 from support.running import run_graph
 from support.tiny_vit import Array, Registers, Spec, TinyVit
 
 from regcache.compiler.quantization.attention import attention_scales
 from regcache.passes.affine import Affine
 from regcache.passes.base import run
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_attention import QuantizeAttention, attention_operands
 from regcache.passes.splice_registers import SpliceRegisters
@@ -73,7 +73,7 @@ FACTORS = {
 @pytest.mark.parametrize("attention", FACTORS)
 def test_scales_cover_what_numpy_finds(qkv: str, attention: str) -> None:
     vit = Recording(replace(SPEC, qkv=qkv, attention=attention))  # type: ignore[arg-type]
-    graph, images = canonicalize(vit.model()), vit.images(7)
+    graph, images = canonical_graph(vit.model()), vit.images(7)
     scales = attention_scales(view_encoder(graph), by_two(images), threads=1)
     factors = np.array([*FACTORS[attention], 1])
     assert_scales(graph, scales, [peaks * factors for peaks in vit.peaks(images)])
@@ -86,7 +86,7 @@ def test_registers_are_covered_too(size: float) -> None:
     random = np.random.default_rng(0)
     shape = (2, SPEC.depth, SPEC.heads, 4, DIM)
     keys, values = (size * random.standard_normal(shape)).astype(np.float32)
-    graph = run(SpliceRegisters(0, SPEC.depth, keys, values), canonicalize(vit.model())).graph
+    graph = run(SpliceRegisters(0, SPEC.depth, keys, values), canonical_graph(vit.model())).graph
     images = vit.images(4)
     scales = attention_scales(view_encoder(graph), by_two(images), threads=1)
     plan = Registers(0, SPEC.depth, keys, values)
@@ -101,7 +101,7 @@ def test_registers_are_covered_too(size: float) -> None:
 
 def test_the_pass_takes_the_scales_and_loses_little() -> None:
     vit = TinyVit(SPEC)
-    graph, images = canonicalize(vit.model()), vit.images(6)
+    graph, images = canonical_graph(vit.model()), vit.images(6)
     scales = attention_scales(view_encoder(graph), by_two(images), threads=1)
     result = run(QuantizeAttention(scales), graph)
     assert len(result.log.edits) == SPEC.depth
@@ -113,5 +113,5 @@ def test_the_pass_takes_the_scales_and_loses_little() -> None:
 @pytest.mark.parametrize("attention", ["op4", "op3"])
 def test_the_attention_operator_has_none(attention: str) -> None:
     vit = TinyVit(replace(SPEC, attention=attention, opset=23))  # type: ignore[arg-type]
-    view = view_encoder(canonicalize(vit.model()))
+    view = view_encoder(canonical_graph(vit.model()))
     assert attention_scales(view, by_two(vit.images(2)), threads=1) == {}

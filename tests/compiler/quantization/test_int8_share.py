@@ -9,14 +9,14 @@ import onnx_graphsurgeon as gs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.canonical import canonical_graph
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.quantization.int8_share import Placement, place_int8
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import Linear, Site
 from regcache.passes.find_blocks import view_encoder
 
-SITES = view_encoder(canonicalize(TinyVit(Spec()).model())).sites
+SITES = view_encoder(canonical_graph(TinyVit(Spec()).model())).sites
 # Shares that float64 holds exactly, so that a site that fits exactly is no matter of rounding.
 SHARES = st.integers(0, 64).map(lambda part: part / 64)
 

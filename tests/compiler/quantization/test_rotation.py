@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from support.building import assert_builds, int8_products
+from support.canonical import canonical_graph
 from support.running import run_graph
 from support.tiny_artifact import tiny_artifact
 from support.tiny_source import RECIPE
@@ -53,7 +54,7 @@ pytestmark = [
 
 
 def view_of(spec: Spec) -> EncoderView:
-    return view_encoder(canonicalize(TinyVit(spec).model()))
+    return view_encoder(canonical_graph(TinyVit(spec).model()))
 
 
 def linears_work(view: EncoderView) -> int:
@@ -111,7 +112,9 @@ def test_less_that_has_to_be_int8_is_more_that_is_rotated() -> None:
 
 @pytest.fixture(scope="module")
 def tiny() -> FloatEncoder:
-    graph = canonicalize(TinyVit(Spec(width=32, heads=4, hidden=64, depth=DEPTH, grid=4)).model())
+    graph = canonical_graph(
+        TinyVit(Spec(width=32, heads=4, hidden=64, depth=DEPTH, grid=4)).model()
+    )
     outputs = choose_outputs(view_encoder(graph))
     return FloatEncoder(Path("tiny.onnx"), graph, view_encoder(graph), RECIPE, "source", outputs)
 

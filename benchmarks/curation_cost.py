@@ -20,7 +20,7 @@ from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import curate
 from regcache.compiler.curation.sensitivity import block_damage
 from regcache.compiler.curation.study import ReferenceImages, Study
-from regcache.compiler.curation.workbench import close_workbench, open_workbench
+from regcache.compiler.curation.workbench import HeldStudy
 from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.job.options import Calibrator, CompileOptions
@@ -47,10 +47,10 @@ def float_pass(study: Study, images: np.ndarray) -> float:
 def sensitivity_seconds(study: Study) -> float:
     """All layers and all blocks, from the images on."""
     start = time.perf_counter()
+    held = HeldStudy(study)
     with open_workers("threads", available_cpus()) as workers:
-        depth = open_workbench(study).depth
-        list(workers.map(block_damage, workers.share(study), range(depth)))
-    close_workbench()
+        blocks = range(held.workbench().depth)
+        list(workers.map(block_damage, workers.share(held), blocks))
     return time.perf_counter() - start
 
 

@@ -24,6 +24,7 @@ from regcache.compiler.curation.curate import curate
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting
+from regcache.compiler.curation.workbench import HeldStudy
 from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Simulation, TargetName, resolve_target, simulate
@@ -40,7 +41,7 @@ def natural_error(quantizer: Quantizer) -> float:
     """Of the un-planted encoder on the right halves."""
     study = study_of(model_graph(natural()), quantizer)
     nothing = Trial(Setting(), np.zeros((0, 1), np.float32))
-    return decide_setting(study, nothing).mean
+    return decide_setting(HeldStudy(study), nothing).mean
 
 
 def measure_seed(seed: int, quantizer: Quantizer, natural_error: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from regcache.compiler.curation.curate import Curated, curate
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting
+from regcache.compiler.curation.workbench import HeldStudy
 from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import TargetName, resolve_target
@@ -61,7 +62,8 @@ def curated(planting: Planting, quantizer: Quantizer, journal: Path) -> Curated:
 def natural_error(quantizer: Quantizer) -> float:
     """Of the un-planted DINOv2-S, quantized the same way."""
     nothing = Trial(Setting(), np.zeros((0, 384), np.float32))
-    return decide_setting(study_of(model_graph(natural()), quantizer), nothing).mean
+    study = study_of(model_graph(natural()), quantizer)
+    return decide_setting(HeldStudy(study), nothing).mean
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from regcache.compiler.curation.sensitivity import BlockDamage, block_damage
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import Study
 from regcache.compiler.curation.trial import Trial, TrialResult, decide_setting
-from regcache.compiler.curation.workbench import Workbench, close_workbench, open_workbench
+from regcache.compiler.curation.workbench import HeldStudy, Workbench
 from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.workers.open_workers import open_workers
@@ -80,8 +80,9 @@ def _tasks(
     study: Study, options: SearchOptions, reporter: Reporter
 ) -> Iterator[tuple[Workbench, SearchTasks]]:
     """The study's workbench, and workers with a journal that goes once all went well."""
+    held = HeldStudy(study)
     try:
-        workbench = open_workbench(study)
+        workbench = held.workbench()
     except InputError as error:
         raise UnsearchableError(str(error)) from error
     deadline = None if options.budget is None else time.monotonic() + options.budget
@@ -94,10 +95,7 @@ def _tasks(
     ):
         if len(journal):
             reporter.step(f"going on with a search of {len(journal)} results")
-        try:
-            yield workbench, SearchTasks(workers, workers.share(study), journal, reporter, deadline)
-        finally:
-            close_workbench()
+        yield workbench, SearchTasks(workers, workers.share(held), journal, reporter, deadline)
         journal.remove()
 
 

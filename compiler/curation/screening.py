@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import open_graph, stream
-from regcache.compiler.curation.study import Study
-from regcache.compiler.curation.workbench import open_workbench
+from regcache.compiler.curation.workbench import HeldStudy
 from regcache.passes.base import run
 from regcache.passes.cut_graph import cut_graph
 from regcache.passes.errors import InputError
@@ -27,13 +26,13 @@ class Screen:
     end: int
 
 
-def screened_ranges(study: Study, screen: Screen) -> Ranges:
+def screened_ranges(held: HeldStudy, screen: Screen) -> Ranges:
     """The width of the range of every activation of blocks [start, end), by the tensor's name.
 
     In float, on the first of the `fit` images; registers in mode kv, whatever will be shipped.
     Empty where a pass refuses the registers.
     """
-    workbench = open_workbench(study)
+    workbench, study = held.workbench(), held.study
     start, end = screen.start, screen.end
     names = [site.tensor.name for site in workbench.sites(start, end)]
     ends = [*names, workbench.streams[end]]  # whole blocks, which the pass can read

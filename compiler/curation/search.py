@@ -13,8 +13,8 @@ from regcache.compiler.curation.candidates import EARLIER, Candidate
 from regcache.compiler.curation.journal import Journal
 from regcache.compiler.curation.screening import Ranges, Screen, predicted_damage, screened_ranges
 from regcache.compiler.curation.setting import Setting
-from regcache.compiler.curation.study import Study
 from regcache.compiler.curation.trial import Trial, TrialResult, try_setting
+from regcache.compiler.curation.workbench import HeldStudy
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.workers.open_workers import Shared, Workers
 
@@ -34,7 +34,7 @@ class SearchTasks:
     """Where tasks run and their results are noted, until the deadline (time.monotonic)."""
 
     workers: Workers
-    shared: Shared[Study]
+    shared: Shared[HeldStudy]
     journal: Journal
     reporter: Reporter
     deadline: float | None = None
@@ -42,13 +42,13 @@ class SearchTasks:
     def run(
         self,
         label: str,
-        function: Callable[[Study, X], R],
+        function: Callable[[HeldStudy, X], R],
         payloads: Mapping[str, X],
         kind: type[R],
         *,
         to_the_end: bool = False,
     ) -> dict[str, R]:
-        """`function(study, payload)` for every payload, by its key; fewer after the deadline.
+        """`function(held study, payload)` for every payload, by its key; fewer after the deadline.
 
         What the journal holds is not computed again. `to_the_end` ignores the deadline.
         """

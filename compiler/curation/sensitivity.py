@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from regcache.compiler.curation.parts import Part, State, output_errors
-from regcache.compiler.curation.study import Study
-from regcache.compiler.curation.workbench import open_workbench
+from regcache.compiler.curation.workbench import HeldStudy
 from regcache.passes.base import run
 
 
@@ -20,12 +19,12 @@ class BlockDamage:
     whole: float
 
 
-def block_damage(study: Study, block: int) -> BlockDamage:
+def block_damage(held: HeldStudy, block: int) -> BlockDamage:
     """The damage that quantizing parts of one block does, on the first of the `fit` images.
 
     Blocks before it are not run: their hidden states are there already.
     """
-    workbench = open_workbench(study)
+    workbench, study = held.workbench(), held.study
     state, batch = workbench.fit_state(block), study.batch
     before, behind = workbench.before[block], workbench.before[block + 1]
     made = [workbench.streams[block + 1], *(name for name in behind if name not in before)]

@@ -13,8 +13,7 @@ from regcache.compiler.calibration.number_formats import Scale
 from regcache.compiler.calibration.observe import site_statistics
 from regcache.compiler.curation.parts import Part, output_errors
 from regcache.compiler.curation.setting import Setting, place_registers
-from regcache.compiler.curation.study import Study
-from regcache.compiler.curation.workbench import Workbench, collect, open_workbench
+from regcache.compiler.curation.workbench import HeldStudy, Workbench, collect
 from regcache.passes.base import run
 from regcache.passes.cut_graph import cut_graph
 from regcache.passes.errors import InputError
@@ -46,9 +45,9 @@ class TrialResult:
         return float(np.mean(self.errors)) if self.errors else float("inf")
 
 
-def try_setting(study: Study, trial: Trial) -> TrialResult:
+def try_setting(held: HeldStudy, trial: Trial) -> TrialResult:
     """The errors on the `rank` images; blocks before the setting's first are not run again."""
-    workbench = open_workbench(study)
+    workbench, study = held.workbench(), held.study
     first = trial.setting.first_block(workbench.depth)
     if first == workbench.depth:
         return TrialResult(tuple(workbench.baseline.tolist()))
@@ -65,9 +64,9 @@ def try_setting(study: Study, trial: Trial) -> TrialResult:
     return _result(workbench, "rank", outputs)
 
 
-def decide_setting(study: Study, trial: Trial) -> TrialResult:
+def decide_setting(held: HeldStudy, trial: Trial) -> TrialResult:
     """The errors on the `decide` images, which the search never saw, of the whole encoder."""
-    workbench = open_workbench(study)
+    workbench, study = held.workbench(), held.study
     first = trial.setting.first_block(workbench.depth)
     graph = _placed(workbench, trial)
     scales = (

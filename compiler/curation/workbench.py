@@ -1,4 +1,4 @@
-"""What the search's tasks share within a process: hidden states that are computed once."""
+"""What the tasks of a search share within a worker: hidden states that are computed once."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -163,19 +163,25 @@ def collect(
             statistics[name].update(tokens)
 
 
-_workbenches: dict[str, Workbench] = {}
-_opening = threading.Lock()
+class HeldStudy:
+    """A study as workers hold it, with the workbench that its tasks work at.
 
+    A workbench is made when a task first asks for it, and freed with this object. Threads share
+    the object; a pickle carries the study alone, so that each process and each Dask worker makes
+    one workbench of the copy that it holds.
+    """
 
-def open_workbench(study: Study) -> Workbench:
-    """The workbench of a study, made once per process; only the latest is kept."""
-    with _opening:
-        if study.key not in _workbenches:
-            _workbenches.clear()
-            _workbenches[study.key] = Workbench(study)
-        return _workbenches[study.key]
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._making = threading.Lock()
+        self._workbench: Workbench | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HeldStudy, (self.study,)
 
-def close_workbench() -> None:
-    """Free the memory of the latest study."""
-    _workbenches.clear()
+    def workbench(self) -> Workbench:
+        """The workbench of the study, always the same. Raises InputError as Workbench does."""
+        with self._making:
+            if self._workbench is None:
+                self._workbench = Workbench(self.study)
+            return self._workbench

@@ -19,15 +19,21 @@ _CONNECT = 8.0  # seconds in which a scheduler has to answer
 _NO_WORKERS = 60.0  # seconds that a cluster may be without any worker
 _REFRESH = 5.0  # seconds for which the size of a cluster is believed
 _STARTED = "regcache-started"  # topic on which Dask tasks say that they have begun
+_COPIES = "regcache_copies"  # attribute of a Dask worker: the copies of studies that it keeps
+_MOST_COPIES = 2  # where a search was killed, nobody frees its copies
 _DASK_LOGS = ("distributed", "distributed.client", "distributed.gc", "tornado.application")
 
 
 class _Scattered:
-    """A study on a Dask cluster, and the object to send again when its holders have died."""
+    """A study on a Dask cluster, and the object to send again when its holders have died.
+
+    `name`: what workers keep their copy under (see _kept_copy).
+    """
 
     def __init__(self, study: Any, future: Any) -> None:
         self.study = study
         self.future = future
+        self.name = uuid.uuid4().hex
 
 
 class DaskWorkers(Workers):
@@ -45,6 +51,7 @@ class DaskWorkers(Workers):
             what = f"the scheduler {address}"
             raise MissingExtraError(what, extra="scale", module="distributed") from error
         self._begun: set[str] = set()
+        self._names: list[str] = []
         self._remote: WeakKeyDictionary[Future[Any], tuple[str, Any]] = WeakKeyDictionary()
         self._threads, self._seen = 0, float("-inf")
         self._empty_since: float | None = None
@@ -60,7 +67,9 @@ class DaskWorkers(Workers):
             self._stack = stack.pop_all()
 
     def share(self, study: S) -> Shared[S]:
-        return Shared(_Scattered(study, self._scatter(study)))
+        scattered = _Scattered(study, self._scatter(study))
+        self._names.append(scattered.name)
+        return Shared(scattered)
 
     def _scatter(self, study: Any) -> Any:
         # Subscribed anew each time, as a scheduler that was restarted has forgotten it.
@@ -73,6 +82,8 @@ class DaskWorkers(Workers):
         # Of a scheduler that is gone there is nothing to release.
         with suppress(Exception):
             self._cancel_waiting([future for future in self._remote if not future.done()])
+            if self._names:
+                self._client.run(_free_copies, self._names, on_error="ignore")
         self._stack.close()
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -97,7 +108,8 @@ class DaskWorkers(Workers):
             scattered.future = self._scatter(scattered.study)
         token = uuid.uuid4().hex
         call = pickle.dumps((function, setting), pickle.HIGHEST_PROTOCOL)
-        arguments = (scattered.future, call, token if deadline is not None else None)
+        noted = token if deadline is not None else None
+        arguments = (scattered.future, scattered.name, call, noted)
         remote = self._ask(self._client.submit, _run_on_dask, *arguments, pure=False)
         future: Future[R] = Future()
         self._remote[future] = token, remote
@@ -148,11 +160,30 @@ def _find_scheduler(dask: Any, address: str) -> None:
         pool.submit(asyncio.run, asyncio.wait_for(identify(), _CONNECT)).result()
 
 
-def _run_on_dask(study: Any, call: bytes, token: str | None) -> Any:
+def _run_on_dask(study: Any, name: str, call: bytes, token: str | None) -> Any:
+    worker = importlib.import_module("distributed").get_worker()
     if token is not None:
-        importlib.import_module("distributed").get_worker().log_event(_STARTED, token)
+        worker.log_event(_STARTED, token)
     function, setting = pickle.loads(call)
-    return function(study, setting)
+    return function(_kept_copy(worker, name, study), setting)
+
+
+def _kept_copy(worker: Any, name: str, study: Any) -> Any:
+    """The first copy of a study that a worker's tasks were given.
+
+    Dask drops the copies of idle workers and fetches others later, without what tasks computed
+    once and left in the copy.
+    """
+    copies: dict[str, Any] = worker.__dict__.setdefault(_COPIES, {})
+    kept = copies.setdefault(name, study)
+    for old in list(copies)[:-_MOST_COPIES]:
+        copies.pop(old, None)
+    return kept
+
+
+def _free_copies(names: Iterable[str], dask_worker: Any) -> None:
+    for name in names:
+        getattr(dask_worker, _COPIES, {}).pop(name, None)
 
 
 @contextmanager

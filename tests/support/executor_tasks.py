@@ -17,14 +17,16 @@ PATIENCE = 60.0
 
 @dataclass
 class Study:
-    """A study whose every unpickling leaves a file `loaded-PID-...` in `folder`."""
+    """A study whose every unpickling, a new `copy`, leaves a file `loaded-PID-COPY` in `folder`."""
 
     folder: Path
     factor: int = 2
+    copy: str = ""
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        (self.folder / f"loaded-{os.getpid()}-{uuid.uuid4().hex}").touch()
+        self.copy = uuid.uuid4().hex
+        (self.folder / f"loaded-{os.getpid()}-{self.copy}").touch()
 
 
 class ClumsyError(Exception):
@@ -78,6 +80,10 @@ def scale_from_two_on_behind_the_gate(study: Study, setting: int) -> int:
 
 def ignore(study: Study, setting: object) -> int:
     return study.factor
+
+
+def tell_copy(study: Study, setting: int) -> tuple[int, str]:
+    return os.getpid(), study.copy
 
 
 def hang(study: Study, setting: int) -> int:

@@ -1,6 +1,7 @@
 """Tiny encoders on a workbench, and what a direct run says of them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from regcache.compiler.calibration.observe import SiteStatistics, site_statistic
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import Study
+from regcache.compiler.curation.workbench import HeldStudy, Workbench
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Simulation, simulate
 from regcache.passes.base import Pass, run
@@ -40,6 +42,16 @@ class Case:
     vit: TinyVit
     graph: gs.Graph
     study: Study
+
+    @cached_property
+    def held(self) -> HeldStudy:
+        """The study as workers hold it."""
+        return HeldStudy(self.study)
+
+    @property
+    def workbench(self) -> Workbench:
+        """The workbench of the study, made once."""
+        return self.held.workbench()
 
     def references(self, images: Floats) -> NDArray[np.float64]:
         """The pooled output in float64, from the formula."""

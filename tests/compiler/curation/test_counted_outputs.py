@@ -25,7 +25,7 @@ from regcache.compiler.curation.sensitivity import block_damage
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting, try_setting
-from regcache.compiler.curation.workbench import Workbench, open_workbench
+from regcache.compiler.curation.workbench import HeldStudy, Workbench
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.choose_outputs import choose_outputs
@@ -87,7 +87,7 @@ def make_case(form: str, batch: int | None = None) -> ManyCase:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_baseline_counts_every_output(form: str) -> None:
     case = make_case(form)
-    workbench = open_workbench(case.study)
+    workbench = case.workbench
     assert tuple(workbench.outputs) == case.counted
     assert tuple(block for block, names in enumerate(workbench.before) if names) == FORMS[form]
     quantized = case.quantized(case.graph)
@@ -101,14 +101,14 @@ def test_the_baseline_counts_every_output(form: str) -> None:
 def test_damage_at_every_output(form: str, batch: int | None) -> None:
     """Also of a block that some outputs stand before."""
     case = make_case(form, batch)
-    assert_damage(case, case.study, case.graph, block=1)
+    assert_damage(case, case.held, case.graph, block=1)
 
 
-def assert_damage(case: ManyCase, study: Study, graph: gs.Graph, block: int) -> None:
+def assert_damage(case: ManyCase, held: HeldStudy, graph: gs.Graph, block: int) -> None:
     """Of one block alone, that of the whole encoder with it quantized."""
     step = case.step(graph)
     assert isinstance(step, QuantizeLinears)
-    images = study.images.fit[:3]
+    images = held.study.images.fit[:3]
     wanted = run_named(graph, list(case.counted), images)
 
     def damage(names: list[str]) -> float:
@@ -117,7 +117,7 @@ def assert_damage(case: ManyCase, study: Study, graph: gs.Graph, block: int) -> 
         pairs = zip(found, wanted, strict=True)
         return float(np.mean([_distances(one, other) for one, other in pairs]))
 
-    seen = block_damage(study, block)
+    seen = block_damage(held, block)
     truth = [damage([name]) for name in seen.sites] + [damage(list(seen.sites))]
     assert_errors([*seen.sites.values(), seen.whole], np.array(truth))
 
@@ -155,7 +155,7 @@ def check_trial(case: ManyCase, setting: Setting) -> None:
     quantized = case.quantized(case.placed(setting, tokens))
     images = case.study.images
     for function, some in ((try_setting, images.rank), (decide_setting, images.decide)):
-        result = function(case.study, Trial(setting, tokens))
+        result = function(case.held, Trial(setting, tokens))
         assert result.refused is None
         assert_errors(result.errors, case.errors(quantized, some))
 
@@ -172,7 +172,7 @@ def check_trial(case: ManyCase, setting: Setting) -> None:
 )
 def test_what_would_change_an_output_is_refused(form: str, setting: Setting, reason: str) -> None:
     case = make_case(form)
-    result = try_setting(case.study, Trial(setting, random_tokens(SPEC, setting.count)))
+    result = try_setting(case.held, Trial(setting, random_tokens(SPEC, setting.count)))
     assert re.search(reason, result.refused or "")
 
 
@@ -180,10 +180,10 @@ def test_sensitivity_behind_deleted_sinks() -> None:
     """Outputs are put back in order by indices that are made where the sinks are deleted."""
     case = make_case("hidden_states")
     placed = case.placed(SETTINGS["deletion"], random_tokens(SPEC, 0))
-    study = replace(case.study, graph=placed, outputs=case.counted, key="placed")
-    kinds = {placed.tensors()[name].dtype for name in open_workbench(study).before[2]}
+    held = HeldStudy(replace(case.study, graph=placed, outputs=case.counted, key="placed"))
+    kinds = {placed.tensors()[name].dtype for name in held.workbench().before[2]}
     assert np.dtype(np.int64) in kinds
-    assert_damage(case, study, placed, block=2)
+    assert_damage(case, held, placed, block=2)
 
 
 def test_a_part_of_known_outputs_alone() -> None:

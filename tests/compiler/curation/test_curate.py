@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.cli.main import main
+from regcache.compiler.curation import workbench
 from regcache.compiler.curation.curate import Curated, curate
 from regcache.compiler.curation.study import ReferenceImages, Study
+from regcache.compiler.curation.workbench import Workbench
 from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Simulation, TargetName, resolve_target, simulate
@@ -108,6 +111,21 @@ def test_the_journal_is_gone_and_nothing_is_random(
 ) -> None:
     assert_same(run(study, tmp_path / "journal"), whole)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_search_frees_its_workbench(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Watched(Workbench):
+        def __init__(self, study: Study) -> None:
+            made.append(weakref.ref(self))
+            super().__init__(study)
+
+    monkeypatch.setattr(workbench, "Workbench", Watched)
+    run(study, tmp_path / "journal")
+    assert [reference() for reference in made] == [None]
 
 
 def test_a_search_goes_on_where_it_stopped(

@@ -4,6 +4,7 @@ import functools
 import pickle
 import re
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -31,7 +32,7 @@ from regcache.compiler.curation.sensitivity import block_damage
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting, try_setting
-from regcache.compiler.curation.workbench import Workbench, close_workbench, open_workbench
+from regcache.compiler.curation.workbench import HeldStudy, Workbench
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Simulation, Target, simulate
 from regcache.passes.affine import Affine
@@ -78,7 +79,7 @@ def assert_scales(found: Mapping[str, Affine], wanted: Mapping[str, Affine]) -> 
 @pytest.fixture(autouse=True, scope="module")
 def _free() -> Iterator[None]:
     yield
-    close_workbench()
+    make_case.cache_clear()
 
 
 @pytest.fixture(params=BATCHES, scope="module")
@@ -88,7 +89,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.mark.slow
 def test_hidden_states_are_those_of_the_whole_encoder(case: Case) -> None:
-    workbench = open_workbench(case.study)
+    workbench = case.workbench
     assert len(workbench.fit) == len(workbench.quantized) == len(workbench.streams) == 4
     images = case.study.images
     wanted = run_named(case.graph, workbench.streams, images.fit)
@@ -100,7 +101,7 @@ def test_hidden_states_are_those_of_the_whole_encoder(case: Case) -> None:
 
 
 def test_references_are_the_float_encoder(case: Case) -> None:
-    workbench = open_workbench(case.study)
+    workbench = case.workbench
     images = case.study.images
     for name, some in (("rank", images.rank), ("decide", images.decide)):
         wanted = case.references(some)
@@ -109,7 +110,7 @@ def test_references_are_the_float_encoder(case: Case) -> None:
 
 
 def test_scales_are_those_of_all_images_at_once(case: Case) -> None:
-    found, step = open_workbench(case.study).scales, case.step(case.graph)
+    found, step = case.workbench.scales, case.step(case.graph)
     assert isinstance(step, QuantizeLinears)
     assert_scales(affines(found), step.activations)
 
@@ -119,7 +120,7 @@ def test_scales_are_those_of_all_images_at_once(case: Case) -> None:
 def test_the_baseline_is_the_quantized_encoder(quantizer: str) -> None:
     case = make_case(quantizer=quantizer)
     wanted = case.errors(case.quantized(case.graph), case.study.images.rank)
-    assert_errors(open_workbench(case.study).baseline, wanted)
+    assert_errors(case.workbench.baseline, wanted)
 
 
 @pytest.mark.slow
@@ -138,7 +139,7 @@ def test_damage_is_that_of_the_whole_encoder(block: int, quantizer: str, batch: 
         some = replace(step, activations={name: scales[name] for name in names})
         return float(case.errors(run(some, case.graph).graph, images).mean())
 
-    found = block_damage(case.study, block)
+    found = block_damage(case.held, block)
     names = [linear.input.name for linear in view_encoder(case.graph).blocks[block].linears]
     assert list(found.sites) == list(dict.fromkeys(names))
     wanted = np.array([damage([name]) for name in found.sites] + [damage(names)])
@@ -162,7 +163,7 @@ def test_screened_ranges_are_those_of_the_whole_encoder(batch: int | None) -> No
             name: max(float(x.max()), 0.0) - min(float(x.min()), 0.0)
             for name, x in zip(names, observed, strict=True)
         }
-        assert screened_ranges(case.study, Screen(tokens, start, end)) == pytest.approx(wanted)
+        assert screened_ranges(case.held, Screen(tokens, start, end)) == pytest.approx(wanted)
 
 
 def test_predicted_damage_goes_with_the_square_of_the_range() -> None:
@@ -189,7 +190,7 @@ def check_trial(case: Case, setting: Setting) -> None:
     quantized = case.quantized(case.placed(setting, tokens))
     images = case.study.images
     for function, some in ((try_setting, images.rank), (decide_setting, images.decide)):
-        result = function(case.study, Trial(setting, tokens))
+        result = function(case.held, Trial(setting, tokens))
         assert result.refused is None
         assert_errors(result.errors, case.errors(quantized, some))
         assert result.mean == pytest.approx(np.mean(result.errors))
@@ -237,24 +238,36 @@ def test_a_trial_in_other_spellings(name: str) -> None:
 )
 def test_a_refused_setting_is_data(setting: Setting, reason: str) -> None:
     case = make_case()
-    result = try_setting(case.study, Trial(setting, random_tokens(case.vit.spec, setting.count)))
+    result = try_setting(case.held, Trial(setting, random_tokens(case.vit.spec, setting.count)))
     assert re.search(reason, result.refused or "")
     assert result.errors == ()
     assert result.mean == float("inf")
 
 
-def test_a_study_has_one_workbench() -> None:
-    study, other = make_case().study, make_case(quantizer="w4a4").study
-    workbench = open_workbench(study)
-    assert open_workbench(pickle.loads(pickle.dumps(study))) is workbench
+def test_threads_share_the_workbench_of_a_held_study() -> None:
+    held = HeldStudy(make_case().study)
     with ThreadPoolExecutor(4) as pool:
-        found = set(pool.map(open_workbench, [other] * 8))
-    assert len(found) == 1
-    assert workbench not in found
-    assert open_workbench(study) is not workbench  # only the latest is kept
-    latest = open_workbench(study)
-    close_workbench()
-    assert open_workbench(study) is not latest
+        made = set(pool.map(HeldStudy.workbench, [held] * 8))
+    assert made == {held.workbench()}
+    assert HeldStudy(held.study).workbench() not in made
+
+
+def test_a_held_study_travels_without_its_workbench() -> None:
+    held = HeldStudy(make_case().study)
+    before = pickle.dumps(held)
+    baseline = held.workbench().baseline
+    assert pickle.dumps(held) == before
+    copy = pickle.loads(before)
+    assert copy.study.key == held.study.key
+    np.testing.assert_array_equal(copy.workbench().baseline, baseline)
+
+
+def test_a_workbench_goes_with_what_holds_it() -> None:
+    held = HeldStudy(make_case().study)
+    workbench = weakref.ref(held.workbench())
+    assert block_damage(held, 0).sites
+    del held
+    assert workbench() is None
 
 
 @pytest.mark.slow
@@ -265,13 +278,13 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monk
     screens = [Screen(random_tokens(SPEC, count), 1, 3) for count in (0, 2)]
 
     def everything(threads: int) -> list[Any]:
-        close_workbench()
+        held = HeldStudy(case.study)
         monkeypatch.setattr(workbench_module, "available_cpus", lambda: threads)
         with ThreadPoolExecutor(threads) as pool:
-            results: list[Any] = list(pool.map(partial(try_setting, case.study), trials))
-            results += pool.map(partial(block_damage, case.study), range(1, 3))
-            results += pool.map(partial(screened_ranges, case.study), screens)
-        workbench = open_workbench(case.study)
+            results: list[Any] = list(pool.map(partial(try_setting, held), trials))
+            results += pool.map(partial(block_damage, held), range(1, 3))
+            results += pool.map(partial(screened_ranges, held), screens)
+        workbench = held.workbench()
         states = [*workbench.fit, *workbench.quantized]
         states += [one for outputs in workbench.references.values() for one in outputs]
         hidden = [x.tobytes() for x in states]
@@ -289,14 +302,14 @@ def test_a_flattened_mlp_shows_all_its_tokens() -> None:
     check_and_infer(flat)
     images, quantizer = case.study.images, case.study.quantizer
     workbench = Workbench(Study.of(flat, images, quantizer, batch=3))
-    for norms in (*workbench.norms.values(), *open_workbench(case.study).norms.values()):
+    for norms in (*workbench.norms.values(), *case.workbench.norms.values()):
         assert norms.linf.counts.sum() == len(images.fit) * case.vit.spec.tokens
     found = workbench.scales
-    assert found.keys() != open_workbench(case.study).scales.keys()
+    assert found.keys() != case.workbench.scales.keys()
     for block in view_encoder(flat).blocks:
         assert len(block.mlp.fc2.input.shape) == 2
     wanted = {name.removesuffix("/flat"): scale for name, scale in affines(found).items()}
-    assert_scales(affines(open_workbench(case.study).scales), wanted)
+    assert_scales(affines(case.workbench.scales), wanted)
 
 
 def flatten(graph: gs.Graph, block: Block) -> None:

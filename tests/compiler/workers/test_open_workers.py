@@ -252,6 +252,20 @@ def test_a_study_whose_holders_all_died_is_sent_again(
         assert list(workers.map(tasks.scale, shared, range(3))) == [0, 2, 4]
 
 
+def test_a_dask_worker_keeps_its_copy_of_a_study(cluster: Any, tmp_path: Path) -> None:
+    """Also where Dask drops it from an idle worker; until the workers are closed."""
+    with open_workers(cluster.scheduler_address) as workers:
+        assert isinstance(workers, dask_workers.DaskWorkers)
+        shared, client = workers.share(Study(tmp_path)), workers._client
+        copies = set(workers.map(tasks.tell_copy, shared, range(20)))
+        client.amm.run_once()
+        wait_until(lambda: len(client.who_has([shared.handle.future]).popitem()[1]) == 1)
+        copies |= set(workers.map(tasks.tell_copy, shared, range(20)))
+    assert 1 <= len(copies) == len({process for process, _ in copies}) <= 2
+    with importlib.import_module("distributed").Client(cluster.scheduler_address) as client:
+        assert not any(client.run(lambda dask_worker: dask_worker.regcache_copies).values())
+
+
 def test_a_task_that_kills_its_process_is_blamed(tmp_path: Path) -> None:
     with open_workers("processes", 1) as workers:
         shared = workers.share(Study(tmp_path))

@@ -16,7 +16,7 @@ from regcache.compiler.artifact.speed_check import check_speed
 from regcache.compiler.calibration.calibrate import Calibrated, calibrate
 from regcache.compiler.calibration.mapped import let_graph_go, return_memory
 from regcache.compiler.curation.curate import Curated
-from regcache.compiler.curation.find import find_registers, splice
+from regcache.compiler.curation.find import find_registers, no_registers, splice
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.pass_record import say_slower
 from regcache.compiler.encoder.prepare import prepare
@@ -25,7 +25,12 @@ from regcache.compiler.job.context import Context, choose_target
 from regcache.compiler.job.options import CompileOptions, RegisterChoice
 from regcache.compiler.job.targets import Precision
 from regcache.compiler.parity.first_look import first_look
-from regcache.compiler.quantization.equalize import Equalized, equalize, without_shifts
+from regcache.compiler.quantization.equalize import (
+    Equalized,
+    as_it_is,
+    equalize,
+    without_shifts,
+)
 from regcache.compiler.quantization.finish import Quantized, quantize
 from regcache.compiler.quantization.int8_share import keep_float
 from regcache.compiler.quantization.rotation import rotate
@@ -62,19 +67,22 @@ def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -
 
 def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
     """Every stage behind the float encoder; writes the artifact's files but for the manifest."""
-    skipped: list[Skipped] = []
+    options, skipped = context.options, list[Skipped]()
     context = replace(context, images=context.images.telling(skipped.append))
-    searched = _even(context, encoder) if _searches(context) else None
-    if searched is not None:
+    searched, curated = None, no_registers(encoder, "not asked for")
+    if options.registers is RegisterChoice.AUTO:
+        searched = _even(context, encoder)
         context = replace(context, images=searched.calibrated.images)
-    curated = find_registers(context, encoder if searched is None else searched.plain(context))
-    placed = rotate(context, splice(encoder, curated))
+        curated = find_registers(context, searched.plain(context))
+    placed = splice(encoder, curated)
+    if options.rotates:
+        placed = rotate(context, placed, options.share)
     sensitivity = curated.record.sensitivity
     if placed.graph is not encoder.graph:
         searched, sensitivity = None, []  # they are of another encoder, and their memory is free
     even = _even(context, placed) if searched is None else searched.also(placed)
     context = replace(context, images=even.calibrated.images)
-    placement = keep_float(context, placed, even.equalized, sensitivity)
+    placement = keep_float(context, placed, even.equalized, sensitivity, options.share)
     context.reporter.step(f"quantizing linears ({context.target.why})")
     quantized = quantize(context, even.equalized, placement, even.calibrated.streams)
     _save(quantized, curated, (encoder, placed, even.equalized.encoder), folder)
@@ -82,14 +90,10 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
     speed = _speed(context, encoder, folder / MODEL, quantized.linears)
     (folder / PREPROCESS).write_text(encoder.recipe.to_json(), encoding="utf-8")
     source = FileRecord.of(*model_files(encoder.path))
-    if not context.options.keep_float:
+    if not options.keep_float:
         remove_model(encoder.path)
     compiled = Compiled(curated, even.equalized, placement, quantized, parity, speed)
     return describe_artifact(context, compiled, source, skipped, folder)
-
-
-def _searches(context: Context) -> bool:
-    return context.options.registers is not RegisterChoice.OFF
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,11 @@ class _Even:
 
 
 def _even(context: Context, encoder: FloatEncoder) -> _Even:
-    calibrated = calibrate(context, encoder)
-    return _Even(encoder, calibrated, equalize(context, encoder, calibrated))
+    options = context.options
+    calibrated = calibrate(context, encoder, with_streams=options.in_half)
+    if options.equalize:
+        return _Even(encoder, calibrated, equalize(context, encoder, calibrated))
+    return _Even(encoder, calibrated, as_it_is(encoder, calibrated.statistics))
 
 
 def _save(
@@ -146,5 +153,5 @@ def _speed(
         linears=linears,
         # 4-bit weights are for memory.
         accept_slower=options.accept_slower or options.precision is Precision.W4A16,
-        threads=options.threads,
+        threads=context.threads,
     )

@@ -1,4 +1,4 @@
-"""No module of the project leads back to itself by its imports, those inside functions included."""
+"""What modules import, inside functions too: none leads back to itself, few see all options."""
 
 import ast
 from collections.abc import Iterator
@@ -52,6 +52,24 @@ def import_graph(codes: dict[str, str]) -> dict[str, set[str]]:
     return graph
 
 
+def reached(start: str, graph: dict[str, set[str]]) -> set[str]:
+    """The modules that a module imports, and those that these import, and so on; itself too."""
+    found: set[str] = set()
+    waiting = {start}
+    while waiting:
+        module = waiting.pop()
+        found.add(module)
+        waiting |= graph[module] - found
+    return found
+
+
+def names_in(code: str) -> set[str]:
+    """Every name that the code reads, writes, imports, defines or passes an argument by."""
+    fields = ("id", "attr", "arg", "name", "asname")
+    found = {getattr(node, field, None) for node in ast.walk(ast.parse(code)) for field in fields}
+    return {name for name in found if isinstance(name, str)}
+
+
 def test_no_module_leads_back_to_itself() -> None:
     graph = import_graph({name: file.read_text() for name, file in module_files().items()})
     assert len(graph) > 200
@@ -60,6 +78,27 @@ def test_no_module_leads_back_to_itself() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_few_modules_of_a_compilation_see_all_its_options() -> None:
+    """Others are given what they need of them. What is merely called so counts too."""
+    codes = {name: file.read_text() for name, file in module_files().items()}
+    modules = reached("regcache.compiler.pipeline", import_graph(codes))
+    modules = {name for name in modules if name.startswith("regcache.compiler.")}
+    assert len(modules) > 50
+    modules.add("regcache.compiler.cli.main")  # the command itself
+    seeing = sorted(m for m in modules if names_in(codes[m]) & {"options", "CompileOptions"})
+    assert "regcache.compiler.job.options" in seeing
+    assert len(seeing) <= 12, seeing
+
+
+def test_names_are_found_however_they_are_used() -> None:
+    for code in (
+        "options", "a.options.b", "def f(*, options): ...", "f(options=1)", "lambda options: 0",
+        "class options: ...", "from a import options", "import a as options", "f(**options)",
+    ):  # fmt: skip
+        assert "options" in names_in(code), code
+    assert "options" not in names_in("'options'; options_of; b.other")
 
 
 def test_a_circle_is_found_wherever_it_hides() -> None:

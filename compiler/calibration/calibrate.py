@@ -22,7 +22,7 @@ class Calibrated:
     """What the images show of an encoder.
 
     `statistics`: of every site, by its tensor's name; `streams`: ranges of the residual stream, by
-    tensor, where FP16 is to hold it. `images`: those that can be read.
+    tensor, where they were asked for, as FP16 needs them. `images`: those that can be read.
     """
 
     statistics: Mapping[str, HalvedStatistics]
@@ -30,17 +30,20 @@ class Calibrated:
     images: ImageFolder
 
 
-def calibrate(context: Context, encoder: FloatEncoder) -> Calibrated:
-    """Run the images through the encoder once. Raises InputError as `observe` does."""
-    options, images, skipped = context.options, context.images, list[Skipped]()
-    statistics = halved_statistics(encoder.view, len(images.paths), options.seed)
-    streams = stream_ranges(encoder.view) if options.in_half else {}
+def calibrate(context: Context, encoder: FloatEncoder, *, with_streams: bool = False) -> Calibrated:
+    """Run the images through the encoder once. Raises InputError as `observe` does.
+
+    `with_streams`: whether the residual stream is observed too.
+    """
+    images, skipped = context.images, list[Skipped]()
+    statistics = halved_statistics(encoder.view, len(images.paths), context.seed)
+    streams = stream_ranges(encoder.view) if with_streams else {}
     batches = context.reporter.images(
         images.telling(skipped.append), len(images.paths), "calibrating"
     )
     model = context.scratch / "observed.onnx"
     observers: dict[str, Observer] = {**statistics, **streams}
     pixels = (batch.images for batch in batches)
-    observe(encoder.graph, observers, pixels, model, threads=options.threads)
+    observe(encoder.graph, observers, pixels, model, threads=context.threads)
     remove_model(model)
     return Calibrated(statistics, streams, images.without(skipped))

@@ -9,7 +9,6 @@ from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.study import LEAST_IMAGES, ReferenceImages, Study
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
-from regcache.compiler.job.options import RegisterChoice
 from regcache.passes.errors import InputError
 
 
@@ -18,37 +17,35 @@ def find_registers(context: Context, encoder: FloatEncoder) -> Curated:
 
     Raises InputError, naming the source, where the encoder cannot be quantized.
     """
-    options, quantizer = context.options, Quantizer.of(context)
-    if options.registers is RegisterChoice.OFF:
-        return _none(encoder, "no registers: not asked for")
+    quantizer = Quantizer.of(context)
     if not quantizer.quantizes_activations:
-        return _none(encoder, "no registers: activations stay float")
+        return no_registers(encoder, "activations stay float")
     images = ReferenceImages.of(context.images)
     if images.count < LEAST_IMAGES:
-        return _none(
-            encoder,
-            f"no registers: a search needs {LEAST_IMAGES} images, there are {images.count}",
+        return no_registers(
+            encoder, f"a search needs {LEAST_IMAGES} images, there are {images.count}"
         )
     study = Study.of(
         encoder.graph,
         images,
         quantizer,
         batch=context.images.batch_size,
-        seed=options.seed,
+        seed=context.seed,
         outputs=encoder.outputs.counted,
     )
     try:
         return curate(study, context.search, context.reporter)
     except UnsearchableError as error:
-        context.reporter.warn(f"{options.source}: searched for no registers: {error}")
-        return _none(encoder, f"no registers: nothing could be searched: {error}")
+        context.reporter.warn(f"{context.source}: searched for no registers: {error}")
+        return no_registers(encoder, f"nothing could be searched: {error}")
     except InputError as error:
-        raise InputError(f"{options.source}: {error}") from error
+        raise InputError(f"{context.source}: {error}") from error
 
 
-def _none(encoder: FloatEncoder, reason: str) -> Curated:
+def no_registers(encoder: FloatEncoder, reason: str) -> Curated:
+    """What is curated where nothing is searched."""
     tokens = np.zeros((0, encoder.view.width), np.float32)
-    return Curated(Setting(), tokens, CurationRecord(reason=reason))
+    return Curated(Setting(), tokens, CurationRecord(reason=f"no registers: {reason}"))
 
 
 def splice(encoder: FloatEncoder, curated: Curated) -> FloatEncoder:

@@ -41,6 +41,21 @@ class Context:
     reporter: Reporter
 
     @property
+    def source(self) -> str:
+        """The source, as messages name it."""
+        return self.options.source
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of ONNX Runtime; None for all CPUs."""
+        return self.options.threads
+
+    @property
+    def seed(self) -> int:
+        """Seed of all that is drawn at random."""
+        return self.options.seed
+
+    @property
     def search(self) -> SearchOptions:
         """Where a search runs, and how long it may take."""
         options = self.options

@@ -141,6 +141,11 @@ class CompileOptions(Record):
         return 1.0 if self.simulate is not None else self.profile.int8_share
 
     @property
+    def rotates(self) -> bool:
+        """Whether rotating may pay: `rotate`, for int8 alone. E4M3 and float hold outliers well."""
+        return self.rotate and self.precision is Precision.INT8 and self.simulate is None
+
+    @property
     def in_half(self) -> bool:
         """`half`, or the target's default; nothing where other bit-widths are simulated."""
         if self.half is not None:

@@ -19,7 +19,7 @@ def first_look(context: Context, encoder: FloatEncoder, model: Path) -> ParityRe
 
     One after the other: dequantized, a large model takes as much memory as the float one.
     """
-    session = partial(OrtSession, threads=context.options.threads, outputs=encoder.outputs.first)
+    session = partial(OrtSession, threads=context.threads, outputs=encoder.outputs.first)
     images = context.images.some(_PARITY_IMAGES)
     with session(model, integers=context.target.profile.integers) as candidate:
         names = candidate.output_names

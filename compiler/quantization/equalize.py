@@ -58,12 +58,10 @@ class Equalized:
 
 def equalize(context: Context, encoder: FloatEncoder, calibrated: Calibrated) -> Equalized:
     """Shift channels and equalize them where that helps; the encoder computes the same."""
-    options = context.options
-    if not options.equalize:
-        return as_it_is(encoder, calibrated.statistics)
-    found = equalize_encoder(encoder, calibrated.statistics, Quantizer.of(context), options.threads)
-    go_on_with(found.encoder.graph, encoder.graph, context.scratch)
-    return found
+    quantizer = Quantizer.of(context)
+    equalized = equalize_encoder(encoder, calibrated.statistics, quantizer, context.threads)
+    go_on_with(equalized.encoder.graph, encoder.graph, context.scratch)
+    return equalized
 
 
 def without_shifts(context: Context, encoder: FloatEncoder, equalized: Equalized) -> FloatEncoder:

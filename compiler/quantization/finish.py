@@ -91,7 +91,7 @@ def _rest(
     options, view = context.options, equalized.encoder.view
     if options.attention is AttentionChoice.INT8:
         images = (batch.images for batch in context.images.some(_ROUNDING_IMAGES))
-        yield QuantizeAttention(attention_scales(view, images, threads=options.threads))
+        yield QuantizeAttention(attention_scales(view, images, threads=context.threads))
     if options.in_half:
         ranges = {}
         for site in view.sites:
@@ -142,8 +142,8 @@ def _round(context: Context, encoder: FloatEncoder, scales: Mapping[str, Scale |
         path,
         target=context.target,
         images=count,
-        seed=context.options.seed,
-        threads=context.options.threads,
+        seed=context.seed,
+        threads=context.threads,
     )
     remove_model(path)
     return rounded

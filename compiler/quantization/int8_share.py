@@ -45,18 +45,19 @@ def keep_float(
     encoder: FloatEncoder,
     equalized: Equalized,
     known: Sequence[SensitivityRecord],
+    least_share: float,
 ) -> Placement:
-    """Which linears stay float. `known`: the sensitivity of `encoder`, where it was measured.
+    """Choose the linears that stay float: at least `least_share` of the work stays quantized.
 
-    `equalized` was made of `encoder`.
+    `known`: the sensitivity of `encoder`, empty where it was not measured. `equalized` was made of
+    `encoder`.
     """
-    share = context.options.share
-    if not known and share < 1 and Quantizer.of(context).quantizes_activations:
+    if not known and least_share < 1 and Quantizer.of(context).quantizes_activations:
         known = _sensitivity(context, encoder, equalized)
     damage = {record.site: record.damage for record in known}
     view = equalized.encoder.view
     rotations = rotation_work(view)
-    placement = place_int8(view.sites, damage, share, rotations)
+    placement = place_int8(view.sites, damage, least_share, rotations)
     floats = [*(["rotations"] if rotations else []), *placement.left_float]
     if floats:
         context.reporter.step(
@@ -75,13 +76,13 @@ def _sensitivity(
         ReferenceImages(images, images[:1], images[:1]),
         Quantizer.of(context),
         batch=some.batch_size,
-        seed=context.options.seed,
+        seed=context.seed,
         outputs=encoder.outputs.counted,
     )
     try:
         return measure_sensitivity(study, context.search, context.reporter)
     except UnsearchableError as error:
-        context.reporter.warn(f"{context.options.source}: all linears in int8: {error}")
+        context.reporter.warn(f"{context.source}: all linears in int8: {error}")
         return []
 
 

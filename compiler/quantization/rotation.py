@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from regcache.compiler.calibration.mapped import go_on_with
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
-from regcache.compiler.job.targets import Precision
 from regcache.passes.base import Pass
 from regcache.passes.encoder import EncoderView
 from regcache.passes.rotate_hidden import RotateHidden, hidden_sites, rotated_channels
@@ -30,15 +29,9 @@ class Rotations:
         return steps if self.hidden is None else [*steps, RotateHidden(self.hidden)]
 
 
-def rotate(context: Context, encoder: FloatEncoder) -> FloatEncoder:
-    """The encoder with rotated activations where `int8_share` leaves room for their products.
-
-    For int8 alone: E4M3 and float hold outliers as they are.
-    """
-    options = context.options
-    if not options.rotate or options.precision is not Precision.INT8 or options.simulate:
-        return encoder
-    steps = choose_rotations(encoder.view, options.share).steps(options.seed)
+def rotate(context: Context, encoder: FloatEncoder, least_share: float) -> FloatEncoder:
+    """The encoder with rotated activations where `least_share` leaves room for their products."""
+    steps = choose_rotations(encoder.view, least_share).steps(context.seed)
     rotated = encoder.after(steps)
     if rotated.graph is not encoder.graph:
         go_on_with(rotated.graph, encoder.graph, context.scratch)

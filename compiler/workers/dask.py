@@ -86,10 +86,10 @@ class DaskWorkers(Workers):
                 self._client.run(_free_copies, self._names, on_error="ignore")
         self._stack.close()
 
-    def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def _ask(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         """What `call` returns; whatever a cluster fails with becomes an InputError."""
         try:
-            return call(*arguments, **options)
+            return call(*arguments, **keywords)
         except Exception as error:
             reason = first_line(error)
             raise InputError(f"{self.name}: the Dask cluster fails: {reason}") from error

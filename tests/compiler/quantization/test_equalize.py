@@ -290,12 +290,11 @@ def test_as_it_is_changes_nothing(tmp_path: Path) -> None:
         np.testing.assert_array_equal(statistics_of(found)[name].highs, seen.whole.highs)
 
 
-def context(folder: Path, *, equalize: bool = True) -> Context:
+def context(folder: Path) -> Context:
     options = CompileOptions(
         source="tiny.onnx",
         images="none",
         target=TargetName.TENSORRT_RTX,
-        equalize=equalize,
         rounding=Rounding.NEAREST,
         half=False,
     )
@@ -333,13 +332,6 @@ def test_scales_survive_quantization(tmp_path: Path, left_float: tuple[str, ...]
         weights = [linear.weight for linear in sites[name].linears]
         seen = equalized.activations[name].for_scale
         assert quantized.scales[name] == S8S8.scale(weights, seen)
-
-
-def test_not_asked_for_nothing_is_moved(tmp_path: Path) -> None:
-    case, encoder = planted_case(tmp_path, "separate")
-    found = equalize(context(tmp_path, equalize=False), encoder, calibrated(tmp_path, case))
-    assert found.encoder.graph is case.graph
-    assert (how_of(found), scales_of(found)) == ({}, {})
 
 
 def test_zero_is_a_whole_step_in_the_artifact(tmp_path: Path) -> None:

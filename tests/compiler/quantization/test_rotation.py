@@ -129,23 +129,22 @@ def context(**changes: object) -> Context:
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"precision": Precision.FP8},
-        {"simulate": Simulation.W8A8},
-        {"rotate": False},
-        {"int8_share": None},
-        {"int8_share": 1.0},
-    ],
+    [{"precision": Precision.FP8}, {"simulate": Simulation.W8A8}, {"rotate": False}],
     ids=str,
 )
-def test_where_rotations_do_not_pay_nothing_changes(
-    tiny: FloatEncoder, changes: dict[str, object]
-) -> None:
-    assert rotate(context(**changes), tiny) is tiny
+def test_what_holds_outliers_well_is_not_rotated(changes: dict[str, object]) -> None:
+    assert context().options.rotates
+    assert not context(**changes).options.rotates
+
+
+@pytest.mark.parametrize("share", [None, 1.0])
+def test_where_there_is_no_room_nothing_changes(tiny: FloatEncoder, share: float | None) -> None:
+    told = context(int8_share=share)
+    assert rotate(told, tiny, told.options.share) is tiny
 
 
 def test_says_what_it_did(tiny: FloatEncoder) -> None:
-    found = rotate(context(), tiny)
+    found = rotate(context(), tiny, SHARE)
     assert [(log.name, log.edits) for log in found.passes] == [
         ("rotate_stream", 1),
         ("rotate_hidden", 3),
@@ -182,7 +181,7 @@ def test_the_artifact_keeps_the_share_that_its_manifest_states(
 ) -> None:
     opened = Artifact.open(artifact)
     record = opened.manifest.quantization
-    rotations = products_work(rotate(context(), tiny).view)
+    rotations = products_work(rotate(context(), tiny, SHARE).view)
     every = linears_work(tiny.view) + rotations
     int8 = sum(int(np.prod(shape)) for _, shape in int8_weights(opened.model))
     assert record.int8_share == pytest.approx(int8 / every)
@@ -235,7 +234,7 @@ def test_registers_ship_in_a_rotated_encoder(
     tokens = np.random.default_rng(0).standard_normal((setting.count, 32)).astype(np.float32)
     curated = Curated(setting, tokens, CurationRecord(reason="chosen by the test", setting=setting))
     monkeypatch.setattr(pipeline, "find_registers", lambda *_: curated)
-    chosen = ("--target", target, "--int8-share", str(SHARE), "--equalize")
+    chosen = ("--target", target, "--int8-share", str(SHARE), "--equalize", "--registers", "auto")
     opened = Artifact.open(tiny_artifact(tmp_path, *chosen, depth=DEPTH))
     edits = {record.name: record.edits for record in opened.manifest.passes}
     assert (edits["rotate_stream"], edits["rotate_hidden"]) == (stream, DEPTH)

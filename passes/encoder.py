@@ -5,15 +5,19 @@ between two matmuls of run-time tensors (or one Attention node), everything else
 there along the data until it meets the residual adds.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.passes.walk import is_constant, stored_weight, upstream
+
+T = TypeVar("T")
 
 
 class Role(StrEnum):
@@ -180,9 +184,20 @@ class Site:
 
     @property
     def name(self) -> str:
-        """Named after the linears it feeds: "blocks.3.q+k+v", "blocks.3.fc2"."""
+        """Named after the linears it feeds: "blocks.3.q+k+v", "blocks.3.fc2".
+
+        Passes may rename the tensor, or put another into its place; this name stays.
+        """
         first, *others = (linear.name for linear in self.linears)
         return "+".join((first, *(name.rpartition(".")[2] for name in others)))
+
+
+def by_tensor(sites: Iterable[Site], values: Mapping[str, T]) -> dict[str, T]:
+    """Values of sites, which go by the site's name, by the name of its tensor, as passes take them.
+
+    In the order of the sites; those without a value are left out.
+    """
+    return {site.tensor.name: values[site.name] for site in sites if site.name in values}
 
 
 @dataclass(frozen=True, eq=False)

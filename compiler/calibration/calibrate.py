@@ -13,6 +13,7 @@ from regcache.compiler.calibration.observe import (
 from regcache.compiler.calibration.statistics import ChannelRange
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
+from regcache.passes.encoder import by_tensor
 from regcache.passes.model_files import remove_model
 from regcache.runtime.images import ImageFolder, Skipped
 
@@ -21,8 +22,8 @@ from regcache.runtime.images import ImageFolder, Skipped
 class Calibrated:
     """What the images show of an encoder.
 
-    `statistics`: of every site, by its tensor's name; `streams`: ranges of the residual stream, by
-    tensor, where they were asked for, as FP16 needs them. `images`: those that can be read.
+    `statistics`: of every site, by its name; `streams`: ranges of the residual stream, by the name
+    of the tensor, where they were asked for, as FP16 needs them. `images`: those that can be read.
     """
 
     statistics: Mapping[str, HalvedStatistics]
@@ -42,7 +43,7 @@ def calibrate(context: Context, encoder: FloatEncoder, *, with_streams: bool = F
         images.telling(skipped.append), len(images.paths), "calibrating"
     )
     model = context.scratch / "observed.onnx"
-    observers: dict[str, Observer] = {**statistics, **streams}
+    observers: dict[str, Observer] = {**by_tensor(encoder.view.sites, statistics), **streams}
     pixels = (batch.images for batch in batches)
     observe(encoder.graph, observers, pixels, model, threads=context.threads)
     remove_model(model)

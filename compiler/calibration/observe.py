@@ -153,12 +153,12 @@ def _finite_tokens(name: str, activation: Floats, batch: int) -> Floats:
 
 
 def halved_statistics(view: EncoderView, images: int, seed: int) -> dict[str, HalvedStatistics]:
-    """Empty statistics for every site, by tensor name, sized for a number of images."""
+    """Empty statistics for every site, by its name, sized for a number of images."""
 
     def half(number: int) -> SiteStatistics:
         return SiteStatistics(ChannelRange(), RowSample.of(-(-images // 2), seed + number))
 
-    return {site.tensor.name: HalvedStatistics((half(0), half(1))) for site in view.sites}
+    return {site.name: HalvedStatistics((half(0), half(1))) for site in view.sites}
 
 
 def stream_ranges(view: EncoderView) -> dict[str, ChannelRange]:
@@ -173,8 +173,7 @@ def stream_ranges(view: EncoderView) -> dict[str, ChannelRange]:
 
 
 def site_statistics(view: EncoderView, images: int, seed: int) -> dict[str, SiteStatistics]:
-    """Empty statistics for every site, by tensor name, sized for a number of images."""
+    """Empty statistics for every site, by its name, sized for a number of images."""
     return {
-        site.tensor.name: SiteStatistics(ChannelRange(), RowSample.of(images, seed))
-        for site in view.sites
+        site.name: SiteStatistics(ChannelRange(), RowSample.of(images, seed)) for site in view.sites
     }

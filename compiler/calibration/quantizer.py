@@ -16,7 +16,7 @@ from regcache.compiler.job.context import Context
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Target
 from regcache.passes.base import Pass
-from regcache.passes.encoder import Site
+from regcache.passes.encoder import Site, by_tensor
 from regcache.passes.external_weights import let_go
 
 
@@ -45,16 +45,16 @@ class Quantizer:
     def scales(
         self, sites: Iterable[Site], statistics: Mapping[str, ActivationStatistics]
     ) -> dict[str, Scale]:
-        """The activation scale of every site, by the name of its tensor."""
+        """The activation scale of every site; scales and statistics go by the site's name."""
         if not self.quantizes_activations:
             return {}
-        found = {}
+        scales = {}
         for site in sites:
             weights = [linear.weight for linear in site.linears]
-            found[site.tensor.name] = self.scale(weights, statistics[site.tensor.name])
+            scales[site.name] = self.scale(weights, statistics[site.name])
             for weight in weights:
                 let_go(weight)
-        return found
+        return scales
 
     def scale(self, weights: Sequence[Floats], seen: ActivationStatistics) -> Scale:
         """The scale of one activation that the matrices `weights` [K, N] read."""
@@ -64,9 +64,9 @@ class Quantizer:
         """The scale of one activation; `error` makes the measure of what a rounding does."""
         return self.format.scale(self.calibrator, error, seen)
 
-    def step(self, scales: Mapping[str, Scale]) -> Pass:
-        """The pass that quantizes the linears behind the activations that `scales` names.
+    def step(self, sites: Iterable[Site], scales: Mapping[str, Scale]) -> Pass:
+        """The pass that quantizes the linears behind those of the sites that `scales` names.
 
         Each weight becomes the nearest that the format has.
         """
-        return self.format.steps(scales, Rounded())[0]
+        return self.format.steps(by_tensor(sites, scales), Rounded())[0]

@@ -132,7 +132,7 @@ def most_sensitive_block(workbench: Workbench, damage: Mapping[str, float]) -> i
         return damage[name] * (1 - (typical / norms.maximum) ** 2) if norms.maximum else 0.0
 
     blocks = range(workbench.depth)
-    names = [[site.tensor.name for site in workbench.sites(block, block + 1)] for block in blocks]
+    names = [[site.name for site in workbench.sites(block, block + 1)] for block in blocks]
     return max(blocks, key=lambda block: max(map(undone, names[block])))
 
 
@@ -162,7 +162,7 @@ def _curate(workbench: Workbench, tasks: SearchTasks, reporter: Reporter) -> Cur
         sensitive_block=sensitive,
         sensitivity=_sensitivity(workbench, damage),
         block_damage=[block.whole for block in damaged],
-        streams=[_norms(workbench.norms[name]) for name in workbench.streams],
+        streams=[_norms(norms) for norms in workbench.stream_norms],
         universality=UniversalityRecord.model_validate(universality),
         candidates=[CandidateRecord.model_validate(candidate) for candidate in candidates],
         screened=search.screened,
@@ -213,15 +213,14 @@ def _unfinished(search: Search) -> str:
 def _sensitivity(workbench: Workbench, damage: dict[str, float]) -> list[SensitivityRecord]:
     records = []
     for site in workbench.view.sites:
-        name = site.tensor.name
-        norms, median = workbench.norms[name], workbench.norms[name].linf.percentile(50)
-        largest = norms.outliers[0]
+        norms = workbench.site_norms[site.name]
+        median, largest = norms.linf.percentile(50), norms.outliers[0]
         records.append(
             SensitivityRecord(
                 site=site.name,
-                tensor=name,
+                tensor=site.tensor.name,
                 block=site.block,
-                damage=damage[name],
+                damage=damage[site.name],
                 outlier_ratio=norms.linf.maximum / median if median else 0.0,
                 holder=token_kind(largest.token, workbench.view.prefix_tokens),
                 token=largest.token,

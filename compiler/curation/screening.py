@@ -27,15 +27,17 @@ class Screen:
 
 
 def screened_ranges(held: HeldStudy, screen: Screen) -> Ranges:
-    """The width of the range of every activation of blocks [start, end), by the tensor's name.
+    """The width of the range of every activation of blocks [start, end), by the site's name.
 
     In float, on the first of the `fit` images; registers in mode kv, whatever will be shipped.
     Empty where a pass refuses the registers.
     """
     workbench, study = held.workbench(), held.study
     start, end = screen.start, screen.end
-    names = [site.tensor.name for site in workbench.sites(start, end)]
-    ends = [*names, workbench.streams[end]]  # whole blocks, which the pass can read
+    sites = workbench.sites(start, end)
+    names = [site.name for site in sites]
+    # Whole blocks, which the pass can read.
+    ends = [*(site.tensor.name for site in sites), workbench.streams[end]]
     segment = workbench.kept(
         ("segment", start, end), lambda: cut_graph(workbench.graph, workbench.streams[start], ends)
     )

@@ -76,7 +76,7 @@ class SearchTasks:
 
 @dataclass
 class Search:
-    """A search around the sensitive block. `damage`: of each activation, by its tensor's name."""
+    """A search around the sensitive block. `damage`: of each activation, by its site's name."""
 
     tasks: SearchTasks
     candidates: list[Candidate]

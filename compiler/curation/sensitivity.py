@@ -11,8 +11,8 @@ from regcache.passes.base import run
 class BlockDamage:
     """Mean 1 - cosine of the counted outputs, the rest of the encoder in float.
 
-    `sites`: with one activation and the linears that read it quantized, by the tensor's name;
-    `whole`: with all of the block's.
+    `sites`: with the activation at one site and the linears that read it quantized, by the site's
+    name; `whole`: with all of the block's.
     """
 
     sites: dict[str, float]
@@ -29,13 +29,13 @@ def block_damage(held: HeldStudy, block: int) -> BlockDamage:
     before, behind = workbench.before[block], workbench.before[block + 1]
     made = [workbench.streams[block + 1], *(name for name in behind if name not in before)]
     part = Part.of(workbench.graph, workbench.streams[block], made)
-    names = [site.tensor.name for site in workbench.sites(block, block + 1)]
+    names = [site.name for site in workbench.sites(block, block + 1)]
     with workbench.tail(workbench.depth).open() as heads:
         reference = heads(workbench.fit_state(workbench.depth), batch)
     with workbench.tail(block + 1).open() as tail:
 
         def damage(quantized: list[str]) -> float:
-            step = study.quantizer.step({name: workbench.scales[name] for name in quantized})
+            step = workbench.quantizing({name: workbench.scales[name] for name in quantized})
             with part.with_graph(run(step, part.graph).graph).open() as compute:
                 hidden, *more = compute(state, batch)
             others = {**state.others, **dict(zip(made[1:], more, strict=True))}

@@ -54,7 +54,7 @@ def try_setting(held: HeldStudy, trial: Trial) -> TrialResult:
     try:
         graph = _placed(workbench, trial)
         tail = Part.of(graph, workbench.streams[first], workbench.outputs)
-        step = study.quantizer.step(_new_scales(workbench, graph, first))
+        step = workbench.quantizing(_new_scales(workbench, graph, first))
         tail = tail.with_graph(run(step, tail.graph).graph)
     except InputError as error:
         return TrialResult(refused=str(error))
@@ -74,7 +74,7 @@ def decide_setting(held: HeldStudy, trial: Trial) -> TrialResult:
         if first == workbench.depth
         else workbench.scales | _new_scales(workbench, graph, first)
     )
-    quantized = run(study.quantizer.step(scales), graph).graph
+    quantized = run(workbench.quantizing(scales), graph).graph
     session = open_graph(cut_graph(quantized, None, workbench.outputs), threads=1)
     return _result(workbench, "decide", run_all(session, study.images.decide, study.batch))
 

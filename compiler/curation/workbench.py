@@ -1,7 +1,7 @@
 """What the tasks of a search share within a worker: hidden states that are computed once."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from regcache.compiler.calibration.statistics import NormHistogram, TokenNorms
 from regcache.compiler.curation.parts import Part, State, output_errors, run_named
 from regcache.compiler.curation.registers import RegisterCapture
 from regcache.compiler.curation.study import Study
-from regcache.passes.base import run
+from regcache.passes.base import Pass, run
 from regcache.passes.choose_outputs import choose_outputs
 from regcache.passes.cut_graph import cut_graph, needed_before
 from regcache.passes.encoder import Block, Site
@@ -34,9 +34,10 @@ class Workbench:
     `streams`: names of the residual stream at the input of every block, then after the last.
     `fit`, `quantized`: those hidden states [N, T, width], of the `fit` images in float and of the
     `rank` images quantized. `outputs`: names of those that errors are measured at; `before`: for
-    each stream, names of what they need from before it. `norms`: of the tokens of streams and
-    activations; `patch_norms`: l-infinity, of patches alone, of activations. `references`: float
-    outputs of the `rank` and `decide` images. Every session runs on one thread, so that no result
+    each stream, names of what they need from before it. `stream_norms`: of the tokens of every
+    stream. By the name of the site: `scales`; `site_norms`, of the tokens of its activation;
+    `patch_norms`, l-infinity, of patches alone. `references`: float outputs of the `rank` and
+    `decide` images. Every session runs on one thread, so that no result
     depends on who computes it.
     """
 
@@ -50,8 +51,9 @@ class Workbench:
         self.before = [needed_before(self.graph, name, self.outputs) for name in self.streams]
         _check_layout(self.graph, blocks)
         self._lock, self._kept = threading.RLock(), dict[Any, Any]()
-        self.norms = {name: TokenNorms() for name in (*self.streams, *self.tensors)}
-        self.patch_norms = {name: NormHistogram() for name in self.tensors}
+        self.stream_norms = [TokenNorms() for _ in self.streams]
+        self.site_norms = {site.name: TokenNorms() for site in self.view.sites}
+        self.patch_norms = {site.name: NormHistogram() for site in self.view.sites}
         self.fit, statistics = self._run_float()
         self.scales: dict[str, Scale] = study.quantizer.scales(self.view.sites, statistics)
         few = self.study.images.fit[: study.sensitivity_images]
@@ -64,17 +66,13 @@ class Workbench:
         quantized = [found[name] for name in self.outputs]
         self.baseline = output_errors(self.references["rank"], quantized)
 
-    @property
-    def tensors(self) -> list[str]:
-        """The activations that feed the blocks' linears."""
-        return [site.tensor.name for site in self.view.sites]
-
     def sites(self, start: int, end: int) -> list[Site]:
         """The sites of blocks [start, end)."""
-        inside = {
-            linear.input.name for block in self.view.blocks[start:end] for linear in block.linears
-        }
-        return [site for site in self.view.sites if site.tensor.name in inside]
+        return [site for site in self.view.sites if start <= site.block < end]
+
+    def quantizing(self, scales: Mapping[str, Scale]) -> Pass:
+        """The pass that quantizes the linears of the sites that `scales` names."""
+        return self.study.quantizer.step(self.view.sites, scales)
 
     def kept(self, key: Any, make: Callable[[], T]) -> T:
         """What `make` returns, made once under `key`."""
@@ -106,17 +104,19 @@ class Workbench:
     def _run_float(self) -> tuple[list[Floats], dict[str, SiteStatistics]]:
         images = self.study.images.fit
         statistics = site_statistics(self.view, len(images), self.study.seed)
-        names = [*self.streams, *self.tensors]
+        sites, count = self.view.sites, len(self.streams)
+        names = [*self.streams, *(site.tensor.name for site in sites)]
         session = open_graph(cut_graph(self.graph, None, names), threads=1)
         hidden: list[list[Floats]] = []
         for outputs in stream_tokens(session, images, available_cpus()):
-            for name, tokens in zip(names, outputs, strict=True):
-                self.norms[name].update(tokens)
-                if name in statistics:
-                    statistics[name].update(tokens)
-                    patches = tokens[:, self.view.prefix_tokens or 0 :]
-                    self.patch_norms[name].update(np.abs(patches).max(axis=-1))
-            hidden.append(outputs[: len(self.streams)])
+            for norms, tokens in zip(self.stream_norms, outputs[:count], strict=True):
+                norms.update(tokens)
+            for site, tokens in zip(sites, outputs[count:], strict=True):
+                self.site_norms[site.name].update(tokens)
+                statistics[site.name].update(tokens)
+                patches = tokens[:, self.view.prefix_tokens or 0 :]
+                self.patch_norms[site.name].update(np.abs(patches).max(axis=-1))
+            hidden.append(outputs[:count])
         return [np.concatenate(part) for part in zip(*hidden, strict=True)], statistics
 
     @property
@@ -124,7 +124,7 @@ class Workbench:
         return list(dict.fromkeys(name for names in self.before for name in names))
 
     def _run_quantized(self) -> dict[str, Floats]:
-        graph = run(self.study.quantizer.step(self.scales), self.graph).graph
+        graph = run(self.quantizing(self.scales), self.graph).graph
         names = [*self.streams, *self.outputs, *self._others]
         return self._run(graph, names, self.study.images.rank)[0]
 
@@ -157,7 +157,7 @@ def collect(
     statistics: dict[str, SiteStatistics],
 ) -> None:
     """Feed the sites' activations, which are the session's outputs, to their statistics."""
-    names = [site.tensor.name for site in sites]
+    names = [site.name for site in sites]
     for outputs in stream_tokens(session, inputs):
         for name, tokens in zip(names, outputs, strict=True):
             statistics[name].update(tokens)

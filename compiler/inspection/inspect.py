@@ -17,7 +17,7 @@ from regcache.compiler.encoder.prepare import SourceOptions, prepare
 from regcache.compiler.job.record import Record
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import unnamed
-from regcache.passes.encoder import Block, EncoderView
+from regcache.passes.encoder import Block, EncoderView, Site, by_tensor
 from regcache.runtime.images import ImageFolder, Skipped, list_images
 
 
@@ -166,7 +166,7 @@ def inspect_encoder(
         if not paths:
             return _report(options.source, encoder, [_describe(block) for block in view.blocks], 0)
         streams = {block.output.name: TokenNorms() for block in view.blocks}
-        sites = {site.tensor.name: _SiteObserver() for site in view.sites}
+        sites = {site.name: _SiteObserver() for site in view.sites}
         names = _observe(
             encoder, paths, streams, sites, Path(scratch), reporter, batch_size, threads
         )
@@ -190,7 +190,7 @@ def _observe(
     folder = ImageFolder(paths, encoder.recipe, encoder.batch(batch_size), reporter.skipped)
     batches = reporter.images(folder.telling(skipped.append), len(paths), "inspecting")
     model = scratch / "observed.onnx"
-    observers: dict[str, Observer] = {**streams, **sites}
+    observers: dict[str, Observer] = {**streams, **by_tensor(encoder.view.sites, sites)}
     observe(encoder.graph, observers, (b.images for b in batches), model, threads=threads)
     return [path.name for path in folder.without(skipped).paths]
 
@@ -199,7 +199,7 @@ class _Place:
     """Names for the images and token positions of outliers."""
 
     def __init__(self, view: EncoderView, images: list[str]) -> None:
-        self.prefix, self.images = view.prefix_tokens, images
+        self.view, self.images = view, images
 
     def outliers(self, norms: TokenNorms) -> list[OutlierRecord]:
         return [
@@ -207,7 +207,7 @@ class _Place:
                 value=item.value,
                 image=self.images[item.image],
                 token=item.token,
-                kind=token_kind(item.token, self.prefix),
+                kind=token_kind(item.token, self.view.prefix_tokens),
                 channel=item.channel,
             )
             for item in norms.outliers
@@ -228,22 +228,20 @@ def _describe(
     stream = StreamRecord(
         linf=_summary(norms.linf), l2=_summary(norms.l2), outliers=place.outliers(norms)
     )
-    activations = []
-    readers: dict[str, list[str]] = {}
-    for linear in block.linears:
-        readers.setdefault(linear.input.name, []).append(linear.role.value)
-    for tensor, names in readers.items():
-        activations.append(_activation("+".join(names), names, sites[tensor], place))
+    activations = [
+        _activation(site, sites[site.name], place)
+        for site in place.view.sites
+        if site.block == block.index
+    ]
     return plain.model_copy(update={"stream": stream, "activations": activations})
 
 
-def _activation(
-    site: str, linears: list[str], seen: _SiteObserver, place: _Place
-) -> ActivationRecord:
+def _activation(site: Site, seen: _SiteObserver, place: _Place) -> ActivationRecord:
+    linears = [linear.role.value for linear in site.linears]
     low, high = seen.channels.low, seen.channels.high
     linf = _summary(seen.norms.linf)
     return ActivationRecord(
-        site=site,
+        site="+".join(linears),
         linears=linears,
         low=float(low.min()),
         high=float(high.max()),

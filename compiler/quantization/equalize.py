@@ -23,7 +23,7 @@ from regcache.compiler.quantization.factors import (
 from regcache.compiler.quantization.shifts import Shift, choose_shift, refine_shift
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass, run_all
-from regcache.passes.encoder import EncoderView, Site
+from regcache.passes.encoder import EncoderView, Site, by_tensor
 from regcache.passes.equalize import Equalize, foldable
 from regcache.passes.external_weights import let_go
 from regcache.passes.shift_activations import ShiftActivations
@@ -83,13 +83,13 @@ def equalize_encoder(
     quantizer: Quantizer,
     threads: int | None = None,
 ) -> Equalized:
-    """Shift channels and equalize them where that helps, by statistics of every tensor's name.
+    """Shift channels and equalize them where that helps, by statistics of every site, by its name.
 
     Activations are chosen for side by side, each by one of `threads`, so nothing depends on those.
     """
 
     def choose(site: Site) -> _Choice:
-        chosen = _choose(site, statistics[site.tensor.name], quantizer, encoder.view)
+        chosen = _choose(site, statistics[site.name], quantizer, encoder.view)
         for linear in site.linears:
             let_go(linear.weight)
         return chosen
@@ -134,16 +134,15 @@ def _apply(
     """Run the passes; what one refuses at a site stays as it was."""
     shifts = {site: one.shift for site, one in choices.items() if one.shift is not None}
     even = {site: one.even for site, one in choices.items() if one.even is not None}
-    tensors = {site.name: site.tensor.name for site in encoder.view.sites}
-    shifting = ShiftActivations({tensors[site]: one.values.whole for site, one in shifts.items()})
+    values = {site: shift.values.whole for site, shift in shifts.items()}
+    shifting = ShiftActivations(by_tensor(encoder.view.sites, values))
     shifted, shifted_how = _run(shifting, encoder)
-    tensors = {site.name: site.tensor.name for site in shifted.view.sites}
-    equalizing = Equalize({tensors[site]: one.factors.whole for site, one in even.items()})
-    after, even_how = _run(equalizing, shifted)
+    factors = {site: equalization.factors.whole for site, equalization in even.items()}
+    after, even_how = _run(Equalize(by_tensor(shifted.view.sites, factors)), shifted)
 
     activations = {}
     for site in encoder.view.sites:
-        name, seen = site.name, Folded.of(statistics[site.tensor.name])
+        name, seen = site.name, Folded.of(statistics[site.name])
         how, scale, for_scale = list[str](), None, None
         if name in shifted_how:
             seen = seen.shifted(shifts[name].values)
@@ -155,16 +154,19 @@ def _apply(
             how.append(f"{even[name].rule}, {even_how[name]}")
         if name in shifted_how:
             for_scale = seen.held_out  # shifted channels fit the images at hand too well
-        factors = even[name].factors.whole if name in even else None
         activations[name] = Activation(
-            seen.whole, for_scale or seen.whole, scale, factors, "; ".join(how) or None
+            seen.whole, for_scale or seen.whole, scale, factors.get(name), "; ".join(how) or None
         )
     return Equalized(after, activations)
 
 
 def _equalizing(view: EncoderView, activations: Mapping[str, Activation]) -> Equalize:
-    factors = {site.tensor.name: activations[site.name].factors for site in view.sites}
-    return Equalize({name: one for name, one in factors.items() if one is not None})
+    factors = {
+        site: activation.factors
+        for site, activation in activations.items()
+        if activation.factors is not None
+    }
+    return Equalize(by_tensor(view.sites, factors))
 
 
 def _run(step: Pass, encoder: FloatEncoder) -> tuple[FloatEncoder, dict[str, str]]:

@@ -24,7 +24,7 @@ from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.int8_share import Placement
 from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.base import Pass, run_all
-from regcache.passes.encoder import Site
+from regcache.passes.encoder import Site, by_tensor
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.keep_bias_apart import KeepBiasApart
 from regcache.passes.model_files import remove_model
@@ -62,10 +62,9 @@ def quantize(
     quantizer, encoder = Quantizer.of(context), equalized.encoder
     sites = [site for site in encoder.view.sites if site.name not in placement.left_float]
     scales = _scales(quantizer, sites, equalized)
-    by_tensor = {site.tensor.name: scales[site.name] for site in sites if site.name in scales}
-    rounded = _rounded(context, quantizer, encoder, sites, by_tensor)
+    rounded = _rounded(context, quantizer, encoder, sites, scales)
     names = frozenset(linear.name for site in sites for linear in site.linears)
-    steps = quantizer.format.steps(by_tensor, rounded, names)
+    steps = quantizer.format.steps(by_tensor(sites, scales), rounded, names)
     steps += _rest(context, equalized, streams)
     graph, ran = run_all(steps, encoder.graph)
     linears = sum(len(site.linears) for site in sites if site.name in scales)
@@ -77,10 +76,8 @@ def _scales(quantizer: Quantizer, sites: Sequence[Site], equalized: Equalized) -
     known = {site.name: equalized.activations[site.name] for site in sites}
     fixed = {name: one.scale for name, one in known.items() if one.scale is not None}
     free = [site for site in sites if site.name not in fixed]
-    seen = {site.tensor.name: known[site.name].for_scale for site in free}
-    chosen = quantizer.scales(free, seen)
-    found = {site.name: chosen[site.tensor.name] for site in free if site.tensor.name in chosen}
-    every = found | (fixed if quantizer.quantizes_activations else {})
+    chosen = quantizer.scales(free, {site.name: known[site.name].for_scale for site in free})
+    every = chosen | (fixed if quantizer.quantizes_activations else {})
     return {site.name: every[site.name] for site in sites if site.name in every}
 
 
@@ -93,10 +90,9 @@ def _rest(
         images = (batch.images for batch in context.images.some(_ROUNDING_IMAGES))
         yield QuantizeAttention(attention_scales(view, images, threads=context.threads))
     if options.in_half:
-        ranges = {}
-        for site in view.sites:
-            seen = equalized.activations[site.name].seen
-            ranges[site.tensor.name] = seen.low, seen.high
+        known = equalized.activations.items()
+        seen = {site: (activation.seen.low, activation.seen.high) for site, activation in known}
+        ranges = by_tensor(view.sites, seen)
         for name, stream in streams.items():
             ranges[name] = float(stream.low.min()), float(stream.high.max())
         yield HalfPrecision(ranges)
@@ -116,16 +112,16 @@ def _rounded(
 ) -> Rounded:
     """The weights, by the layers' errors or each the nearest, as the options say.
 
-    `scales`: by the name of the tensor; a format of weights alone has none, and reads floats.
+    `scales`: by the name of the site; a format of weights alone has none, and reads floats.
     """
     if context.options.rounding is not Rounding.GPTQ or not quantizer.format.by_error:
         return quantizer.format.nearest_weights(linear for site in sites for linear in site.linears)
-    known = {site.tensor.name: scales.get(site.tensor.name) for site in sites}
+    known = {site.name: scales.get(site.name) for site in sites}
     return _round(context, encoder, known)
 
 
 def _round(context: Context, encoder: FloatEncoder, scales: Mapping[str, Scale | None]) -> Rounded:
-    """GPTQ of the linears that read the tensors named in `scales`."""
+    """GPTQ of the linears of the sites that `scales` names."""
     some = context.images.some(_ROUNDING_IMAGES)
     count = len(some.paths)
 

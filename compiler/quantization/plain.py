@@ -13,6 +13,7 @@ from regcache.passes.base import run
 def quantize_plainly(
     encoder: FloatEncoder, statistics: Mapping[str, ActivationStatistics], quantizer: Quantizer
 ) -> gs.Graph:
-    """The quantized graph, from statistics of every site by its tensor's name."""
-    step = quantizer.step(quantizer.scales(encoder.view.sites, statistics))
+    """The quantized graph, from statistics of every site by its name."""
+    sites = encoder.view.sites
+    step = quantizer.step(sites, quantizer.scales(sites, statistics))
     return run(step, encoder.graph).graph

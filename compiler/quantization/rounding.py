@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from regcache.compiler.calibration.number_formats import Rounded, Scale, Weight, number_format
 from regcache.compiler.calibration.observe import observe
 from regcache.compiler.job.targets import Target
-from regcache.passes.encoder import Linear, Site
+from regcache.passes.encoder import Linear, Site, by_tensor
 from regcache.passes.external_weights import let_go
 
 Floats = NDArray[np.float32]
@@ -101,19 +101,19 @@ def round_weights(
     """
     of_an_image = max(_ROWS // max(images, 1), _LEAST_ROWS_OF_AN_IMAGE)
     found, form = Rounded(), number_format(target)
-    for group in _groups([site for site in sites if site.tensor.name in scales]):
+    for group in _groups([site for site in sites if site.name in scales]):
         inputs = {
-            site.tensor.name: LayerInput(
-                scales[site.tensor.name],
+            site.name: LayerInput(
+                scales[site.name],
                 of_an_image,
                 np.random.default_rng(seed),
                 model_path.with_name(f"rows{number}.bin"),
             )
             for number, site in enumerate(group)
         }
-        observe(graph, inputs, batches(), model_path, threads=threads)
+        observe(graph, by_tensor(group, inputs), batches(), model_path, threads=threads)
         for site in group:
-            seen = inputs.pop(site.tensor.name)
+            seen = inputs.pop(site.name)
             for linear in site.linears:
                 _note(linear, seen, form.round(linear, seen), found)
                 let_go(linear.weight)

@@ -105,7 +105,7 @@ def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
 class _Workshop:
     """Makes the graphs to measure, as files in the context's scratch folder.
 
-    `statistics`: of the encoder, by its tensors' names.
+    `statistics`: of the encoder's activations, by the name of the site.
     """
 
     context: Context

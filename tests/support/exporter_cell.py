@@ -16,7 +16,7 @@ from regcache.export.adopt import adopt
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize_graph
 from regcache.passes.choose_outputs import choose_outputs
-from regcache.passes.encoder import EncoderView
+from regcache.passes.encoder import EncoderView, by_tensor
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.keep_bias_apart import KeepBiasApart
 from regcache.passes.onnx_file import save_graph
@@ -90,8 +90,8 @@ def _quantized(view: EncoderView, images: Floats, observed: Path) -> gs.Graph:
     size = view.graph.inputs[0].shape[0]
     size = size if isinstance(size, int) else len(images)
     batches = (images[start : start + size] for start in range(0, len(images), size))
-    observe(view.graph, statistics, batches, observed, threads=1)
+    observe(view.graph, by_tensor(view.sites, statistics), batches, observed, threads=1)
     target = resolve_target(TargetName.ORT_CPU, u8s8_saturates=u8s8_saturates())
     quantizer = Quantizer(target, Calibrator.MIN_MAX)
-    step = quantizer.step(quantizer.scales(view.sites, statistics))
+    step = quantizer.step(view.sites, quantizer.scales(view.sites, statistics))
     return run(KeepBiasApart(), run(step, view.graph).graph).graph

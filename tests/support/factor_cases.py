@@ -18,7 +18,7 @@ from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Simulation, simulate
 from regcache.compiler.quantization.factors import Equalization
 from regcache.passes.affine import Affine
-from regcache.passes.encoder import EncoderView, Site
+from regcache.passes.encoder import EncoderView, Site, by_tensor
 from regcache.passes.find_blocks import view_encoder
 
 Floats = NDArray[np.float32]
@@ -47,15 +47,16 @@ class Case:
 
     def choose(self, quantizer: str = "u8s8") -> dict[str, Equalization]:
         """By the site's name."""
-        found = choose_equalizations(self.view, self.statistics, QUANTIZERS[quantizer])
-        names = {site.tensor.name: site.name for site in self.view.sites}
-        return {names[tensor]: one for tensor, one in found.items()}
+        return choose_equalizations(self.view, self.statistics, QUANTIZERS[quantizer])
 
 
 def observed(graph: gs.Graph, images: Floats, folder: Path) -> dict[str, HalvedStatistics]:
-    statistics = halved_statistics(view_encoder(graph), len(images), seed=0)
+    """By the site's name."""
+    view = view_encoder(graph)
+    statistics = halved_statistics(view, len(images), seed=0)
     batches = [images[start : start + 5] for start in range(0, len(images), 5)]
-    observe(graph, statistics, batches, folder / "observed.onnx", threads=1)
+    observers = by_tensor(view.sites, statistics)
+    observe(graph, observers, batches, folder / "observed.onnx", threads=1)
     return statistics
 
 

@@ -23,7 +23,7 @@ from regcache.compiler.job.targets import (
 )
 from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.affine import Affine
-from regcache.passes.encoder import EncoderView, Linear, Site
+from regcache.passes.encoder import EncoderView, Linear, Site, by_tensor
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_linears import RoundedWeight
 
@@ -79,14 +79,14 @@ class Case:
 
     def rounded_rows(self, site: Site) -> Doubles:
         """What the integer kernels read, in float64."""
-        scale, rows = self.scales[site.tensor.name], self.seen[site.tensor.name].rows
+        scale, rows = self.scales[site.name], self.seen[site.name].rows
         integers = np.rint(rows / np.float32(scale.scale)) + scale.zero_point
         integers = np.clip(integers, *scale.limits).astype(np.float64)
         return np.asarray((integers - scale.zero_point) * float(np.float32(scale.scale)))
 
     def shift(self, site: Site, linear: Linear, given: RoundedWeight) -> Doubles:
         """X W - Q(X) W' [rows, N] in float64, for a rounded weight W'."""
-        rows = self.seen[site.tensor.name].rows.astype(np.float64)
+        rows = self.seen[site.name].rows.astype(np.float64)
         weight = given.integers.astype(np.float64) * given.scales
         wanted = rows @ linear.weight.astype(np.float64)
         return np.asarray(wanted - self.rounded_rows(site) @ weight)
@@ -96,13 +96,12 @@ def make_case(folder: Path, spec: Spec | None = None, target: str = "u8s8") -> C
     vit = TinyVit(spec or Spec())
     graph = canonical_graph(vit.model())
     view, images = view_encoder(graph), vit.images(IMAGES)
-    names = [site.tensor.name for site in view.sites]
-    seen = {name: Recorder() for name in names}
+    seen = {site.name: Recorder() for site in view.sites}
     path = folder / "observed.onnx"
-    observe(graph, seen, np.array_split(images, 5), path, threads=1)
+    observe(graph, by_tensor(view.sites, seen), np.array_split(images, 5), path, threads=1)
     statistics = site_statistics(view, IMAGES, seed=0)
-    for name in names:
-        statistics[name].update(seen[name].tokens)
+    for name, recorder in seen.items():
+        statistics[name].update(recorder.tokens)
     quantizer = Quantizer(TARGETS[target], Calibrator.OUTPUT_ERROR)
     scales = affines(quantizer.scales(view.sites, statistics))
     return Case(graph, view, images, seen, scales, quantizer.target, folder)

@@ -1,4 +1,4 @@
-"""What is chosen for every activation of a view, one stage at a time, by the tensor's name."""
+"""What is chosen for every activation of a view, one stage at a time, by the site's name."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +15,7 @@ def choose_equalizations(
     view: EncoderView, statistics: Mapping[str, Halved], quantizer: Quantizer
 ) -> dict[str, Equalization]:
     """As though nothing had been shifted."""
-    free = {site.tensor.name: foldable(view, site) for site in view.sites}
+    free = {site.name: foldable(view, site) for site in view.sites}
     return {
         name: found
         for name, now in _untouched(view, statistics, quantizer)
@@ -59,6 +59,6 @@ def _untouched(
     view: EncoderView, statistics: Mapping[str, Halved], quantizer: Quantizer
 ) -> Iterator[tuple[str, Standing]]:
     for site in view.sites:
-        seen = Folded.of(statistics[site.tensor.name])
+        seen = Folded.of(statistics[site.name])
         if seen.folds:
-            yield site.tensor.name, Standing.untouched(site, seen, quantizer)
+            yield site.name, Standing.untouched(site, seen, quantizer)

@@ -20,6 +20,7 @@ from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Simulation, simulate
 from regcache.passes.base import Pass, run
 from regcache.passes.delete_sinks import DeleteSinks
+from regcache.passes.encoder import by_tensor
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.passes.round_weights import RoundWeights
@@ -72,16 +73,17 @@ class Case:
         target = self.study.quantizer.target
         if target.activation_bits is None:
             return RoundWeights(target.weight_bits)
-        chosen = self.study.quantizer.scales(view_encoder(graph).sites, self.statistics(graph))
-        return QuantizeLinears(affines(chosen), target.weight_dtype, target.weight_bits)
+        sites = view_encoder(graph).sites
+        chosen = affines(self.study.quantizer.scales(sites, self.statistics(graph)))
+        return QuantizeLinears(by_tensor(sites, chosen), target.weight_dtype, target.weight_bits)
 
     def statistics(self, graph: gs.Graph) -> dict[str, SiteStatistics]:
-        """Of the activations of the whole graph in float, on all `fit` images at once."""
-        images = self.study.images.fit
-        statistics = site_statistics(view_encoder(graph), len(images), self.study.seed)
-        found = run_named(graph, list(statistics), images)
-        for name, activation in zip(statistics, found, strict=True):
-            statistics[name].update(activation)
+        """Of every site of the whole graph in float, on all `fit` images at once."""
+        images, view = self.study.images.fit, view_encoder(graph)
+        statistics = site_statistics(view, len(images), self.study.seed)
+        found = run_named(graph, [site.tensor.name for site in view.sites], images)
+        for site, activation in zip(view.sites, found, strict=True):
+            statistics[site.name].update(activation)
         return statistics
 
     def placed(self, setting: Setting, tokens: Floats) -> gs.Graph:

@@ -111,8 +111,11 @@ def assert_damage(case: ManyCase, held: HeldStudy, graph: gs.Graph, block: int) 
     images = held.study.images.fit[:3]
     wanted = run_named(graph, list(case.counted), images)
 
+    tensors = {site.name: site.tensor.name for site in view_encoder(graph).sites}
+
     def damage(names: list[str]) -> float:
-        some = replace(step, activations={name: step.activations[name] for name in names})
+        chosen = {tensors[name]: step.activations[tensors[name]] for name in names}
+        some = replace(step, activations=chosen)
         found = run_named(run(some, graph).graph, list(case.counted), images)
         pairs = zip(found, wanted, strict=True)
         return float(np.mean([_distances(one, other) for one, other in pairs]))

@@ -39,7 +39,7 @@ from regcache.passes.affine import Affine
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.check import check_and_infer
-from regcache.passes.encoder import Block, Site
+from regcache.passes.encoder import Block, Site, by_tensor
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_linears import QuantizeLinears
@@ -110,9 +110,11 @@ def test_references_are_the_float_encoder(case: Case) -> None:
 
 
 def test_scales_are_those_of_all_images_at_once(case: Case) -> None:
-    found, step = case.workbench.scales, case.step(case.graph)
+    workbench, step = case.workbench, case.step(case.graph)
     assert isinstance(step, QuantizeLinears)
-    assert_scales(affines(found), step.activations)
+    found = by_tensor(view_encoder(case.graph).sites, affines(workbench.scales))
+    assert len(found) == len(workbench.scales)
+    assert_scales(found, step.activations)
 
 
 @pytest.mark.slow
@@ -132,16 +134,17 @@ def test_damage_is_that_of_the_whole_encoder(block: int, quantizer: str, batch: 
     case = make_case(quantizer=quantizer, batch=batch)
     step = case.step(case.graph)
     assert isinstance(step, QuantizeLinears)
-    scales = step.activations
+    sites, scales = view_encoder(case.graph).sites, step.activations
+    tensors = {site.name: site.tensor.name for site in sites}
     images = case.study.images.fit[:3]
 
     def damage(names: list[str]) -> float:
-        some = replace(step, activations={name: scales[name] for name in names})
+        some = replace(step, activations={tensors[name]: scales[tensors[name]] for name in names})
         return float(case.errors(run(some, case.graph).graph, images).mean())
 
     found = block_damage(case.held, block)
-    names = [linear.input.name for linear in view_encoder(case.graph).blocks[block].linears]
-    assert list(found.sites) == list(dict.fromkeys(names))
+    names = [name for name in tensors if name.startswith(f"blocks.{block}.")]
+    assert list(found.sites) == names
     wanted = np.array([damage([name]) for name in found.sites] + [damage(names)])
     assert_errors([*found.sites.values(), found.whole], wanted)
 
@@ -156,12 +159,11 @@ def test_screened_ranges_are_those_of_the_whole_encoder(batch: int | None) -> No
         tokens = random_tokens(case.vit.spec, count)
         setting = Setting(candidates=tuple(range(count)), start=start, end=end)
         graph = case.placed(setting, tokens)
-        blocks = view_encoder(case.graph).blocks[start:end]
-        names = list(dict.fromkeys(x.input.name for block in blocks for x in block.linears))
-        observed = run_named(graph, names, images)
+        sites = [site for site in view_encoder(case.graph).sites if start <= site.block < end]
+        observed = run_named(graph, [site.tensor.name for site in sites], images)
         wanted = {
-            name: max(float(x.max()), 0.0) - min(float(x.min()), 0.0)
-            for name, x in zip(names, observed, strict=True)
+            site.name: max(float(x.max()), 0.0) - min(float(x.min()), 0.0)
+            for site, x in zip(sites, observed, strict=True)
         }
         assert screened_ranges(case.held, Screen(tokens, start, end)) == pytest.approx(wanted)
 
@@ -302,14 +304,15 @@ def test_a_flattened_mlp_shows_all_its_tokens() -> None:
     check_and_infer(flat)
     images, quantizer = case.study.images, case.study.quantizer
     workbench = Workbench(Study.of(flat, images, quantizer, batch=3))
-    for norms in (*workbench.norms.values(), *case.workbench.norms.values()):
+    every = [
+        *workbench.stream_norms, *workbench.site_norms.values(),
+        *case.workbench.stream_norms, *case.workbench.site_norms.values(),
+    ]  # fmt: skip
+    for norms in every:
         assert norms.linf.counts.sum() == len(images.fit) * case.vit.spec.tokens
-    found = workbench.scales
-    assert found.keys() != case.workbench.scales.keys()
     for block in view_encoder(flat).blocks:
         assert len(block.mlp.fc2.input.shape) == 2
-    wanted = {name.removesuffix("/flat"): scale for name, scale in affines(found).items()}
-    assert_scales(affines(case.workbench.scales), wanted)
+    assert_scales(affines(workbench.scales), affines(case.workbench.scales))
 
 
 def flatten(graph: gs.Graph, block: Block) -> None:
@@ -363,13 +366,15 @@ def test_scales_have_the_bits_of_the_simulation(simulation: Simulation) -> None:
         for calibrator in Calibrator:
             quantizer = Quantizer(narrow, calibrator)
             scales = affines(quantizer.scales(view.sites, statistics))
-            step = quantizer.step(scales)
+            step = quantizer.step(view.sites, scales)
             if activations is None:
                 assert not quantizer.quantizes_activations
                 assert (scales, step) == ({}, RoundWeights(weights))
                 continue
             assert quantizer.quantizes_activations
-            assert step == QuantizeLinears(scales, target.weight_dtype, weights)
+            assert step == QuantizeLinears(
+                by_tensor(view.sites, scales), target.weight_dtype, weights
+            )
             assert scales.keys() == statistics.keys()
             for name, scale in scales.items():
                 assert (scale.bits, scale.dtype) == (activations, target.activation_dtype)
@@ -388,10 +393,10 @@ def test_few_bits_clip_where_that_disturbs_the_layers_least(
     scales = affines(quantizer.scales(sites, statistics))
     clipped = 0
     for site in sites:
-        seen = statistics[site.tensor.name]
+        seen = statistics[site.name]
         min_max = replace(quantizer, calibrator=Calibrator.MIN_MAX)
         whole = affines(min_max.scales([site], statistics))
-        chosen, tried = scales[site.tensor.name], whole[site.tensor.name]
+        chosen, tried = scales[site.name], whole[site.name]
         error, first = (output_error(scale, seen, site) for scale in (chosen, tried))
         for share in np.linspace(0.95, 0.25, 15):
             tried = Affine.from_range(

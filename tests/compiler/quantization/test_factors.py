@@ -70,7 +70,7 @@ def test_silent_channels_and_dead_weights_have_factors(smooth: bool) -> None:
 def whole_error(case: Case, site: Site, factors: Floats, quantizer: Quantizer) -> float:
     """With the range that all images suggest, over all their rows."""
     weights = [linear.weight for linear in site.linears]
-    seen = case.statistics[site.tensor.name].whole
+    seen = case.statistics[site.name].whole
     scaled = [np.asarray(weight * factors[:, None], np.float32) for weight in weights]
     scale = affine(quantizer.scale(scaled, seen.divided(factors)))
     return layer_error(scale, weights, factors, seen.rows, quantizer.target.weight_bits)
@@ -101,7 +101,7 @@ def test_the_error_left_is_that_of_the_other_half(tmp_path: Path, quantizer: str
     case, how = make_case(tmp_path, with_outliers()), QUANTIZERS[quantizer]
     for name, one in case.choose(quantizer).items():
         site = case.site(name)
-        seen = case.statistics[site.tensor.name]
+        seen = case.statistics[site.name]
         weights = [linear.weight for linear in site.linears]
         weight = np.concatenate(weights, axis=1)
         peaks = np.abs(weight).max(axis=1)
@@ -128,11 +128,11 @@ def test_nothing_where_nothing_is_to_be_gained(tmp_path: Path, quantizer: str) -
     case = make_case(tmp_path, vit)
     random = np.random.default_rng(0)
     for site in case.view.sites:
-        statistics = halved_statistics(case.view, 16, seed=0)[site.tensor.name]
+        statistics = halved_statistics(case.view, 16, seed=0)[site.name]
         tokens = random.uniform(-1, 1, (16, 10, site.linears[0].weight_shape[0]))
         tokens[:, 0] = np.where(np.arange(16) % 4 < 2, 1, -1)[:, None]
         statistics.update(tokens.astype(np.float32))
-        case.statistics[site.tensor.name] = statistics
+        case.statistics[site.name] = statistics
     assert case.choose(quantizer) == {}
 
 
@@ -157,7 +157,7 @@ def test_a_site_is_chosen_by_itself(tmp_path: Path) -> None:
     case = make_case(tmp_path, with_outliers())
     whole, one = case.choose(), case.site(NORM)
     alone = replace(case, view=view_encoder(case.graph))
-    alone.statistics[one.tensor.name].halves[1].sample.images = 0  # as of a single image
+    alone.statistics[one.name].halves[1].sample.images = 0  # as of a single image
     found = alone.choose()
     assert found.keys() == whole.keys() - {NORM}
     for name, equalization in found.items():

@@ -94,7 +94,7 @@ def test_sites_without_a_scale_are_left_alone(tmp_path: Path) -> None:
     case = make_case(tmp_path)
     some = [site for site in case.view.sites if ".fc" in site.name]
     whole = case.round()
-    scales = {site.tensor.name: case.scales[site.tensor.name] for site in some}
+    scales = {site.name: case.scales[site.name] for site in some}
     parted = round_weights(
         case.graph, case.view.sites, scales, case.batches, tmp_path / "some.onnx",
         images=IMAGES, target=case.target, threads=1,

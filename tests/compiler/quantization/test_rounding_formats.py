@@ -86,10 +86,10 @@ def test_layers_err_less_than_with_nearest_blocks(case: Case, blocks: Rounded) -
     found, plain = [], []
     for site, linear in case.linears:
         stored = blocks.by_block[linear.name]
-        error = lost(case, site.tensor.name, linear, stored.dequantized())
+        error = lost(case, site.name, linear, stored.dequantized())
         found.append(np.square(error - blocks.biases[linear.name]).sum())
         other = nearest_blocks(linear.weight, bits_of(linear), 32).dequantized()
-        plain.append(np.square(lost(case, site.tensor.name, linear, other)).sum())
+        plain.append(np.square(lost(case, site.name, linear, other)).sum())
     assert (np.array(found) < np.array(plain)).all()
     assert np.sum(found) < 0.6 * np.sum(plain)
 
@@ -97,7 +97,7 @@ def test_layers_err_less_than_with_nearest_blocks(case: Case, blocks: Rounded) -
 def test_bias_corrections_of_blocks_are_the_mean_shift(case: Case, blocks: Rounded) -> None:
     for site, linear in case.linears:
         weight = blocks.by_block[linear.name].dequantized()
-        shift = lost(case, site.tensor.name, linear, weight)
+        shift = lost(case, site.name, linear, weight)
         found = blocks.biases[linear.name]
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, shift.mean(axis=0), rtol=1e-3, atol=2e-6)
@@ -107,7 +107,7 @@ def test_bias_corrections_of_blocks_are_the_mean_shift(case: Case, blocks: Round
 def test_no_step_could_be_better(case: Case, blocks: Rounded) -> None:
     """The damped error's slope along each step is 0, beside those along single weights."""
     for site, linear in case.linears:
-        stored, rows = blocks.by_block[linear.name], case.seen[site.tensor.name].rows
+        stored, rows = blocks.by_block[linear.name], case.seen[site.name].rows
         gram = rows.T.astype(np.float64) @ rows
         gram += 0.05 * np.diag(gram).mean() * np.eye(len(gram))
         slopes = stored.integers * (gram @ (stored.dequantized() - linear.weight))
@@ -125,13 +125,13 @@ def test_eight_bits_err_far_less(tmp_path: Path) -> None:
         name = linear.name.split(".")[-1]
         if name in sizes:
             weight = rounded.by_block[linear.name].dequantized()
-            sizes[name] += float(np.square(lost(case, site.tensor.name, linear, weight)).sum())
+            sizes[name] += float(np.square(lost(case, site.name, linear, weight)).sum())
     assert 0 < sizes["v"] < sizes["q"] / 50
 
 
 def test_only_named_sites_are_rounded(case: Case, blocks: Rounded) -> None:
     some = [site for site in case.view.sites if ".fc" in site.name]
-    parted = rounded_in(case, W4A16, dict.fromkeys(site.tensor.name for site in some))
+    parted = rounded_in(case, W4A16, dict.fromkeys(site.name for site in some))
     assert parted.by_block.keys() == {linear.name for site in some for linear in site.linears}
     for name, stored in parted.by_block.items():
         np.testing.assert_array_equal(stored.integers, blocks.by_block[name].integers)
@@ -163,7 +163,7 @@ def test_fp8_has_biases_alone(tmp_path: Path) -> None:
     assert not rounded.by_block
     assert rounded.biases.keys() == {linear.name for _, linear in case.linears}
     for site, linear in case.linears:
-        rows, scale = case.seen[site.tensor.name].rows, np.float32(scales[site.tensor.name].scale)
+        rows, scale = case.seen[site.name].rows, np.float32(scales[site.name].scale)
         steps = np.abs(linear.weight).max(axis=0) / np.float32(448)
         weight = e4m3(linear.weight / steps).astype(np.float64) * steps
         given = e4m3(rows / scale).astype(np.float64) * scale

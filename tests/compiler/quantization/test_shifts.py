@@ -70,11 +70,6 @@ def off_centre(spec: Spec | None = None) -> TinyVit:
     return vit
 
 
-def by_site(case: Case, shifts: dict[str, Shift]) -> dict[str, Shift]:
-    names = {site.tensor.name: site.name for site in case.view.sites}
-    return {names[tensor]: shift for tensor, shift in shifts.items()}
-
-
 def choose(case: Case, quantizer: Quantizer) -> dict[str, Shift]:
     return choose_shifts(case.view, case.statistics, quantizer)
 
@@ -107,7 +102,7 @@ def test_one_image_is_not_enough(tmp_path: Path, images: int) -> None:
 @pytest.mark.parametrize("how", SIGNED)
 def test_a_channel_around_50_is_moved_by_its_middle(tmp_path: Path, how: str) -> None:
     case, quantizer = make_case(tmp_path, off_centre()), SIGNED[how]
-    found = by_site(case, choose(case, quantizer))
+    found = choose(case, quantizer)
     assert {NORM, VALUES, HIDDEN} <= found.keys()
     assert not any(name.endswith(".fc2") for name in found)
     for name, channel in ((NORM, 9), (VALUES, 5), (HIDDEN, 4)):
@@ -147,12 +142,12 @@ def error(
 
 
 def seen_of(case: Case, name: str) -> Halved:
-    return case.statistics[case.site(name).tensor.name]
+    return case.statistics[name]
 
 
 def replaced(case: Case, name: str, seen: Halved) -> dict[str, Halved]:
     """The case's statistics but for one site."""
-    return {**case.statistics, case.site(name).tensor.name: seen}
+    return {**case.statistics, name: seen}
 
 
 def test_what_one_half_suggests_has_to_help_the_other(tmp_path: Path) -> None:
@@ -161,11 +156,10 @@ def test_what_one_half_suggests_has_to_help_the_other(tmp_path: Path) -> None:
     up, down = (random.uniform(-1, 1, (64, 32)).astype(np.float32) for _ in range(2))
     up[:, 3] += 20
     down[:, 3] -= 20
-    tensor = case.site(NORM).tensor.name
     for halves, helps in (((up, up[::-1]), True), ((up, down), False), ((down, up), False)):
         seen = see_halves(*halves)
         found = choose_shifts(case.view, replaced(case, NORM, seen), SIGNED["s8s8"])
-        assert (tensor in found) == helps
+        assert (NORM in found) == helps
 
 
 @pytest.mark.parametrize("how", ["s8s8", "s8s8 min-max"])
@@ -175,7 +169,7 @@ def test_nothing_where_nothing_is_to_be_gained(tmp_path: Path, how: str) -> None
     for site in case.view.sites:
         rows = random.uniform(-1, 1, (128, site.linears[0].weight_shape[0])).astype(np.float32)
         rows[::64], rows[1::64] = 1, -1
-        statistics[site.tensor.name] = see_halves(rows[:64], rows[64:])
+        statistics[site.name] = see_halves(rows[:64], rows[64:])
     assert choose_shifts(case.view, statistics, SIGNED[how]) == {}
     assert refine_shifts(case.view, statistics, {}, {}, SIGNED[how]) == {}
 
@@ -188,12 +182,12 @@ def test_a_zero_point_makes_symmetric_integers_of_skewed_ones(
     """Zero stays a whole step, so that what GELU makes nothing of stays nothing."""
     case, quantizer = make_case(tmp_path, with_outliers()), SIGNED[how]
     factors = choose_equalizations(case.view, case.statistics, quantizer) if equalized else {}
-    found = by_site(case, refine_shifts(case.view, case.statistics, {}, factors, quantizer))
+    found = refine_shifts(case.view, case.statistics, {}, factors, quantizer)
     bits = 6 if how == "w6a6" else 8
     for name in ("blocks.0.fc2", GELU):
-        shift, tensor = found[name], case.site(name).tensor.name
+        shift = found[name]
         values = shift.values.whole
-        even = factors[tensor].factors if tensor in factors else None
+        even = factors[name].factors if name in factors else None
         by = np.ones_like(values) if even is None else even.whole
         assert shift.name == ZERO_POINT
         assert shift.scale is not None
@@ -210,7 +204,7 @@ def test_a_zero_point_makes_symmetric_integers_of_skewed_ones(
         plain = error(case, name, quantizer, factors=even)
         assert error(case, name, quantizer, shift.values, shift.scale, even) < 0.95 * plain
     if equalized:
-        assert case.site(GELU).tensor.name in factors
+        assert GELU in factors
 
 
 def left(case: Case, name: str, seen: Halved, values: Suggested) -> float:
@@ -226,15 +220,14 @@ def test_a_shift_and_a_zero_point_add_up(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).uniform(0, 1, (2048, 32)).astype(np.float32)
     rows[5, 3] = 3
     seen = see_halves(rows[:1024], rows[1024:])
-    tensor, other = (case.site(name).tensor.name for name in (NORM, VALUES))
     middles = Suggested.by(lambda half: (half.lows + half.highs) / np.float32(2), seen)
     before = Shift(MIDDLE, middles, left(case, NORM, seen, middles))
     assert middles.whole[3] == pytest.approx(1.5, abs=0.01)
     little = Suggested.by(lambda half: np.full_like(half.lows, 0.01), seen)
     kept = Shift(MIDDLE, little, left(case, VALUES, seen_of(case, VALUES), little))
-    statistics, shifts = replaced(case, NORM, seen), {tensor: before, other: kept}
+    statistics, shifts = replaced(case, NORM, seen), {NORM: before, VALUES: kept}
     found = refine_shifts(case.view, statistics, shifts, {}, SIGNED["w6a6"])
-    shift = found[tensor]
+    shift = found[NORM]
     assert shift.name == f"{MIDDLE} and {ZERO_POINT}"
     assert shift.scale is not None
     steps = (shift.values.whole.astype(np.float64) - middles.whole) / shift.scale.scale
@@ -243,7 +236,7 @@ def test_a_shift_and_a_zero_point_add_up(tmp_path: Path) -> None:
     for half, before_half in zip(shift.values.folds, middles.folds, strict=True):
         moved = (half.astype(np.float64) - before_half) / shift.scale.scale
         np.testing.assert_allclose(moved, np.rint(steps[0]), atol=1e-3)
-    assert found[other].name.startswith(MIDDLE)  # what was chosen before stays
+    assert found[VALUES].name.startswith(MIDDLE)  # what was chosen before stays
 
 
 def test_the_error_by_the_formula(tmp_path: Path) -> None:
@@ -253,7 +246,7 @@ def test_the_error_by_the_formula(tmp_path: Path) -> None:
         site = case.site(name)
         weights = [linear.weight for linear in site.linears]
         weight = np.concatenate(weights, axis=1)
-        seen = case.statistics[site.tensor.name].whole
+        seen = case.statistics[site.name].whole
         factors = np.linspace(0.5, 2, len(weight), dtype=np.float32)
         for scale in (Affine(0.05, 0, "int8"), Affine(0.2, 3, "int8")):
             sampled = SampledWeight.of(weights)

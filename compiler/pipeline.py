@@ -98,7 +98,7 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class _Even:
-    """An encoder, what the images show of it, and what equalizing made of it."""
+    """An encoder, its calibration, and the encoder that equalizing made of it."""
 
     encoder: FloatEncoder
     calibrated: Calibrated
@@ -109,7 +109,7 @@ class _Even:
         return without_shifts(context, self.encoder, self.equalized)
 
     def also(self, encoder: FloatEncoder) -> "_Even":
-        """The same of an encoder of the same graph, which more passes have looked at."""
+        """The same of `encoder`, whose graph is the same but which more passes have looked at."""
         after = self.equalized.encoder
         passes = (*encoder.passes, *after.passes[len(self.encoder.passes) :])
         equalized = replace(self.equalized, encoder=replace(after, passes=passes))
@@ -127,7 +127,7 @@ def _even(context: Context, encoder: FloatEncoder) -> _Even:
 def _save(
     quantized: Quantized, curated: Curated, done: Sequence[FloatEncoder], folder: Path
 ) -> None:
-    """Write model and registers, and give the memory of the encoders back that are `done`."""
+    """Write model and registers; free the memory of the encoders in `done`, no longer needed."""
     save_graph(quantized.graph, folder / MODEL)
     if curated.setting.changes:
         np.savez(folder / REGISTERS, tokens=curated.tokens)
@@ -139,7 +139,7 @@ def _save(
 def _speed(
     context: Context, encoder: FloatEncoder, model: Path, linears: int
 ) -> SpeedRecord | None:
-    """How fast the model is beside the float one; None where ONNX Runtime will not run it."""
+    """How fast the model is beside the float one; None where ONNX Runtime is not to run it."""
     options = context.options
     if not options.profile.integers or options.simulate is not None:
         return None

@@ -1,4 +1,4 @@
-"""What a command tells its user while it works: bars on a terminal, plain lines elsewhere."""
+"""Progress and warnings of a command: bars on a terminal, plain lines elsewhere."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar

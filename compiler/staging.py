@@ -46,7 +46,7 @@ def staged_folder(output: Path, *, marker: str = MANIFEST) -> Iterator[Path]:
 
 @contextmanager
 def unnamed(folder: Path) -> Iterator[None]:
-    """Leave a temporary folder out of the InputErrors raised in the block: its user knows none."""
+    """Leave a temporary folder's path out of the InputErrors raised in the block."""
     try:
         yield
     except InputError as error:

@@ -129,7 +129,7 @@ def _tensors(content: Any) -> "Iterator[tuple[str, Tensor]]":
 
 
 def _plain(key: str) -> str:
-    """Without what DataParallel and torch.compile put in front, in either order."""
+    """A tensor's name without the prefixes of DataParallel and torch.compile, in either order."""
     for prefix in ("_orig_mod.", "module.", "_orig_mod."):
         key = key.removeprefix(prefix)
     return key

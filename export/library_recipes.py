@@ -75,7 +75,7 @@ def open_clip_recipe(
 
 
 def _even(mode: ResizeMode, resize_to: tuple[int, int]) -> ResizeMode:
-    """Refuse what both libraries resize by whichever edge leaves no gap."""
+    """Refuse an input that is not square where the shorter edge is resized, in either library."""
     if mode == "shortest" and resize_to[0] != resize_to[1]:
         high, wide = resize_to
         raise InputError(

@@ -104,8 +104,8 @@ def processor_recipe(said: Settings, model_type: str | None = None) -> Preproces
     """The recipe of a preprocessor_config.json, of any age: sizes may be numbers.
 
     `model_type`: of the config.json beside it, which decides where the file names no class; where
-    neither does, the file has to say everything itself.
-    Raises InputError for a class that is not in PROCESSORS and for what recipes cannot express.
+    neither does, the file has to set every value itself. Raises InputError for a class that is not
+    in PROCESSORS and for what recipes cannot express.
     """
     kind = _kind(said, model_type)
     defaults = _BASE if kind is None else PROCESSORS[kind]
@@ -125,7 +125,7 @@ def processor_recipe(said: Settings, model_type: str | None = None) -> Preproces
 
 
 def _kind(said: Settings, model_type: str | None) -> str | None:
-    """The class among PROCESSORS; None where the file says everything itself."""
+    """The class among PROCESSORS; None where the file sets every value itself."""
     name = said.get("image_processor_type") or said.get("feature_extractor_type")
     if name is None:
         known = MODEL_TYPES.get(str(model_type))

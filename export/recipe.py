@@ -1,4 +1,4 @@
-"""Recipes read from what the libraries say about their own preprocessing."""
+"""Recipes made from the preprocessing objects and settings of other libraries."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -42,9 +42,9 @@ def at_resolution(recipe: Preprocess, resolution: int | None) -> Preprocess:
 
 
 def for_input(recipe: Preprocess, layout: Layout, dtype: PixelType) -> Preprocess:
-    """The recipe for a graph that takes images in that form.
+    """The recipe for a graph that takes images in that layout and type.
 
-    A graph that takes uint8 normalises by itself, so what the recipe says of it is left out.
+    A graph that takes uint8 normalises by itself, so the recipe's own scaling is left out.
     """
     if dtype == "uint8":
         plain = replace(recipe, rescale=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -81,11 +81,11 @@ def from_image_processor(processor: Any) -> Preprocess:
 
 
 def from_settings(settings: Any, *, convnext: bool) -> Preprocess:
-    """The recipe of what an image processor's attributes, or its file, say.
+    """The recipe of an image processor's settings: its attributes, or its file.
 
     `convnext`: whether they are ConvNext's, which resizes to more than the size and crops, by its
-    crop_pct, and from 384 pixels on to exactly the size.
-    Raises InputError as `from_image_processor` does.
+    crop_pct, and from 384 pixels on to exactly the size. Raises InputError as
+    `from_image_processor` does.
     """
     mode, resize_to = _convnext_resize(settings) if convnext else _resize(settings)
     height, width = resize_to

@@ -1,4 +1,4 @@
-"""Recipes from files: ours, and what transformers, open_clip and timm leave beside weights."""
+"""Recipes from files: ours, and those that transformers, open_clip and timm write."""
 
 import json
 from collections.abc import Mapping
@@ -62,14 +62,14 @@ def recipe_beside(model: Path) -> Preprocess | None:
 
 
 def _is_candidate(file: Path) -> bool:
-    """Whether a file is there, and not a config.json of something else altogether."""
+    """Whether a file is there, and is no config.json without anything about images."""
     if not file.is_file():
         return False
     return file.name != _MODEL or _model_config(file.parent) is not None
 
 
 def _recipe_of(fields: Mapping[str, Any], file: Path) -> Preprocess | None:
-    """None where no key is known."""
+    """The recipe in a parsed file; None where it has none of the known keys."""
     try:
         if "resize" in fields or "resize_to" in fields:
             return Preprocess.from_fields(dict(fields))

@@ -1,4 +1,4 @@
-"""What somebody may have meant whose SOURCE is none: names alike, and files that are there."""
+"""Suggestions for a SOURCE that is none: names alike, and files that are there."""
 
 import json
 import re

@@ -186,5 +186,5 @@ def _read_weights(source: OpenClipSource, checkpoint: Path) -> "dict[str, Tensor
 
 
 def _opening_errors() -> tuple[type[Exception], ...]:
-    """With what a missing library raises, and a checkpoint that is no dictionary."""
+    """The errors of loading_errors, a missing library, and a checkpoint that is no dictionary."""
     return (*loading_errors(), ImportError, AttributeError)

@@ -17,7 +17,7 @@ _LAYERS = ("act_layer", "norm_layer")  # by the names that timm has for them
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What a config.json says: timm's name, how images are prepared, how the model is made."""
+    """The content of timm's config.json: model name, preprocessing, arguments of the model."""
 
     architecture: str
     data: dict[str, Any]

@@ -58,7 +58,7 @@ class TimmSource:
 
     @cached_property
     def _model(self) -> SavedModel:
-        """What is to be made; only saved models bring more than a name."""
+        """The model to create; saved models bring arguments besides its name."""
         wanted = self.wanted
         if wanted.model is not None:
             return SavedModel(wanted.model, {}, dict(wanted.options))
@@ -162,7 +162,7 @@ def check_plain(model: Any, name: str) -> None:
 
 
 def _own_weights(weights: "dict[str, Tensor]", where: str) -> "dict[str, Tensor]":
-    """Those of the encoder alone, without what a larger model puts before their names.
+    """The weights of the encoder alone, without the prefix that a larger model gives their names.
 
     Raises InputError where there are several encoders.
     """

@@ -24,9 +24,10 @@ _TRACED, _COMPUTED = 2, 3
 
 @dataclass(frozen=True)
 class Computed:
-    """What a module makes of random images: `images` [3, ...] as the example is, `outputs` by name.
+    """What a module computed of random images, to compare its ONNX file with.
 
-    `outputs`: float32, or integers, [3, ...] each. `half`: whether some were in less than float32.
+    `images` [3, ...]: of the example's shape and type. `outputs` [3, ...] each, by name: float32,
+    or integers. `half`: whether some were in less than float32.
     """
 
     images: NDArray[Any]
@@ -174,7 +175,7 @@ def _tensors(found: object, name: str = "") -> "Iterator[tuple[str, Tensor]]":
 
 
 def _as_array(tensor: "Tensor") -> NDArray[Any]:
-    """As NumPy, where there is no bfloat16; half precision becomes float32."""
+    """A tensor as NumPy array; half precision, of which NumPy lacks bfloat16, becomes float32."""
     tensor = tensor.cpu()
     return np.asarray(tensor.float() if tensor.is_floating_point() else tensor)
 

@@ -116,16 +116,16 @@ def run(step: Pass, graph: gs.Graph) -> Result:
 
 @dataclass(frozen=True)
 class PassRun:
-    """A pass that found something to edit or to leave alone, by its name, and what it did."""
+    """The name and log of a pass that edited or refused something."""
 
     name: str
     log: Log
 
 
 def run_all(steps: Iterable[Pass], graph: gs.Graph) -> tuple[gs.Graph, list[PassRun]]:
-    """Run passes one after the other; returns the last graph and what each did.
+    """Run passes one after the other; returns the last graph, and the logs.
 
-    Left out are those that found nothing: no edit and no refusal. Raises as `run` does.
+    A pass that neither edited nor refused anything has no log there. Raises as `run` does.
     """
     ran = []
     for step in steps:

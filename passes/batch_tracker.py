@@ -273,6 +273,6 @@ class BatchTracker:
 
 
 def _reshape(node: gs.Node, shape: Sequence[int]) -> None:
-    """Make a Reshape or Flatten one to a constant shape."""
+    """Turn a Reshape or Flatten node into a Reshape to a constant shape."""
     target = gs.Constant(f"{node.outputs[0].name}/shape", np.array(shape, np.int64))
     node.op, node.attrs, node.inputs = "Reshape", {}, [node.inputs[0], target]

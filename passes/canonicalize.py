@@ -46,12 +46,12 @@ def canonicalize(model: onnx.ModelProto) -> gs.Graph:
 
 
 def canonicalize_graph(graph: gs.Graph) -> gs.Graph:
-    """The same for a graph of opset 20 or later."""
+    """As `canonicalize`, for a graph of opset 20 or later."""
     return canonicalize_logged(graph)[0]
 
 
 def canonicalize_logged(graph: gs.Graph) -> tuple[gs.Graph, list[PassRun]]:
-    """The same, and what each pass that found something to do or to leave alone did."""
+    """As canonicalize_graph; also returns the logs of passes that edited or refused something."""
     try:
         check_and_infer(graph)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:

@@ -21,9 +21,10 @@ ONNX_ERRORS = (
 
 
 def check_message(model: onnx.ModelProto) -> None:
-    """Run onnx's checker, which insists on some shape of inputs and outputs, where files have none.
+    """Run onnx's checker on a message, whose inputs and outputs may lack a shape.
 
-    Serialises the model. Raises onnx.checker.ValidationError where the graph is not valid.
+    The checker wants some shape for each, so they have one meanwhile. Serialises the model. Raises
+    onnx.checker.ValidationError where the graph is not valid.
     """
     unknown = [
         item

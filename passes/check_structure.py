@@ -1,4 +1,4 @@
-"""What an ONNX message must be before any tool reads it: others hang on it, crash or misread it."""
+"""Check the structure of an ONNX message: on a broken one, tools hang, crash or misread."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -31,15 +31,15 @@ _READ = frozenset(
 
 
 def check_structure(model: onnx.ModelProto) -> None:
-    """Raise InputError, naming the place, where a message is not what ONNX's tools can be fed with.
+    """Raise InputError, naming the place, where a message would harm the tools that read it.
 
-    Refused: more nodes than any encoder has, those of local functions counted wherever they are
-    called; functions that call themselves; graphs nested deeper than exporters do; inputs, outputs
-    and tensors of a type that there is not, or of no size that there can be; names that two inputs,
-    outputs or weights share; attributes that refer to a function's outside of one, or are of a kind
-    that is not read; opsets that no number of ONNX's can be. Rewritten in place: -1 in a shape,
-    which some exporters write, becomes unknown, and so does the type of an inner tensor that is
-    given as undefined.
+    Refused: more nodes than any encoder has, those of local functions counted at every call;
+    functions that call themselves; graphs nested deeper than exporters do; inputs, outputs and
+    tensors of an unknown type or an impossible size; a name that two inputs, outputs or weights
+    share; attributes outside of functions that refer to a function's, and attributes of a kind that
+    is not read; opsets that ONNX does not have. Rewritten in place: -1 in a shape, which some
+    exporters write, becomes unknown, and so does the type of an inner tensor that is given as
+    undefined.
     """
     _check_size(model)
     for imports in (model.opset_import, *(item.opset_import for item in model.functions)):

@@ -39,13 +39,13 @@ _IMAGENET = 1000
 
 @dataclass(frozen=True)
 class OutputChoice:
-    """The names of an encoder's outputs by what they hold, and why that is thought.
+    """Which outputs of an encoder are the embedding and the hidden state, and why.
 
-    `embedding`: what an image is compared by. `tokens`: the hidden state [B, T, C], if one is
-    given away besides; `leading`: how many of them stand before the patches. `class_scores`:
-    whether the embedding is a score for each class. `counted`: the outputs at which the error of an
-    encoder is measured: the embedding, then every other that a cosine says something of, but hidden
-    states that the embedding is pooled from.
+    `embedding`: the output by which images are compared. `tokens`: the hidden state [B, T, C],
+    where it is an output besides; `leading`: how many of its tokens stand before the patches.
+    `class_scores`: whether the embedding is a score for each class. `counted`: the outputs at which
+    the error of an encoder is measured: the embedding, then every other that cosines can compare,
+    except hidden states that the embedding is pooled from.
     """
 
     embedding: str

@@ -22,7 +22,7 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The operations of all three kinds."""
         return self.matmul + self.conv + self.elementwise
 
 

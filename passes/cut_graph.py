@@ -1,4 +1,4 @@
-"""Cut a stretch of blocks out of an encoder, to run it on hidden states that are there."""
+"""Cut a stretch of blocks out of an encoder, to run it on known hidden states."""
 
 from collections.abc import Sequence
 
@@ -41,10 +41,10 @@ def cut_graph(
 
 
 def needed_before(graph: gs.Graph, start: str, outputs: Sequence[str]) -> list[str]:
-    """What the tensors `outputs` need from before the tensor `start`, besides it, in graph order.
+    """The tensors from before `start` that `outputs` need besides it, in the order of the graph.
 
-    Those of them that do not come after `start` are needed themselves. What depends on nothing but
-    the images' shape is not: it can be computed anew.
+    An output that does not come after `start` is among them. Tensors that depend on nothing but the
+    images' shape are not: they can be computed anew.
     """
     tensors = graph.tensors()
     behind, images = _reached([tensors[start]]), _reached(graph.inputs)

@@ -76,7 +76,7 @@ class DropNeutral:
         assert len(after.nodes) < len(before.nodes)
 
     def _kept(self, node: gs.Node) -> gs.Tensor | None:
-        """What the node computes as it is; None where the mask has a say."""
+        """The input that a node hands on unchanged; None where the mask changes it."""
         if node.op == "Where":
             condition = _uniform(node.inputs[0])
             chosen = None if condition is None else node.inputs[1 if condition else 2]

@@ -50,12 +50,12 @@ class Linear:
 
     @property
     def block(self) -> int:
-        """The number of its block."""
+        """The number of the linear's block, from 0."""
         return int(self.name.split(".")[1])
 
     @property
     def role(self) -> Role:
-        """What it does there."""
+        """What the linear does in its block."""
         return Role(self.name.rpartition(".")[2])
 
     @property
@@ -168,12 +168,12 @@ class Site:
 
     @property
     def block(self) -> int:
-        """The number of the linears' block."""
+        """The number of the linears' block, from 0."""
         return self.linears[0].block
 
     @property
     def role(self) -> Role:
-        """That of the first linear: FC2 and OUT are read by no other."""
+        """The role of the first linear; the input of an fc2 or out linear has no other readers."""
         return self.linears[0].role
 
     @property
@@ -221,7 +221,7 @@ class EncoderView:
 
     @property
     def linear_shapes(self) -> list[tuple[str, tuple[int, int]]]:
-        """Name and (K, N) of every linear, in order: what most passes leave as it is."""
+        """Name and (K, N) of every linear, in order; most passes keep them."""
         return [(linear.name, linear.weight_shape) for linear in self.linears]
 
     @cached_property

@@ -30,10 +30,10 @@ _OTHER_CHANNELS = frozenset({"Gather", "Slice", "Split", "Transpose", "Flatten"}
 
 
 class FactorSource(Protocol):
-    """Something that makes a site's activation.
+    """What computes a site's activation, and can divide its channels.
 
-    `where`: what a log says. `free`: whether dividing adds no node. `activation`: what the site's
-    linears read once it is divided.
+    `where`: where the division goes, in a log's words. `free`: whether it adds no node.
+    `activation`: the tensor that the site's linears read once it is divided.
     """
 
     where: str

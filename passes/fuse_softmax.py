@@ -1,4 +1,4 @@
-"""Turn a decomposed softmax back into one node, and take off what it does not see."""
+"""Turn a decomposed softmax back into one node, without the shift that does not change it."""
 
 from dataclasses import dataclass
 from typing import ClassVar

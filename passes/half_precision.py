@@ -101,7 +101,7 @@ class HalfPrecision:
         return log
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
-        """Nothing but Casts is new, nothing is lost, and both ends are what they were."""
+        """Only Casts are new, no node is lost, and inputs and outputs are what they were."""
         old, new = (Counter(node.op for node in graph.nodes) for graph in (before, after))
         assert (new - old).keys() <= {"Cast"}
         assert not old - new

@@ -115,7 +115,11 @@ def _type_name(item: gs.Tensor) -> str:
 
 
 def _pixels(image: gs.Tensor) -> Pixels | None:
-    """What the first arithmetic on the input says of its range."""
+    """The range of pixels that the first arithmetic on the input implies.
+
+    "bytes" for 0 to 255, "unit" for 0 to 1; None where the input is not scaled or shifted by
+    constants.
+    """
     tensor = image
     for _ in range(8):
         readers = consumers(tensor)

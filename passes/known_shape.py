@@ -1,4 +1,4 @@
-"""What a graph says of a tensor's shape where shape inference cannot run yet."""
+"""Ranks and widths of tensors, told by the nodes behind them before shapes can be inferred."""
 
 import onnx_graphsurgeon as gs
 
@@ -14,7 +14,7 @@ _ALIKE = frozenset(
 def rank_of(tensor: gs.Tensor) -> int | None:
     """How many axes a tensor has, by the nodes behind it; None where they do not tell.
 
-    Of two tensors that are computed and added or multiplied, the first tells.
+    Of two computed tensors that are added or multiplied, the first decides.
     """
     least = 0
     while tensor.shape is None:

@@ -1,4 +1,4 @@
-"""The names by which passes know again what they, or others before them, put into a graph."""
+"""Beginnings of node names, by which passes recognise the nodes that passes have added."""
 
 import onnx_graphsurgeon as gs
 

@@ -90,7 +90,7 @@ class Preprocess:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one image as the encoder takes it, in its layout."""
+        """The shape of one image as the encoder takes it, in its layout."""
         if self.layout == "nchw":
             return 3, self.height, self.width
         return self.height, self.width, 3

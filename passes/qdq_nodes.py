@@ -1,4 +1,4 @@
-"""What the passes that quantize linears share: which linears, the nodes to add, what to check."""
+"""Shared by the passes that quantize linears: which linears, nodes to add, and checks."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

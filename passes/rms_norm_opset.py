@@ -1,4 +1,4 @@
-"""Let a graph have an operator of a later opset, where all others mean the same there."""
+"""Raise a graph's opset to that of RMSNormalization."""
 
 import onnx
 import onnx_graphsurgeon as gs

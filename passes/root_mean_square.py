@@ -67,7 +67,7 @@ def find_root_mean_square(graph: gs.Graph, reduction: gs.Node) -> RootMeanSquare
 
 
 def subtracted_mean(tensor: gs.Tensor) -> gs.Tensor | None:
-    """What a tensor is once the mean of its last axis is taken off; None: it is no such thing."""
+    """The tensor x, where `tensor` is x - mean(x) over the last axis; None where it is not."""
     node = producer(skip_back(tensor, _PASSED))
     if node is None or node.op != "Sub":
         return None
@@ -105,7 +105,7 @@ def same_values(one: gs.Tensor, other: gs.Tensor, depth: int = 4) -> bool:
 
 
 def squares_of(reduction: gs.Node) -> gs.Tensor | None:
-    """What a reduction sums the squares of."""
+    """The tensor whose squares a reduction sums; None where it sums something else."""
     if reduction.op in {"ReduceSumSquare", "ReduceL2"}:
         return reduction.inputs[0]
     if reduction.op not in REDUCTIONS:

@@ -1,4 +1,4 @@
-"""The numbers of a tensor in an ONNX message, read without trusting what it says of itself."""
+"""The numbers of a tensor in an ONNX message, checked against its declared shape and type."""
 
 import numpy as np
 import onnx
@@ -38,7 +38,7 @@ def shape_and_type(
 
 
 def known_type(number: int, where: str) -> np.dtype[np.generic]:
-    """The numpy type of one of ONNX's.
+    """The numpy type of one of ONNX's data types, given by its number.
 
     Raises InputError, beginning with `where`, as shape_and_type does.
     """

@@ -1,4 +1,4 @@
-"""Places in a graph that depend on where a token stands: splits off the prefix, rotary tables."""
+"""Places in a graph that depend on token positions: splits off the prefix, rotary tables."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class SplitPlace:
 
     @property
     def sizes(self) -> list[int]:
-        """Tokens of each part."""
+        """The number of tokens in each part."""
         sizes: list[int] = self.node.inputs[1].values.tolist()
         return sizes
 
@@ -49,7 +49,7 @@ class TablePlace:
 
 @dataclass(frozen=True)
 class Positions:
-    """All places of a stretch of blocks."""
+    """The splits and rotary tables in a stretch of blocks."""
 
     splits: tuple[SplitPlace, ...]
     tables: tuple[TablePlace, ...]
@@ -83,7 +83,7 @@ def leaving(graph: gs.Graph, nodes: Sequence[gs.Node], end: gs.Tensor) -> gs.Ten
 
 
 def find_positions(nodes: Iterable[gs.Node], view: EncoderView) -> Positions:
-    """The places among `nodes`.
+    """The splits and rotary tables among `nodes`.
 
     Raises InputError, naming the node, at one that depends on positions in a way that is not
     understood: a mask or bias per token, a slice that ends at a fixed token, a reshape that mixes

@@ -1,4 +1,4 @@
-"""What the functions share that write ONNX Runtime's fused operators as ONNX's own."""
+"""Shared by the functions that write ONNX Runtime's fused operators as ONNX's own."""
 
 import onnx_graphsurgeon as gs
 

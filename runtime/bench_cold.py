@@ -31,7 +31,7 @@ def cold_start(loading: Loading) -> ColdStart:
 
 
 def measure_start(loading: Loading) -> ColdStart:
-    """The same in this process, where the peak of memory is that of all that came before."""
+    """As cold_start, in this process: its peak of memory includes all that ran before."""
     silence_runtime()
     preload(loading.runner)
     imports = peak_memory()

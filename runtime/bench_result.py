@@ -5,7 +5,7 @@ from regcache.runtime.runners import RunnerName
 
 
 class Percentiles(FiniteRecord):
-    """Of milliseconds, over runs."""
+    """Percentiles of a time in milliseconds, over runs."""
 
     p50: float
     """Half of the runs took no longer."""
@@ -44,7 +44,7 @@ class BatchResult(FiniteRecord):
     faster.
     """
     compute_ratio: float | None
-    """The same without the copies; None where there are none."""
+    """`ratio` without the copies; None where there are none."""
     float_model: Timing
     """The float model's runs."""
     quantized_model: Timing
@@ -62,11 +62,11 @@ class ColdStart(FiniteRecord):
     first_run_ms: float
     """Milliseconds of the first run, at the smallest batch size."""
     cold_start_ms: float
-    """Both."""
+    """`load_ms` + `first_run_ms`."""
     peak_memory_mb: float | None
     """Most resident memory up to one run of every batch size."""
     imports_mb: float | None
-    """What of it was there before the model was loaded."""
+    """The part of `peak_memory_mb` that was resident before the model was loaded."""
     gpu_memory_mb: float | None
     """By how much the GPU's used memory grew."""
 

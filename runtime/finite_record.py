@@ -1,4 +1,4 @@
-"""What every record of something measured has in common."""
+"""The base class of records of measurements, which are written as JSON."""
 
 from pydantic import BaseModel, ConfigDict
 

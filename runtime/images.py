@@ -113,12 +113,12 @@ class ImageFolder:
         return replace(self, on_skip=tell)
 
     def without(self, skipped: Iterable[Skipped]) -> "ImageFolder":
-        """The folder but for files that could not be read."""
+        """The folder without the files that could not be read."""
         unreadable = {item.path for item in skipped}
         return replace(self, paths=[path for path in self.paths if path not in unreadable])
 
     def some(self, count: int) -> "ImageFolder":
-        """At most `count` images from all over the folder, of which nothing more is said."""
+        """At most `count` images from all over the folder; `on_skip` is told of none."""
         return replace(self, paths=evenly(self.paths, count), on_skip=None)
 
     def _read(self, skipped: list[Skipped]) -> Iterator[tuple[Path, NDArray[Any]]]:

@@ -1,4 +1,4 @@
-"""What a machine is, for people who read a benchmark."""
+"""A description of the machine, for readers of a benchmark."""
 
 import platform
 import re

@@ -128,7 +128,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, text: str, where: str = "") -> Any:
-    """The value that `text` of that file holds. Raises InputError where it is not JSON."""
+    """The JSON value of the file's `text`. Raises InputError where it is not JSON."""
     try:
         return json.loads(text)
     except ValueError as error:  # a JSONDecodeError, or a number with too many digits

@@ -123,7 +123,7 @@ def put_first(names: Sequence[str], first: Sequence[str], model: str) -> list[st
 
 
 def silence_runtime() -> None:
-    """Keep ONNX Runtime's warnings off stderr in this process, also those of sessions not ours."""
+    """Keep ONNX Runtime's warnings off stderr in this process, also of sessions made elsewhere."""
     ort.set_default_logger_severity(LOG_NOTHING)
 
 

@@ -47,7 +47,7 @@ class TensorMeter:
 
     @property
     def seen(self) -> bool:
-        """Whether anything was added."""
+        """Whether a batch was added."""
         return self._vectors > 0
 
     def update(self, reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""What a comparison has to reach, and a file that says so."""
+"""Thresholds of a comparison, and the TOML file that sets them."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -141,5 +141,5 @@ def _unmeasured(name: str) -> InputError:
 
 
 def finite_check(n_nonfinite: int) -> Check:
-    """That no image gives NaN or infinity: always asked for."""
+    """The check, made always, that no image gives NaN or infinity."""
     return Check(name="n_nonfinite", value=float(n_nonfinite), bound="at most", limit=0.0)

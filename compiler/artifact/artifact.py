@@ -1,4 +1,4 @@
-"""A compiled artifact on disk, opened: its files are those that its manifest was written for."""
+"""A compiled artifact on disk, opened after its files were checked against its manifest."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +45,15 @@ class Artifact:
 
     @property
     def runs_integers(self) -> bool:
-        """Whether ONNX Runtime computes in integers; what is meant for TensorRT it dequantizes."""
+        """Whether ONNX Runtime runs the model with integer kernels.
+
+        It computes a model for TensorRT in float, between dequantized tensors.
+        """
         return self.manifest.options.profile.integers
 
     @property
     def first_outputs(self) -> tuple[str, ...]:
-        """The names of the embedding and the hidden state; none where the manifest is too old."""
+        """The names of the embedding and of the hidden state; empty in a manifest of format 4."""
         return self.manifest.encoder.first_outputs
 
     def session(self, *, threads: int | None = None) -> OrtSession:

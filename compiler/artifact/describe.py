@@ -31,7 +31,7 @@ from regcache.runtime.versions import installed_versions
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the stages of a compilation came to."""
+    """The results of the stages of a compilation, which the manifest describes."""
 
     curated: Curated
     equalized: Equalized

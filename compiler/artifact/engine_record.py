@@ -94,7 +94,7 @@ class EngineRecord(Record):
 
 
 def inputs_key(hashes: Mapping[str, str], options: Mapping[str, object]) -> str:
-    """SHA-256 of the hashes of the files that are read and of all that a build is told."""
+    """SHA-256 of what decides what is built: the hashes of the files, and the build's options."""
     text = json.dumps({"files": dict(hashes), "options": dict(options)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -102,9 +102,10 @@ def inputs_key(hashes: Mapping[str, str], options: Mapping[str, object]) -> str:
 def with_size_ratios(
     records: Iterable[EngineRecord], sizes: Mapping[str, int], float_model: str
 ) -> list[EngineRecord]:
-    """The records in order of their files, each with its size over the like float engine's.
+    """The records in order of their files, each with its engine's size over the float engine's.
 
-    `sizes` in bytes, by file.
+    The float engine is the one that was built in the same way; without one the ratio is None.
+    `sizes`: bytes of the engines, by file.
     """
     ordered = sorted(records, key=lambda record: record.file)
     floats = [record for record in ordered if record.model == float_model]
@@ -120,7 +121,10 @@ def _with_ratio(
 
 
 def _file_name(built: EngineBuild, model: str, engine: EngineKind) -> str:
-    """Which model, for which library, GPUs and batch sizes: what is built anew replaces it."""
+    """The name of an engine's file, made of model, library, GPUs and batch sizes.
+
+    The next engine for the same takes the file's place.
+    """
     gpus = built.gpu or "-".join(built.compute_capabilities)
     words = re.sub(r"[^a-z0-9.]+", "-", gpus.lower()).strip("-")
     batch = "-".join(map(str, built.batch))

@@ -75,7 +75,7 @@ class EncoderRecord(Record):
     tokens: int | None
     """Tokens in the residual stream; None where the graph does not fix their number."""
     prefix_tokens: int | None
-    """How many of them (class token, own registers) stand before the patches; None if unknown."""
+    """How many tokens (class, own registers) stand before the patches; None if unknown."""
     activation: str
     """The MLP's nonlinearity in the first block, such as `gelu`."""
     embedding: str | None = None
@@ -155,12 +155,12 @@ class QuantizationRecord(Record):
 
 
 class CalibrationRecord(Record):
-    """What calibration was given."""
+    """The images of calibration."""
 
     images: int
-    """How many could be read."""
+    """Number of images that could be read."""
     skipped: list[str]
-    """The others: file name, colon, reason."""
+    """Images that could not be read: file name, colon, reason."""
 
 
 class ParityRecord(Record):

@@ -1,4 +1,4 @@
-"""A text that proves itself: JSON whose last field is the SHA-256 of all its other bytes."""
+"""The seal of a manifest: JSON whose last field is the SHA-256 of all its other bytes."""
 
 import hashlib
 import re

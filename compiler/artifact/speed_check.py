@@ -29,9 +29,10 @@ def check_speed(
 ) -> SpeedRecord:
     """Time both models on preprocessed `images` and count the integer kernels.
 
-    `linears`: how many are quantized, activations included; fewer integer kernels are warned of.
-    Raises InputError where the model is slower than float at every batch size, unless
-    `accept_slower`: then, as where it is hardly so, there is a warning.
+    `linears`: how many are quantized, activations included; a warning tells where there are fewer
+    integer kernels. Raises InputError where the model is slower than float at every batch size,
+    unless `accept_slower`. A warning takes the error's place then, and where the model is hardly
+    slower.
     """
     found = integer_matmuls(optimised_ops(model, threads=threads))
     if found < linears:

@@ -33,10 +33,10 @@ _TARGETS = {RunnerName(profile.runner): name for name, profile in PROFILES.items
 class BenchPlan:
     """What is measured.
 
-    `against`: the float model, a source; None for the artifact's own. `half_float`: convert it to
-    FP16 before. `batches`: sizes, engines being tuned for the first. `seconds`: for each runner and
-    batch size. `threads`: of ONNX Runtime on the CPU, all CPUs by default. `max_ratio`: of
-    quantized to float latency, over which the result has not passed.
+    `against`: the source of the float model; None for the artifact's own. `half_float`: convert the
+    float model to FP16 first. `batches`: batch sizes; engines are tuned for the first. `seconds`:
+    how long each runner measures each batch size. `threads`: of ONNX Runtime on the CPU, all CPUs
+    by default. `max_ratio`: the largest ratio of quantized to float latency that passes.
     """
 
     artifact: Path
@@ -119,9 +119,9 @@ def loading_of(
 ) -> Loading:
     """How a runner loads the artifact's model, or another ONNX file that takes the same images.
 
-    The artifact's embedding comes first. Where it runs engines, one is built into `folder` unless
-    the artifact holds it. There, too, goes
-    what the TensorRT provider of ONNX Runtime reads in the place of other zero points than 0.
+    The artifact's embedding is the first output. For a runner of engines, an engine is built into
+    `folder` unless the artifact holds it. For the TensorRT provider of ONNX Runtime, a copy of the
+    model whose zero points are 0 is written there.
     """
     recipe = artifact.recipe
     threads = threads or available_cpus()
@@ -171,7 +171,7 @@ def _energy(meter: EnergyMeter | Unreadable) -> EnergySource:
 
 
 def parse_batches(items: Sequence[str]) -> tuple[int, ...]:
-    """Batch sizes from text, each once. Raises InputError for anything else."""
+    """Batch sizes from text, repeated ones left out. Raises InputError for anything else."""
     for item in items:
         if not item.isdecimal() or int(item) < 1:
             raise InputError(f"--batch {item!r}: must be a batch size, or some as 1,8")
@@ -179,7 +179,7 @@ def parse_batches(items: Sequence[str]) -> tuple[int, ...]:
 
 
 def parse_runners(items: Sequence[str]) -> tuple[RunnerName, ...]:
-    """Runners by their names, each once. Raises InputError for anything else."""
+    """Runners by their names, repeated ones left out. Raises InputError for an unknown name."""
     for item in items:
         if item not in list(RunnerName):
             raise InputError(f"--runner {item!r}: must be of {', '.join(RunnerName)}")

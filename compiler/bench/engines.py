@@ -14,10 +14,10 @@ from regcache.runtime.runners import Loading, RunnerName
 
 
 def why_unsupported(runner: RunnerName) -> str | None:
-    """Why a runner's library runs nothing on this machine's GPU, with what does; None where it can.
+    """Why a runner's library cannot run on this machine's GPU, and which does; None where it can.
 
-    TensorRT-RTX leaves out data-centre GPUs such as Hopper's. Raises MissingExtraError without it,
-    and InputError where there is no GPU.
+    TensorRT-RTX does not support data-centre GPUs such as Hopper's. Raises MissingExtraError where
+    the library is not installed, and InputError where there is no GPU.
     """
     if runner is not RunnerName.TENSORRT_RTX:
         return None
@@ -34,11 +34,11 @@ def why_unsupported(runner: RunnerName) -> str | None:
 def engine_for(artifact: Artifact, loading: Loading, folder: Path, reporter: Reporter) -> Path:
     """The engine of an ONNX file for this machine's GPU, tuned for the first batch size.
 
-    One that `regcache build` put into the artifact is taken where it was built by the installed
-    version, for this GPU and the same batch sizes; else one is built into `folder`.
+    An engine that `regcache build` put into the artifact is taken where the installed version built
+    it, for this GPU and the same batch sizes. Otherwise an engine is built into `folder`.
 
-    Raises MissingExtraError without the library, and InputError where there is no GPU, or the
-    library refuses the model or the GPU.
+    Raises MissingExtraError where the library is not installed, and InputError where there is no
+    GPU, or the library refuses the model or the GPU.
     """
     gpu = find_gpu()
     for record in artifact.manifest.engines:
@@ -62,7 +62,7 @@ def _build(loading: Loading, gpu: Gpu) -> EngineBuild:
 
 
 def suits(record: EngineRecord, loading: Loading, gpu: Gpu) -> bool:
-    """Whether an engine is what would be built here for a runner and its batch sizes."""
+    """Whether an engine of the artifact equals what would be built here for a runner."""
     if record.engine.value != loading.runner.value:
         return False
     library = tensorrt_rtx if loading.runner is RunnerName.TENSORRT_RTX else tensorrt_engine

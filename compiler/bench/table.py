@@ -25,7 +25,7 @@ def bench_tables(result: BenchResult) -> list[Table]:
 
 
 def _speed_table(runner: RunnerResult) -> Table:
-    """Without columns for what this runner has not."""
+    """One runner's table; columns that this runner does not measure are left out."""
     has_copies = runner.runner.on_gpu
     has_energy = runner.energy.unreadable is None
     optional = ["to GPU", "and back"] * has_copies + ["J/image"] * has_energy

@@ -70,9 +70,9 @@ def _recipe(artifact: Artifact) -> str:
 
 
 def _save_ort(model: Path, path: Path) -> None:
-    """Convert to ORT format with the fusions that are good for every CPU.
+    """Convert to ORT format, with those fusions that are good for every CPU.
 
-    What ONNX Runtime does beyond, to layouts, fits the CPU that converts: it stays off.
+    ONNX Runtime's optimisations of memory layouts are left out: they fit the CPU that converts.
     """
     options = ort.SessionOptions()
     options.log_severity_level = LOG_NOTHING

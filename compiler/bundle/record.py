@@ -37,11 +37,11 @@ class BundleRecord(Record):
 
 @contextmanager
 def staged_bundle(output: Path, artifact: Path) -> Iterator[Path]:
-    """Yield a folder that takes the place of `output` when the block ends well.
+    """Yield a folder that takes the place of `output` when the block ends without an error.
 
-    An older bundle there is replaced, as is an empty folder. Raises InputError for anything else,
-    where files were put into the older bundle since it was written, and inside the artifact, which
-    would no longer be what its manifest says.
+    An older bundle at `output` is replaced, as is an empty folder. Raises InputError where anything
+    else lies there, where files were added to the older bundle since it was written, and where
+    `output` is inside the artifact, whose manifest lists every file.
     """
     if output.resolve().is_relative_to(artifact.resolve()):
         raise InputError(f"{output}: lies in the artifact; write the bundle elsewhere")

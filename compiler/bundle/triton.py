@@ -150,7 +150,7 @@ def _engines(artifact: Artifact) -> Mapping[str, EngineRecord]:
 
 
 def _max_batch(images: TensorSpec, asked: int | None, *, largest: int | None) -> int | None:
-    """How many images Triton may put into one run; None where the graph fixes it."""
+    """The most images that Triton may put into one run; None where the graph fixes the batch."""
     fixed = images.dims[0]
     if fixed != -1:
         if asked not in (None, fixed):
@@ -164,8 +164,9 @@ def _max_batch(images: TensorSpec, asked: int | None, *, largest: int | None) ->
 def _accelerator(images: TensorSpec, max_batch: int | None) -> dict[str, str]:
     """Parameters of the TensorRT execution provider.
 
-    No `precision_mode`: each lets TensorRT choose types anew, where the graph states all of them.
-    One profile for all batch sizes, else an engine is built anew for each new size.
+    Without `precision_mode`: every value of it lets TensorRT choose types anew, though the graph
+    states all of them. One profile covers all batch sizes, or TensorRT would build an engine for
+    each new size.
     """
     if max_batch is None or -1 in images.dims[1:]:
         return {}

@@ -20,10 +20,11 @@ from regcache.runtime.images import ImageFolder, Skipped
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What the images show of an encoder.
+    """What calibration learned of an encoder.
 
-    `statistics`: of every site, by its name; `streams`: ranges of the residual stream, by the name
-    of the tensor, where they were asked for, as FP16 needs them. `images`: those that can be read.
+    `statistics`: of every site's activation, by the site's name. `streams`: ranges of the residual
+    stream, by the name of the tensor; empty unless asked for, as FP16 needs them. `images`: the
+    calibration images, without those that cannot be read.
     """
 
     statistics: Mapping[str, HalvedStatistics]

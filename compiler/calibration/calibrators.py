@@ -1,9 +1,9 @@
-"""Ranges chosen from the values of an activation alone: as observed, or by the field's clips.
+"""Calibrators that choose a range from the values of an activation alone.
 
 Every calibrator takes `rows` [S, K] float32, sampled values in the activation's own unit, and the
-`low` and `high` observed over all values; it returns the scale of the whole tensor. The range
-holds 0 and, up to the rounding of the zero point, nothing beyond [low, high]. All raise InputError
-unless `bits` is 2 to 8.
+`low` and `high` observed over all values; it returns the scale of the whole tensor. The range holds
+0 and, up to the rounding of the zero point, nothing beyond [low, high]. All raise InputError unless
+`bits` is 2 to 8.
 """
 
 import math
@@ -39,7 +39,7 @@ class ScaleByValues(Protocol):
         symmetric: bool,
         bits: int = 8,
     ) -> Affine:
-        """The affine scale of an activation that was seen as `rows` [S, K] and [low, high]."""
+        """The affine scale of an activation, of sampled `rows` [S, K] and values in [low, high]."""
 
 
 def min_max_scale(

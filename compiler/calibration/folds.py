@@ -1,4 +1,7 @@
-"""Activations as half of the images show them, to try on the other half what that suggests."""
+"""Statistics of an activation in two halves of the images, for cross-checking.
+
+What is chosen on one half is judged on the other.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +15,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Observed:
-    """An activation seen: `lows`, `highs` [K] of its channels, and rows [S, K] that stand for all.
+    """Statistics of an activation [..., K] over some images.
 
-    No array is written to.
+    `lows`, `highs` [K]: smallest and largest value of each channel; `rows` [S, K]: a sample of its
+    rows. All float32, and never written to.
     """
 
     lows: Floats
@@ -42,79 +46,83 @@ class Observed:
 
 @dataclass(frozen=True)
 class Fold:
-    """Half of the images, which suggest something, and the other half to try it on."""
+    """One half of the images, `fit`, to choose by, and the other half, to judge the choice."""
 
     fit: Observed
     other: Observed
 
     def shifted(self, shifts: Floats) -> "Fold":
-        """Both with `shifts` [K] taken off the channels."""
+        """Both halves with `shifts` [K] taken off the channels."""
         return Fold(self.fit.shifted(shifts), self.other.shifted(shifts))
 
     def divided(self, factors: Floats) -> "Fold":
-        """Both with the channels divided by positive `factors` [K]."""
+        """Both halves with the channels divided by positive `factors` [K]."""
         return Fold(self.fit.divided(factors), self.other.divided(factors))
 
 
 class Halved(Protocol):
-    """What every other image showed of an activation: what one half suggests the other tries."""
+    """Statistics of an activation over all images, and over each half of them apart."""
 
     @property
     def whole(self) -> Observed:
-        """What all images together show."""
+        """The statistics over all images."""
 
     @property
     def folds(self) -> tuple[Fold, ...]:
-        """Each half with the other to try it on; none where there was a single image."""
+        """Each half as `fit`, with the other half; none where there was a single image."""
 
 
 @dataclass(frozen=True)
 class Suggested:
-    """A number for each channel [K]: as all images suggest it, and as each fold's half does."""
+    """A number for each channel, float32 [K], chosen once by all images and once by each half.
+
+    `whole`: by all images; `folds`: by each fold's `fit`, in the order of the folds.
+    """
 
     whole: Floats
     folds: tuple[Floats, ...]
 
     @classmethod
     def by(cls, suggest: Callable[[Observed], Floats], seen: Halved) -> Self:
-        """What `suggest` makes of all images and of each half alone."""
+        """The numbers that `suggest` computes of all images and of each half alone."""
         return cls(suggest(seen.whole), tuple(suggest(fold.fit) for fold in seen.folds))
 
     @classmethod
     def everywhere(cls, value: float, seen: Halved) -> Self:
-        """One number for all channels."""
+        """The same number for every channel."""
         return cls.by(lambda half: np.full_like(half.lows, value), seen)
 
 
 @dataclass(frozen=True)
 class Folded:
-    """An activation whose images have all been seen, as one whole and in folds."""
+    """Statistics of an activation when calibration is over: of all images, and in folds."""
 
     whole: Observed
     folds: tuple[Fold, ...]
 
     @classmethod
     def of(cls, seen: Halved) -> Self:
-        """What was seen so far."""
+        """The statistics observed so far."""
         return cls(seen.whole, seen.folds)
 
     @property
     def held_out(self) -> Observed:
-        """What images look like that had no say in how channels were shifted and equalized.
+        """The statistics of each half as shifted and equalized by the other half's numbers, joined.
 
-        Those that had one never leave the range that was fitted to them; others do.
+        An image's values never leave the range that was fitted to them, but those of new images do:
+        a scale that is chosen by these statistics covers them better. `whole` without folds.
         """
         return join([fold.other for fold in self.folds]) if self.folds else self.whole
 
     def shifted(self, shifts: Suggested) -> "Folded":
-        """The activation with shifts [K] taken off its channels, in each fold its own."""
+        """The activation with shifts [K] taken off its channels, in each fold its own shifts."""
         pairs = zip(self.folds, shifts.folds, strict=True)
         return Folded(
             self.whole.shifted(shifts.whole), tuple(fold.shifted(one) for fold, one in pairs)
         )
 
     def divided(self, factors: Suggested) -> "Folded":
-        """The activation with its channels divided by factors [K], in each fold its own."""
+        """The activation with its channels divided by factors [K], each fold by its own."""
         pairs = zip(self.folds, factors.folds, strict=True)
         return Folded(
             self.whole.divided(factors.whole), tuple(fold.divided(one) for fold, one in pairs)
@@ -122,7 +130,7 @@ class Folded:
 
 
 def join(parts: Sequence[Observed]) -> Observed:
-    """What several sets of images show together."""
+    """The statistics of several sets of images together."""
     return Observed(
         np.min([part.lows for part in parts], axis=0),
         np.max([part.highs for part in parts], axis=0),

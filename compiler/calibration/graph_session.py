@@ -43,19 +43,19 @@ def stream(
     workers: int = 1,
     others: Sequence[Floats] = (),
 ) -> Iterator[list[NDArray[Any]]]:
-    """The outputs for `inputs` [N, ...], `batch` of them at a time, in order.
+    """The outputs for `inputs` [N, ...], `batch` images at a time, in order.
 
-    `workers` runs share the session. A batch that the graph fixes takes precedence. `others`: what
-    the session's further inputs take, [N, ...] each.
+    `workers` runs share the session. Where the graph fixes its batch, that size is used instead.
+    `others`: the session's further inputs, [N, ...] each.
     """
     size = session.fixed_batch or batch
     yield from _map_chunks(session.run, size, (inputs, *others), workers)
 
 
 def stream_tokens(session: OrtSession, inputs: Floats, workers: int = 1) -> Iterator[list[Floats]]:
-    """The same for outputs that hold sequences: each as [B, T, K] (see tokens_per_image).
+    """As `stream`, for outputs that hold sequences: each comes as [B, T, K] (see tokens_per_image).
 
-    One image at a time, for every activation of an encoder together is large.
+    One image at a time: all activations of an encoder together are large.
     """
 
     def run(chunk: Floats) -> list[Floats]:

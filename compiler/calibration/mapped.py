@@ -25,9 +25,9 @@ _LEAST = 1 << 20
 
 
 def go_on_with(after: gs.Graph, before: gs.Graph, folder: Path) -> None:
-    """Take the weights of two large graphs out of memory: `after` was made of `before`.
+    """Take the weights of two large graphs out of memory; a stage made `after` of `before`.
 
-    Those that `after` has of its own go to a file in `folder` (see keep_on_disk).
+    Weights that only `after` has go to a file in `folder` (see keep_on_disk).
     """
     keep_on_disk(after, folder)
     let_graph_go(before)

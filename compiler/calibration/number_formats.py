@@ -1,4 +1,4 @@
-"""What linears are quantized to: each format chooses scales, rounds weights, makes its pass."""
+"""The number formats of linears: each chooses scales, rounds weights and makes its pass."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -51,9 +51,9 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True)
 class Rounded:
-    """Rounded weights of linears, and what their biases lack [N], by the linear's name.
+    """Rounded weights of linears and corrections of their biases [N], by the linear's name.
 
-    Of a linear that `weights` does not name, the pass takes the nearest.
+    A linear that `weights` does not name gets its nearest weights from the pass.
     """
 
     weights: dict[str, Weight] = field(default_factory=dict)
@@ -61,54 +61,58 @@ class Rounded:
 
     @property
     def by_channel(self) -> dict[str, RoundedWeight]:
-        """Those with one step for each output channel."""
+        """The weights with one step for each output channel."""
         return {n: one for n, one in self.weights.items() if isinstance(one, RoundedWeight)}
 
     @property
     def by_block(self) -> dict[str, BlockWeight]:
-        """Those with one step for each output channel and block of input channels."""
+        """The weights with one step for each output channel and block of input channels."""
         return {n: one for n, one in self.weights.items() if isinstance(one, BlockWeight)}
 
 
 class Read(Protocol):
-    """What a linear reads, rounded as it will be: second moments over `rows` rows."""
+    """Second moments of a linear's rounded input over `rows` rows."""
 
     rows: int
 
     @property
     def gram(self) -> Doubles:
-        """The sum of x^T x [K, K]."""
+        """X^T X of the rows X, float64 [K, K]."""
 
 
 @dataclass(frozen=True)
 class NumberFormat(ABC):
-    """What a target rounds activations and weights to."""
+    """The number formats of a target's activations and weights."""
 
     target: Target
 
     @property
     def symmetric(self) -> bool:
-        """Whether activations are integers around zero, so that shifting channels pays."""
+        """Whether activations are integers with zero point 0, so that shifting channels helps."""
         return False
 
     @property
     def by_error(self) -> bool:
-        """Whether weights, or biases, are chosen by what the layers read."""
+        """Whether weights, or biases, are chosen by the error at the layers' outputs."""
         return True
 
     @abstractmethod
     def scale(
         self, calibrator: Calibrator, error: Callable[[], ErrorMeasure], seen: ActivationStatistics
     ) -> Scale:
-        """The scale of one activation; `error` makes the measure of what a rounding does."""
+        """The scale of an activation with the statistics `seen`.
+
+        `error` makes the measure of how much rounding the activation changes its layers' outputs;
+        it is called where the calibrator needs one.
+        """
 
     @abstractmethod
     def nearest(self, weight: Floats) -> Floats:
-        """A weight [K, N] rounded to the nearest, as it comes back in float."""
+        """The float32 weight [K, N] after rounding to the nearest and dequantizing."""
 
     @abstractmethod
     def round(self, linear: Linear, seen: Read) -> Weight:
-        """A linear's weight, rounded so that its errors cancel where the format allows that."""
+        """A linear's weight, rounded by GPTQ where the format allows that; `seen` is its input."""
 
     @abstractmethod
     def steps(
@@ -116,16 +120,17 @@ class NumberFormat(ABC):
     ) -> list[Pass]:
         """The passes that quantize the linears behind the activations that `scales` names.
 
-        Scales go by the name of a tensor. `only`: the names of the linears, all by default.
+        `scales`: by the name of the activation's tensor. `only`: names of the linears to quantize;
+        None for all.
         """
 
     def nearest_weights(self, linears: Iterable[Linear]) -> Rounded:
-        """Weights that the pass has to be given though each is the nearest; most need none."""
+        """The nearest weights, where the pass cannot round them itself; empty for most formats."""
         return Rounded()
 
 
 class Int8(NumberFormat):
-    """Integers of 8 bits, or fewer inside 8: activations per tensor, weights per channel."""
+    """Integers of 8 bits, or of fewer stored in 8: activations per tensor, weights per channel."""
 
     @property
     def symmetric(self) -> bool:
@@ -163,7 +168,7 @@ class Int8(NumberFormat):
 
 
 class Float8Linears(NumberFormat):
-    """E4M3: activations per tensor, weights per channel, each to the nearest."""
+    """FP8 numbers (E4M3), rounded to the nearest: activations per tensor, weights per channel."""
 
     def scale(
         self, calibrator: Calibrator, error: Callable[[], ErrorMeasure], seen: ActivationStatistics
@@ -187,7 +192,7 @@ class Float8Linears(NumberFormat):
 
 
 class WeightsAlone(NumberFormat):
-    """Weights of fewer bits, simulated in float, each to the nearest; activations stay float."""
+    """Weights of few bits, rounded to the nearest and stored as float; activations stay float."""
 
     @property
     def by_error(self) -> bool:
@@ -211,7 +216,7 @@ class WeightsAlone(NumberFormat):
 
 
 class BlockWeights(WeightsAlone):
-    """Weights of few bits in blocks of input channels, stored as such (MatMulNBits)."""
+    """Weights of few bits in blocks of input channels, stored as integers (MatMulNBits)."""
 
     @property
     def by_error(self) -> bool:
@@ -255,7 +260,7 @@ def block_bits(linear: Linear, bits: int) -> int:
 
 
 def number_format(target: Target) -> NumberFormat:
-    """The format of a target's linears."""
+    """The number format that a target's linears are quantized to."""
     if target.float8:
         return Float8Linears(target)
     if target.block_size is not None:
@@ -264,7 +269,7 @@ def number_format(target: Target) -> NumberFormat:
 
 
 def nearest_blocks(weight: Floats, bits: int, block_size: int) -> BlockWeight:
-    """Each weight [K, N] as the integer nearest to it, in symmetric steps that clip none."""
+    """The integers nearest to a weight [K, N], with steps [blocks, N] that clip nothing."""
     last = 2 ** (bits - 1) - 1
     starts = range(0, len(weight), block_size)
     peaks = np.maximum.reduceat(np.abs(weight), starts, axis=0) / np.float32(last)

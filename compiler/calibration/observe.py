@@ -26,7 +26,7 @@ from regcache.runtime.session import OrtSession
 
 
 class ActivationStatistics(Protocol):
-    """What is known of an activation [..., K]: its range, and rows [S, K] that stand for all."""
+    """The range of an activation [..., K], and a sample of its rows."""
 
     @property
     def low(self) -> float:
@@ -38,19 +38,19 @@ class ActivationStatistics(Protocol):
 
     @property
     def rows(self) -> Floats:
-        """A sample of its rows."""
+        """The sampled rows, float32 [S, K]."""
 
 
 class Observer(Protocol):
-    """Something that takes in activations [B, T, K] batch by batch."""
+    """A statistic that is updated with activations [B, T, K], batch by batch."""
 
     def update(self, tokens: Floats) -> None:
-        """Take in one batch."""
+        """Take in one batch [B, T, K]."""
 
 
 @dataclass(frozen=True)
 class SiteStatistics:
-    """What calibration learns of the activation at one site."""
+    """The range of every channel and a sample of the rows of the activation at one site."""
 
     channels: ChannelRange
     sample: RowSample
@@ -78,7 +78,7 @@ class SiteStatistics:
 
 @dataclass
 class HalvedStatistics:
-    """Statistics of every other image apart: what one half suggests is tried on the other."""
+    """Statistics of both halves of the images apart; every other image is in the second half."""
 
     halves: tuple[SiteStatistics, SiteStatistics]
     images: int = 0
@@ -93,7 +93,7 @@ class HalvedStatistics:
 
     @property
     def observed(self) -> tuple[Observed, ...]:
-        """What each half saw; one alone where there was a single image."""
+        """The statistics of each half; of the first alone where there was a single image."""
         return tuple(
             Observed(half.channels.low, half.channels.high, half.rows)
             for half in self.halves
@@ -102,12 +102,12 @@ class HalvedStatistics:
 
     @property
     def whole(self) -> Observed:
-        """What all images together show."""
+        """The statistics over all images."""
         return join(self.observed)
 
     @property
     def folds(self) -> tuple[Fold, ...]:
-        """Each half with the other to try it on; none where there was a single image."""
+        """Each half as `fit`, with the other half; none where there was a single image."""
         if len(self.observed) < 2:
             return ()
         one, other = self.observed
@@ -162,9 +162,9 @@ def halved_statistics(view: EncoderView, images: int, seed: int) -> dict[str, Ha
 
 
 def stream_ranges(view: EncoderView) -> dict[str, ChannelRange]:
-    """Empty ranges for the residual stream around every block, by tensor name.
+    """Empty ranges for the residual stream around every block, by the name of the tensor.
 
-    Where it is rotated, also for what it is before and after that.
+    Where the stream is rotated, also for the tensors before and after the rotation.
     """
     blocks = view.blocks
     names = {item.name for block in blocks for item in (block.input, block.middle, block.output)}

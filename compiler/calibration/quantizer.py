@@ -1,4 +1,4 @@
-"""The base quantizer that registers sit on: number formats, and how ranges are chosen."""
+"""The base quantizer, without registers: number formats, and how ranges are chosen."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from regcache.passes.external_weights import let_go
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A target's number formats and a calibrator."""
+    """A target's number formats, and the calibrator that chooses ranges."""
 
     target: Target
     calibrator: Calibrator = Calibrator.OUTPUT_ERROR
@@ -34,7 +34,7 @@ class Quantizer:
 
     @property
     def format(self) -> NumberFormat:
-        """What linears are quantized to."""
+        """The number format of the linears."""
         return number_format(self.target)
 
     @property
@@ -45,7 +45,7 @@ class Quantizer:
     def scales(
         self, sites: Iterable[Site], statistics: Mapping[str, ActivationStatistics]
     ) -> dict[str, Scale]:
-        """The activation scale of every site; scales and statistics go by the site's name."""
+        """The scale of every site's activation; `statistics` and scales go by the site's name."""
         if not self.quantizes_activations:
             return {}
         scales = {}
@@ -57,16 +57,16 @@ class Quantizer:
         return scales
 
     def scale(self, weights: Sequence[Floats], seen: ActivationStatistics) -> Scale:
-        """The scale of one activation that the matrices `weights` [K, N] read."""
+        """The scale of an activation that the matrices `weights` [K, N] read, by its statistics."""
         return self.scale_by(lambda: output_error(weights), seen)
 
     def scale_by(self, error: Callable[[], ErrorMeasure], seen: ActivationStatistics) -> Scale:
-        """The scale of one activation; `error` makes the measure of what a rounding does."""
+        """The scale of an activation, by its statistics; `error`: see NumberFormat.scale."""
         return self.format.scale(self.calibrator, error, seen)
 
     def step(self, sites: Iterable[Site], scales: Mapping[str, Scale]) -> Pass:
-        """The pass that quantizes the linears behind those of the sites that `scales` names.
+        """The pass that quantizes the linears of the sites that `scales` names.
 
-        Each weight becomes the nearest that the format has.
+        Weights are rounded to the nearest.
         """
         return self.format.steps(by_tensor(sites, scales), Rounded())[0]

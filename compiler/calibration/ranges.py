@@ -19,7 +19,7 @@ _WIDER, _SINGLE = 1.1, (0.9, 0.8, 0.7, 0.6, 0.5)
 
 
 ErrorMeasure = Callable[[Floats], float]
-"""||D W||^2 of what rounding adds to an activation, D [S, K]."""
+"""||D W||^2, where D [S, K] is what rounding adds to the rows of an activation."""
 
 
 def choose_scale(
@@ -32,12 +32,12 @@ def choose_scale(
     symmetric: bool,
     bits: int = 8,
 ) -> Affine:
-    """The affine scale whose rounding and clipping disturbs the layer's output least.
+    """The affine scale whose rounding and clipping changes the layers' outputs least.
 
-    `rows` [S, K] are sampled activations, `error` what the layer makes of their rounding (see
-    output_error), `low` and `high` the smallest and largest value observed. Minimises
-    ||(Q(X) - X) W||^2 over shares of [low, high]; the whole range is among the candidates. Clipping
-    by a fixed percentile is not: it would cut the class token.
+    `rows` [S, K]: sampled activations. `error`: the measure of their rounding (see output_error).
+    `low`, `high`: the smallest and largest value observed. Minimises ||(Q(X) - X) W||^2 over shares
+    of [low, high]; the whole range is among the candidates. Clipping by a fixed percentile is not:
+    it would cut the class token.
     """
 
     def affine(low: float, high: float) -> Affine:
@@ -50,7 +50,7 @@ def choose_scale(
 
 
 def choose_float8(rows: Floats, error: ErrorMeasure, low: float, high: float) -> Float8:
-    """The E4M3 scale that disturbs the layer's output least; arguments as for choose_scale."""
+    """The E4M3 scale that changes the layers' outputs least; arguments as for choose_scale."""
     make = Float8.from_range
     return make(*_least_disturbing(make, rows, error, low, high, symmetric=True, fine=True))
 
@@ -65,7 +65,7 @@ def _least_disturbing(
     symmetric: bool,
     fine: bool,
 ) -> Bounds:
-    """The range whose scale, as `make` gives it, disturbs the layer's output least."""
+    """The range whose scale, made by `make`, changes the layers' outputs least."""
     return search_range(
         lambda bounds: error(make(*bounds).round_trip(rows) - rows),
         low,
@@ -83,11 +83,12 @@ def search_range(
     symmetric: bool,
     fine: bool = False,
 ) -> Bounds:
-    """The range of least `error` among shares of [low, high]; where not `symmetric`, per end.
+    """The range of least `error` among shares of [low, high].
 
-    `fine`: a tighter range rounds less and clips more, as it does where steps are much smaller than
-    values. Then once an error is larger than the least so far by all that the widest range rounds,
-    clipping alone loses more than is to be gained, and the tighter ranges are left out.
+    Both ends are scaled together first, and where not `symmetric` each end alone after that.
+    `fine`: steps are much smaller than values, so that a tighter range rounds less and clips more.
+    Tighter ranges are then left out behind one whose error exceeds the least so far by more than
+    the whole error of the widest range: clipping alone loses more than finer steps can gain.
     """
     best = low, high
     least = widest = error(best)
@@ -113,7 +114,7 @@ def search_range(
 
 
 def output_error(weights: Sequence[Floats]) -> ErrorMeasure:
-    """||D W||^2 by the matrices [K, N] that read an activation, through W W^T where smaller."""
+    """||D W||^2 by the matrices [K, N] that read an activation; through W W^T where smaller."""
     weight = np.concatenate(weights, axis=1) if len(weights) > 1 else weights[0]
     if weight.shape[1] <= weight.shape[0]:
         return lambda added: float(np.square(added @ weight).sum())

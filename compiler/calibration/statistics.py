@@ -49,15 +49,16 @@ class ChannelRange:
 
 @dataclass
 class RowSample:
-    """Rows of an activation that stand for all: of an image the first, the largest, some others.
+    """A sample of an activation's rows: of an image the first, the largest and some others.
 
     The first token (the class token, where there is one) and the token of largest l-infinity norm
     are always in, because clipping them is what breaks an encoder: a plain random sample misses
     them and costs 1 % of cosine on DINOv2-S. `others` more are drawn at random.
 
-    Memory is flat: every `stride`-th image is sampled, of the rest only the last few tokens that
-    were larger than all before them. The rows lie in one buffer, allocated once: small arrays that
-    outlive a batch would keep the heap from shrinking behind its large ones.
+    Memory does not grow with the images: every `stride`-th image is sampled; of the rest only the
+    latest tokens are kept that were larger than all before them. The rows lie in one buffer,
+    allocated once: small arrays that outlive a batch would keep the heap from shrinking behind its
+    large ones.
     """
 
     others: int
@@ -108,7 +109,7 @@ class RowSample:
 
 @dataclass(frozen=True)
 class Outlier:
-    """One of the largest values seen: where it stood and what it was."""
+    """One of an activation's largest values, and its place: image, token and channel, from 0."""
 
     value: float
     image: int
@@ -124,7 +125,7 @@ class NormHistogram:
     maximum: float = 0.0
 
     def update(self, norms: Floats) -> None:
-        """Take in norms of any shape."""
+        """Count norms, an array of any shape."""
         self.maximum = max(self.maximum, float(norms.max()))
         positive = np.maximum(norms.ravel().astype(np.float64), 2.0**_LOWEST_OCTAVE)
         bins = ((np.log2(positive) - _LOWEST_OCTAVE) * _BINS_PER_OCTAVE).astype(np.int64)
@@ -142,7 +143,7 @@ class NormHistogram:
 
 @dataclass
 class TokenNorms:
-    """l-infinity and l2 norms of tokens, and where the largest values stand."""
+    """l-infinity and l2 norms of tokens, and the places of the largest values."""
 
     kept: int = 5
     linf: NormHistogram = field(default_factory=NormHistogram)
@@ -174,7 +175,7 @@ def _largest(values: Floats, count: int) -> NDArray[np.intp]:
 
 
 def token_kind(token: int, prefix: int | None) -> str:
-    """What stands at a position: "class", "register", "patch", or "unknown" without `prefix`."""
+    """ "class", "register" or "patch", by a token's position; "unknown" without `prefix`."""
     if prefix is None:
         return "unknown"
     if token >= prefix:

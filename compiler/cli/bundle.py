@@ -79,7 +79,7 @@ def bundle_command(
 
 
 def _refuse(kind: BundleFormat, given: dict[str, object]) -> None:
-    """Raise InputError for an option that says nothing in this format."""
+    """Raise InputError for an option that has no meaning for this kind of bundle."""
     for option, value in given.items():
         if value is not None and value is not False:
             raise InputError(f"{option} says nothing with --format {kind.value}")

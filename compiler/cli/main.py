@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 good, 1 the measured thing falls short, 2 bad input."""
+"""The command line. Exit codes: 0 passed, 1 a measured value misses its limit, 2 bad input."""
 
 import sys
 from importlib.metadata import version

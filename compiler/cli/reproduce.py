@@ -126,7 +126,7 @@ def reproduce_command(
 
 
 def _listed(text: str, parse: Callable[[str], T]) -> list[T]:
-    """What a list with commas names, each once."""
+    """The items of a list with commas, parsed, repeated ones left out."""
     return list(dict.fromkeys(parse(item) for item in listed([text])))
 
 

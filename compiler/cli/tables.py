@@ -9,10 +9,10 @@ _ENDLESS = 10_000  # characters, where no terminal ends a line
 
 
 def print_tables(tables: Iterable[Table]) -> None:
-    """Print tables with every figure whole.
+    """Print tables without cutting a figure.
 
-    A terminal's width is kept where cells may wrap, as Rich does. Where they may not, or standard
-    output is a file or a pipe, a table is as wide as it needs: Rich would cut it at 80 characters.
+    Where cells may wrap, a table is as wide as the terminal. Where they may not, or standard output
+    is a file or a pipe, it is as wide as it needs: Rich would cut it at 80 characters.
     """
     for table in tables:
         console = Console()

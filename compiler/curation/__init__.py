@@ -1,1 +1,1 @@
-"""The search for registers: what is sensitive, what helps, what is certain."""
+"""The search for registers: sensitivity, candidates, trials and the decision."""

@@ -25,7 +25,8 @@ _KEPT, _KEPT_EARLIER = 3, 2
 class Candidate:
     """A token [width] of the residual stream after `block` (-1: the embeddings).
 
-    `image`, `token` say where it stood; None for the mean of `members` alike ones.
+    `norm`: its l-infinity norm. `members`: how many tokens with a cosine above 0.9 it stands for.
+    `image`, `token`: its place in the `fit` images; None for the mean of its members.
     """
 
     vector: Floats
@@ -38,7 +39,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Universality:
-    """Mean cosine of tokens from different images: those that stand out, and ordinary ones."""
+    """How alike tokens of different images are after `block`.
+
+    `outliers`: how many tokens stand out. `largest`, `ordinary`: mean cosine between images of
+    those that stand out and of ordinary ones.
+    """
 
     block: int
     outliers: int
@@ -47,10 +52,11 @@ class Universality:
 
 
 def find_candidates(workbench: Workbench, sensitive: int) -> tuple[list[Candidate], Universality]:
-    """Candidates after block `sensitive` and up to EARLIER before, largest first in each.
+    """Candidates after block `sensitive` and up to EARLIER blocks before, largest first in each.
 
-    Tokens alike (cosine above 0.9) are one candidate; where there are several, their mean is a
-    candidate too. Patches only, where they can be told from the tokens in front of them.
+    Tokens with a cosine above 0.9 are one candidate; where there are several, their mean is a
+    candidate too. Only patches are candidates, where they can be told from the tokens in front of
+    them.
     """
     found: list[Candidate] = []
     for block in range(sensitive, max(sensitive - EARLIER, 0) - 1, -1):
@@ -89,7 +95,10 @@ def _largest(workbench: Workbench, block: int) -> tuple[Floats, list[tuple[int, 
 
 
 def _universality(workbench: Workbench, block: int) -> Universality:
-    """Of the tokens above mean + 3 sigma of the norms (arXiv 2506.08010), at most 100."""
+    """The universality after block `block`.
+
+    Of the tokens whose norm is above mean + 3 sigma (arXiv 2506.08010), the 100 largest count.
+    """
     largest, places = _largest(workbench, block)
     hidden, skipped = workbench.fit[block + 1], workbench.view.prefix_tokens or 0
     norms = np.abs(hidden[:, skipped:]).max(axis=-1)

@@ -1,4 +1,4 @@
-"""Curate the registers: which layer is sensitive, what helps it, and whether that is certain."""
+"""Curate: find the most sensitive block, search settings, and decide on unseen images."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ _LARGEST_SHARED = 1_000_000_000
 
 @dataclass(frozen=True)
 class Curated:
-    """What to ship: a setting (the default means nothing), its registers [R, width], and why."""
+    """The setting to ship (the default one changes nothing), its registers [R, width], and why."""
 
     setting: Setting
     tokens: Floats
@@ -79,7 +79,11 @@ def measure_sensitivity(
 def _tasks(
     study: Study, options: SearchOptions, reporter: Reporter
 ) -> Iterator[tuple[Workbench, SearchTasks]]:
-    """The study's workbench, and workers with a journal that goes once all went well."""
+    """Yield the study's workbench, and where its tasks run.
+
+    Their journal is removed when the block ends without an error. Raises UnsearchableError where
+    the encoder cannot be cut at its blocks.
+    """
     held = HeldStudy(study)
     try:
         workbench = held.workbench()
@@ -175,7 +179,7 @@ def _curate(workbench: Workbench, tasks: SearchTasks, reporter: Reporter) -> Cur
 
 
 def _decide(tasks: SearchTasks, search: Search, best: Setting, seed: int) -> Improvement:
-    """Both encoders on images that neither the ranges nor the search have seen."""
+    """Errors without registers and with the best setting, on images that the search never used."""
     trials = {
         setting.key(): Trial(setting, search.registers(setting)) for setting in (Setting(), best)
     }

@@ -1,4 +1,4 @@
-"""Whether a setting is better than none, by images that the search never saw."""
+"""Whether a setting is better than none, on images that the search never used."""
 
 from collections.abc import Sequence
 
@@ -13,17 +13,17 @@ class Improvement(Record):
     """Errors of two encoders over the same images; an error is 1 - cosine to the float outputs."""
 
     n_images: int
-    """How many images."""
+    """Number of images."""
     without: float
     """Mean error without registers and deletion."""
     with_setting: float
-    """Mean error with them."""
+    """Mean error with registers and deletion."""
     gain: float
     """`without` - `with_setting`."""
     gain_low: float
     """Lower end of the gain's 95 % bootstrap interval."""
     gain_high: float
-    """Upper end of it."""
+    """Upper end of the gain's 95 % bootstrap interval."""
 
     @property
     def certain(self) -> bool:

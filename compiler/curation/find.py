@@ -43,13 +43,13 @@ def find_registers(context: Context, encoder: FloatEncoder) -> Curated:
 
 
 def no_registers(encoder: FloatEncoder, reason: str) -> Curated:
-    """What is curated where nothing is searched."""
+    """The result of curation where nothing is searched, with the reason."""
     tokens = np.zeros((0, encoder.view.width), np.float32)
     return Curated(Setting(), tokens, CurationRecord(reason=f"no registers: {reason}"))
 
 
 def splice(encoder: FloatEncoder, curated: Curated) -> FloatEncoder:
-    """The encoder with the registers, and without the sinks, that curation decided on."""
+    """The encoder with the curated registers, and without the sinks that are to be deleted."""
     if not curated.setting.changes:
         return encoder
     return encoder.rewritten(

@@ -1,4 +1,4 @@
-"""Results of a search, written down one by one, so that a killed search goes on where it was."""
+"""The journal: results of a search on disk, with which a killed search goes on."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import IO, Any, Self
 class Journal:
     """A file of JSON lines beside the artifact: first the study's key, then a result a line.
 
-    A file of another study, or one whose last line was cut off, is used as far as it goes.
+    Lines behind the first that is cut off are dropped. Nothing is read of a file of another study.
     """
 
     def __init__(self, path: Path, study_key: str) -> None:
@@ -50,7 +50,7 @@ class Journal:
 
 
 def _read(path: Path, study_key: str) -> tuple[dict[str, Any], int]:
-    """The results of this study in a file, and the length in bytes of what is good of it."""
+    """The results of this study in a file, and how many bytes of the file hold whole lines."""
     found: dict[str, Any] = {}
     length = 0
     try:

@@ -1,4 +1,4 @@
-"""Parts of an encoder behind a block's input, run on hidden states that are there already."""
+"""Parts of an encoder behind a block's input, run on hidden states that are known already."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,9 +19,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class State:
-    """What there is at a block's input: the hidden state [N, T, width], and tensors from before it.
+    """The hidden state [N, T, width] at a block's input, and tensors from before that block.
 
-    `others` [N, ...], by name: what outputs need that read earlier blocks too, or come before.
+    `others` [N, ...], by name: what the outputs read from before the block, besides that hidden
+    state.
     """
 
     stream: Floats
@@ -51,7 +52,7 @@ class Part:
 
     @contextmanager
     def open(self) -> Iterator[Callable[[State, int], list[Floats]]]:
-        """Yield what computes the outputs of a state, so many images at a time."""
+        """Yield a function of a state and a batch size that computes the part's outputs."""
         made = [output.name for output in self.graph.outputs]
         with ExitStack() as stack:
             session = stack.enter_context(open_graph(self.graph, threads=1)) if made else None
@@ -70,9 +71,9 @@ class Part:
 def run_named(
     graph: gs.Graph, names: Sequence[str], sets: Sequence[Floats], batch: int, workers: int
 ) -> list[dict[str, Floats]]:
-    """Tensors of a graph for each set of images, [N, ...] by name, as float32.
+    """Tensors of a graph for each set of images, by name, float32 [N, ...].
 
-    Raises InputError where one does not have the batch in front.
+    Raises InputError where a tensor does not have the batch in front.
     """
     source = graph.inputs[0].name
     wanted = [name for name in dict.fromkeys(names) if name != source]
@@ -93,7 +94,7 @@ def run_named(
 def output_errors(
     references: Sequence[Floats], candidates: Sequence[Floats]
 ) -> NDArray[np.float64]:
-    """The mean over outputs of 1 - cosine of each image's output [N, ...] to its reference."""
+    """1 - cosine of each image's outputs [N, ...] to the references, the mean over outputs [N]."""
     errors = []
     for pair in zip(references, candidates, strict=True):
         reference, candidate = (item.reshape(len(item), -1).astype(np.float64) for item in pair)

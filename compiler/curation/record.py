@@ -1,4 +1,4 @@
-"""What curation found, as the manifest keeps it and the report draws it."""
+"""The records of curation in the manifest."""
 
 from pydantic import ConfigDict, Field
 

@@ -1,4 +1,4 @@
-"""The cheap proxy: how far a register pulls in the ranges at the sensitive layers."""
+"""Screens: how far registers narrow the ranges at the sensitive layers, in float."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Ranges = dict[str, float]
 
 @dataclass(frozen=True)
 class Screen:
-    """Registers [R, width] whose keys and values run along in blocks [start, end)."""
+    """Registers [R, width] to screen: their keys and values are added in blocks [start, end)."""
 
     tokens: Floats
     start: int
@@ -29,7 +29,7 @@ class Screen:
 def screened_ranges(held: HeldStudy, screen: Screen) -> Ranges:
     """The width of the range of every activation of blocks [start, end), by the site's name.
 
-    In float, on the first of the `fit` images; registers in mode kv, whatever will be shipped.
+    In float, on the first of the `fit` images, with registers in mode kv, whichever mode ships.
     Empty where a pass refuses the registers.
     """
     workbench, study = held.workbench(), held.study
@@ -57,7 +57,7 @@ def screened_ranges(held: HeldStudy, screen: Screen) -> Ranges:
 
 
 def predicted_damage(damage: Mapping[str, float], plain: Ranges, ranges: Ranges) -> float:
-    """The damage that is to be expected of layers whose ranges changed from `plain` to `ranges`.
+    """The damage to expect of layers whose ranges went from `plain` to `ranges`.
 
     The error of rounding grows with the square of the step, which is in proportion to the range.
     """

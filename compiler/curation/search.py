@@ -1,4 +1,4 @@
-"""Search over candidate, block, count, mode and deletion: screens first, true errors after."""
+"""Search over candidate, block, count, mode and deletion: screens first, then trials."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -31,7 +31,10 @@ _DELETED = (1, 4)
 
 @dataclass
 class SearchTasks:
-    """Where tasks run and their results are noted, until the deadline (time.monotonic)."""
+    """Where tasks run and their results are noted.
+
+    `deadline`: a value of time.monotonic() after which nothing more begins; None for none.
+    """
 
     workers: Workers
     shared: Shared[HeldStudy]
@@ -50,7 +53,8 @@ class SearchTasks:
     ) -> dict[str, R]:
         """`function(held study, payload)` for every payload, by its key; fewer after the deadline.
 
-        What the journal holds is not computed again. `to_the_end` ignores the deadline.
+        Results in the journal are not computed again, new ones are added. `to_the_end` ignores the
+        deadline.
         """
         adapter: TypeAdapter[R] = TypeAdapter(kind)
         names = {key: f"{function.__name__} {key}" for key in payloads}
@@ -106,7 +110,7 @@ class Search:
         return np.stack(chosen) if chosen else np.zeros((0, width), np.float32)
 
     def _short_list(self) -> list[Setting]:
-        """Registers for each start whose screens promise something, best first."""
+        """Registers for each start whose screens predict enough of a gain, best first."""
         scores = self._screen_all()
         least = _PROMISE * sum(self.damage.values())
         if not scores or least <= 0:
@@ -122,7 +126,7 @@ class Search:
         return [self._everywhere(chosen, start) for chosen, start in listed]
 
     def _least_bad(self) -> list[Setting]:
-        """Where no screen promises anything: one register at the sensitive block."""
+        """One register at the sensitive block, to be tried where no screen predicts a gain."""
         return [self._everywhere((0,), self.sensitive)] if self.candidates else []
 
     def _everywhere(self, chosen: tuple[int, ...], start: int) -> Setting:
@@ -145,7 +149,7 @@ class Search:
     def _screen(
         self, registers_at: list[tuple[tuple[int, ...], int]]
     ) -> dict[tuple[tuple[int, ...], int], float]:
-        """The change of damage that each screen predicts: below zero is better."""
+        """The change of damage that each screen predicts; negative is better."""
         end = self.sensitive + 1
         wanted = [*registers_at, *(((), start) for start in sorted({s for _, s in registers_at}))]
         payloads = {}
@@ -187,7 +191,7 @@ class Search:
         return [base.model_copy(update=change) for change in changes]
 
     def _neighbours(self, base: Setting) -> list[Setting]:
-        """One step away from the best so far."""
+        """Settings that differ in one step from the best so far."""
         changes: list[dict[str, Any]] = []
         if base.count:
             twice, half = base.candidates * 2, base.candidates[: -(-base.count // 2)]

@@ -9,10 +9,10 @@ from regcache.passes.base import run
 
 @dataclass(frozen=True)
 class BlockDamage:
-    """Mean 1 - cosine of the counted outputs, the rest of the encoder in float.
+    """Damage of one block's quantization: mean 1 - cosine of the counted outputs to float.
 
-    `sites`: with the activation at one site and the linears that read it quantized, by the site's
-    name; `whole`: with all of the block's.
+    `sites`: of one activation and the linears that read it, by the site's name; `whole`: of all the
+    block's. The rest of the encoder is in float.
     """
 
     sites: dict[str, float]

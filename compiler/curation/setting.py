@@ -41,7 +41,7 @@ class Setting(Record):
 
     @property
     def changes(self) -> bool:
-        """Whether it does anything."""
+        """Whether the setting changes the encoder at all."""
         return bool(self.candidates or self.delete_count)
 
     def first_block(self, depth: int) -> int:

@@ -22,7 +22,10 @@ _MOST_IMAGES = 48
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Preprocessed images [N, 3, H, W] that share none: to choose ranges, to rank, to decide."""
+    """Preprocessed images [N, 3, H, W] in three sets without an image in common.
+
+    `fit`: to choose ranges; `rank`: to compare settings; `decide`: for the decision at the end.
+    """
 
     fit: Floats
     rank: Floats
@@ -30,9 +33,9 @@ class ReferenceImages:
 
     @classmethod
     def deal(cls, images: Floats) -> "ReferenceImages":
-        """A quarter to fit, a quarter to rank, half to decide; each sees the whole folder.
+        """A quarter of the images to fit, a quarter to rank, half to decide, each from all over.
 
-        Half, because a bootstrap over few images is too sure of itself.
+        Half, because a bootstrap over few images gives too narrow an interval.
         """
         half = np.concatenate([images[2::4], images[3::4]])
         return cls(images[0::4], images[1::4], half)

@@ -31,9 +31,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """1 - cosine of each image's outputs to the unchanged float encoder's, the mean of the outputs.
+    """1 - cosine to the unchanged float encoder for each image, the mean over its outputs.
 
-    `refused` is why a pass refused the setting; then there are no errors.
+    `refused`: why a pass refused the setting; there are no errors then.
     """
 
     errors: tuple[float, ...] = ()
@@ -65,7 +65,7 @@ def try_setting(held: HeldStudy, trial: Trial) -> TrialResult:
 
 
 def decide_setting(held: HeldStudy, trial: Trial) -> TrialResult:
-    """The errors on the `decide` images, which the search never saw, of the whole encoder."""
+    """The errors of the whole encoder on the `decide` images, which the search never used."""
     workbench, study = held.workbench(), held.study
     first = trial.setting.first_block(workbench.depth)
     graph = _placed(workbench, trial)

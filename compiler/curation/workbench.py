@@ -31,14 +31,18 @@ T = TypeVar("T")
 class Workbench:
     """A study, run once in float and once quantized, with its hidden states at block boundaries.
 
-    `streams`: names of the residual stream at the input of every block, then after the last.
-    `fit`, `quantized`: those hidden states [N, T, width], of the `fit` images in float and of the
-    `rank` images quantized. `outputs`: names of those that errors are measured at; `before`: for
-    each stream, names of what they need from before it. `stream_norms`: of the tokens of every
-    stream. By the name of the site: `scales`; `site_norms`, of the tokens of its activation;
-    `patch_norms`, l-infinity, of patches alone. `references`: float outputs of the `rank` and
-    `decide` images. Every session runs on one thread, so that no result
-    depends on who computes it.
+    `streams`: names of the residual stream at the input of every block, then after the last. `fit`,
+    `quantized`: these hidden states, float32 [N, T, width] each, of the `fit` images in float and
+    of the `rank` images quantized. `stream_norms`: norms of their tokens in float. `outputs`: names
+    of the outputs that errors are measured at. `before`: for each stream, names of the tensors from
+    before it that the outputs need. `references`: float outputs of the `rank` and `decide` images.
+    `baseline` [N]: the error of each `rank` image quantized.
+
+    By the site's name: `scales`; `site_norms`, norms of the tokens of its activation;
+    `patch_norms`, l-infinity norms of the patches alone.
+
+    Every session runs on one thread, so that results do not depend on who computes them. Raises
+    InputError where the encoder cannot be cut at its blocks.
     """
 
     def __init__(self, study: Study) -> None:
@@ -75,7 +79,7 @@ class Workbench:
         return self.study.quantizer.step(self.view.sites, scales)
 
     def kept(self, key: Any, make: Callable[[], T]) -> T:
-        """What `make` returns, made once under `key`."""
+        """The result of `make`, which is called once for each `key`."""
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = make()
@@ -83,21 +87,21 @@ class Workbench:
             return found
 
     def tail(self, block: int) -> Part:
-        """What follows the input of a block, in float; the heads alone for block `depth`."""
+        """The part behind the input of a block, in float; behind the last block for `depth`."""
         return Part.of(self.graph, self.streams[block], self.outputs)
 
     def fit_state(self, block: int) -> State:
-        """What there is at the input of a block, in float, of the images for sensitivity."""
+        """The state at the input of a block, in float, of the images for sensitivity."""
         others = {name: self._fit_others[name] for name in self.before[block]}
         return State(self.fit[block][: self.study.sensitivity_images], others)
 
     def quantized_state(self, block: int) -> State:
-        """What there is at the input of a block, quantized, of the `rank` images."""
+        """The state at the input of a block, quantized, of the `rank` images."""
         others = {name: self._quantized_others[name] for name in self.before[block]}
         return State(self.quantized[block], others)
 
     def capture(self, start: int, end: int) -> RegisterCapture:
-        """Keys and values of registers in blocks [start, end)."""
+        """What computes keys and values of registers in blocks [start, end)."""
         make = lambda: RegisterCapture(self.view, start, end, threads=1)  # noqa: E731
         return self.kept(("capture", start, end), make)
 
@@ -139,7 +143,7 @@ class Workbench:
 
 
 def _check_layout(graph: gs.Graph, blocks: Iterable[Block]) -> None:
-    """Refuse the sequence-first hidden states [T, B, width] of some exporters."""
+    """Raise InputError for sequence-first hidden states [T, B, width], as some exporters make."""
     batch = graph.inputs[0].shape[0]
     for block in blocks:
         first, *rest = block.input.shape

@@ -1,4 +1,4 @@
-"""An ONNX file that somebody else exported becomes float.onnx, and is held against its original."""
+"""Adopt an ONNX file that somebody else exported, and compare it with its original."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,12 +33,12 @@ def adopt_file(
     verify: bool = True,
     threads: int | None = None,
 ) -> Preprocess | None:
-    """Write `source` in our own form to `path`; returns its recipe where it comes with one.
+    """Write `source` in our own form to `path`; returns its recipe where it has one.
 
-    `recipe`: one that takes the place of its own. `verify`: run both files on random images. Where
-    a batch that was freed does not compute what the original does, the file's own batch is kept,
-    and said so.
-    Raises InputError where the file cannot be adopted, or computes something else afterwards.
+    `recipe`: takes the place of the source's own. `verify`: whether both files are run on random
+    images and compared. Where a batch that was freed computes something else than the original, the
+    file's own batch is kept, and a warning says so. Raises InputError where the file cannot be
+    adopted, or computes something else afterwards.
     """
     if recipe is None:
         recipe = source.recipe(resolution)
@@ -58,9 +58,10 @@ def adopt_file(
 def _difference(
     source: OnnxFileSource, adopted: Adopted, path: Path, reporter: Reporter, threads: int | None
 ) -> str | None:
-    """Why the file at `path` is not what the source computes; None where it is, or cannot be said.
+    """How the outputs of the file at `path` differ from the source's; None where they do not.
 
-    The sessions are opened one after the other: memory holds one model at a time.
+    None too where the source cannot be run. The sessions are opened one after the other: memory
+    holds one model at a time.
     """
     if adopted.loops:
         reporter.warn(f"{source.name}: not run to check its rewritten form: it holds a loop")
@@ -97,12 +98,12 @@ def _difference(
 
 
 def _led(shape: Sequence[int | str], rows: int | str) -> bool:
-    """Whether a row is one image's; a free batch may be called by several names."""
+    """Whether a shape has one row for each image; a free batch may have several names."""
     return bool(shape) and (shape[0] == rows or {type(shape[0]), type(rows)} == {str})
 
 
 def _random_images(image: ImageInput, count: int) -> NDArray[Any]:
-    """Images in the range that the graph takes, as its input wants them."""
+    """Random images in the range, type and layout of the graph's image input."""
     random = np.random.default_rng(0)
     shape = [count, *(int(side) for side in image.shape[1:])]
     pixels = random.integers(0, 256, shape)

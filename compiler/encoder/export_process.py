@@ -45,7 +45,7 @@ def export_apart(source: str, path: Path, resolution: int | None) -> Preprocess 
 
 
 def answer(source: str, path: str, resolution: int | None, file: str) -> None:
-    """In the new process: export, and write the recipe and what was raised to `file`."""
+    """Runs in the new process: export, and write the recipe or the error to `file`."""
     recipe, raised = None, None
     try:
         recipe = open_source(source).export(Path(path), resolution=resolution)

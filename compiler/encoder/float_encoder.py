@@ -1,4 +1,4 @@
-"""A float encoder between export and quantization, and what every stage makes of it."""
+"""The float encoder between export and quantization, which stages take and return."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,11 +19,12 @@ RecipeFrom = Literal["source", "option", "assumed"]
 
 @dataclass(frozen=True)
 class FloatEncoder:
-    """A float encoder as it stands: exported, then with registers, rotated, equalized.
+    """A float encoder: as exported, or after stages added registers, rotated or equalized it.
 
-    `path` is its ONNX file as exported, `graph` its form now, `view` of that; `recipe_from` says
-    whether the recipe came with the source, from an option, or had to be assumed. `outputs`: which
-    is what. `passes`: what led from the file to the graph.
+    `path`: its ONNX file as exported; `graph`: its present graph; `view`: of that graph.
+    `recipe_from`: whether the recipe came with the source, from an option, or had to be assumed.
+    `outputs`: which output is the embedding and which the hidden state. `passes`: what each pass
+    did, from the file to the graph.
     """
 
     path: Path

@@ -27,10 +27,10 @@ _FILE = "source.onnx"
 
 @dataclass(frozen=True)
 class NamedSource:
-    """A source by its name, with what has to be written to a file first.
+    """A source by its name, and the object in memory that has to be written to a file first.
 
-    `name`: as the user wrote it, or what an object is called: "torch.nn.Module NAME" with the name
-    of its class, "onnx.ModelProto NAME" with that of its graph. `example`: the module's input.
+    `name`: as the user wrote it, or made for an object: "torch.nn.Module NAME" with the name of its
+    class, "onnx.ModelProto NAME" with that of its graph. `example`: the module's input.
     """
 
     name: str
@@ -40,10 +40,11 @@ class NamedSource:
 
     @classmethod
     def of(cls, source: object, example: object = None) -> "NamedSource":
-        """Name a source and check what it comes with; nothing is run or written.
+        """Name a source and check it; nothing is run or written.
 
-        `example`: for a torch.nn.Module, and only for one, a batch of images [B, 3, H, W] or
-        [B, H, W, 3]. Raises InputError, in one line, for another type or an example that is none.
+        `example`: for a torch.nn.Module, and only for one, a batch of images [B, 3, H, W] or [B, H,
+        W, 3]. Raises InputError, in one line, for another type of source or an example that is no
+        batch of images.
         """
         torch = sys.modules.get("torch")  # who has a module has imported it
         if torch is not None and isinstance(source, torch.nn.Module):
@@ -62,10 +63,11 @@ class NamedSource:
         )
 
     def write(self, folder: Path, reporter: Reporter, *, threads: int | None = None) -> Path | None:
-        """Write an object in memory to a file in `folder`; None for a source of its own place.
+        """Write an object in memory to a file in `folder`; None for a source that is no object.
 
-        What a module computes is held against its file, run on that many `threads`. Raises
-        InputError, beginning with the name, where it cannot be written, or computes something else.
+        What a module computes is compared with its file, run on that many `threads`. Raises
+        InputError, beginning with the name, where it cannot be written, or the file computes
+        something else.
         """
         path = folder / _FILE
         if self.message is not None:
@@ -83,7 +85,7 @@ class NamedSource:
 def _hold_against(
     computed: Computed, path: Path, name: str, reporter: Reporter, threads: int | None
 ) -> None:
-    """Raises InputError where the file does not compute what the module did; warns if unknown."""
+    """Raise InputError where the file computes something else than the module; warn if unknown."""
     try:
         with OriginalSession(path, "pixel_values", threads=threads) as session:
             found = session.run(computed.images, list(computed.outputs), len(computed.images))

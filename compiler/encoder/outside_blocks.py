@@ -1,4 +1,4 @@
-"""What a model multiplies with weights outside its blocks, where nothing is quantized."""
+"""Products with weights outside the blocks, which are not quantized."""
 
 from regcache.compiler.encoder.pass_record import PassRecord
 from regcache.passes.count_flops import product_flops
@@ -11,9 +11,9 @@ _MUCH = 0.25
 
 
 def outside_blocks(view: EncoderView) -> list[PassRecord]:
-    """A record that says what stays in float, where that is much of the work; else none.
+    """A record of the float work outside the blocks, where it is much of the whole; else none.
 
-    Nodes whose shapes are not known are left out, and without a number of tokens nothing is said.
+    Nodes of unknown shapes are left out; without a known number of tokens there is no record.
     """
     if view.tokens is None:
         return []

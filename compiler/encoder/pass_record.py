@@ -1,4 +1,4 @@
-"""What a pass did: for the manifest, and what it leaves slower than it could be, for the user."""
+"""Records of passes: for the manifest, and to warn of what stays slower than it could be."""
 
 from collections.abc import Iterable
 
@@ -23,7 +23,7 @@ class PassRecord(Record):
 
 
 def pass_records(ran: Iterable[PassRun]) -> tuple[PassRecord, ...]:
-    """What passes did, as the manifest keeps it."""
+    """The manifest's records of passes that ran."""
     return tuple(
         PassRecord(
             name=one.name,
@@ -51,7 +51,7 @@ def _slower(name: str, skips: Iterable[Skip]) -> list[str]:
 
 
 def _listed(skips: list[Skip]) -> str:
-    """What was left alone, and why, in a few words whatever its number."""
+    """Places that passes left alone, with the reasons, in a few words whatever their number."""
     first, reasons = skips[0], {skip.reason for skip in skips}
     sites = first.site if len(skips) == 1 else f"{first.site} and {len(skips) - 1} more"
     others = "" if len(reasons) == 1 else " and the like"

@@ -138,9 +138,10 @@ def _given(options: SourceOptions) -> Preprocess | None:
 
 
 def _assumed(source: str, image: ImageInput, reporter: Reporter) -> Preprocess:
-    """The usual evaluation recipe: resize to an eighth more than the crop, bicubic.
+    """The recipe where a source has none: resize to an eighth more than the crop, bicubic.
 
-    A graph that scales or normalises its pixels itself gets them as it takes them.
+    Mean and standard deviation are ImageNet's; a graph that scales or normalises its pixels itself
+    gets them as it takes them.
     """
     height, width = (int(side) for side in image.size)
     larger = min(round(height * 8 / 7), round(width * 8 / 7))

@@ -1,4 +1,4 @@
-"""The stage that brings a float encoder into the form that its target computes."""
+"""The stage that splits packed projections where the target would compute them in float."""
 
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.targets import Target
@@ -6,9 +6,10 @@ from regcache.passes.split_qkv import SplitQkv
 
 
 def split_for_target(encoder: FloatEncoder, target: Target) -> FloatEncoder:
-    """Split packed qkv projections where the target computes them in float otherwise.
+    """Split packed qkv projections where the target would compute them in float otherwise.
 
-    TensorRT does so with most; blocks of weights are wider for v than for q and k.
+    TensorRT computes most of them in float; in 4-bit blocks, the weights of v have more bits than
+    those of q and k.
     """
     integers = target.profile.integers
     if integers and target.block_size is None:

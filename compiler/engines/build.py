@@ -79,7 +79,7 @@ def build_engines(folder: Path, options: BuildOptions, reporter: Reporter) -> Bu
 
 
 def _current(manifest: Manifest, key: str) -> EngineRecord | None:
-    """The engine that was built from these inputs; opening the artifact has checked its bytes."""
+    """The manifest's record of an engine built from the same inputs; None without one."""
     return next((record for record in manifest.engines if record.inputs == key), None)
 
 

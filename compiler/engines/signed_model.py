@@ -28,13 +28,13 @@ REWRITE = " + ".join(f"{step.name} {step.version}" for step in _PASSES)
 
 
 def has_zero_points(model: Path, artifact: Artifact) -> bool:
-    """Whether an ONNX file is an artifact's with ONNX Runtime's integers, around any zero point."""
+    """Whether an ONNX file is an artifact's with integers for ONNX Runtime, of any zero point."""
     return model == artifact.model and not artifact.manifest.options.profile.half
 
 
 @contextmanager
 def engine_source(model: Path, artifact: Artifact, reporter: Reporter) -> Iterator[Path]:
-    """Yield the ONNX file that an engine of an artifact is built of: `model`, or it signed."""
+    """Yield the ONNX file to build an engine from: `model`, or a copy whose zero points are 0."""
     if has_zero_points(model, artifact):
         with signed_model(model, reporter) as signed:
             yield signed
@@ -44,10 +44,10 @@ def engine_source(model: Path, artifact: Artifact, reporter: Reporter) -> Iterat
 
 @contextmanager
 def signed_model(model: Path, reporter: Reporter) -> Iterator[Path]:
-    """Yield the model with zero points of 0, as a temporary file; itself where it has no others.
+    """Yield the model with zero points of 0, as a temporary file; itself where all are 0.
 
-    Errors in the block that name that file come out naming `model`, and refusals with the way out.
-    Raises RefusedGraphError, too, where an integer cannot be moved.
+    An error raised in the block names `model` in place of that file, and a refusal also says what
+    to do. Raises RefusedGraphError, too, where a zero point cannot be moved.
     """
     with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
         path = write_signed(model, Path(folder), reporter)
@@ -60,9 +60,9 @@ def signed_model(model: Path, reporter: Reporter) -> Iterator[Path]:
 
 
 def write_signed(model: Path, folder: Path, reporter: Reporter) -> Path:
-    """Write the model with zero points of 0 into a folder; itself where it has no others.
+    """Write the model with zero points of 0 into a folder; returns `model` where all are 0.
 
-    Raises RefusedGraphError where an integer cannot be moved.
+    Raises RefusedGraphError where a zero point cannot be moved.
     """
     graph = import_graph(onnx.load(model))
     if not count_ops(graph, "QuantizeLinear"):
@@ -79,6 +79,6 @@ def write_signed(model: Path, folder: Path, reporter: Reporter) -> Path:
 
 
 def _refused(reason: str) -> RefusedGraphError:
-    """How to come to an artifact that builds, for one whose numbers are ONNX Runtime's."""
+    """A refusal, with what to do for an artifact whose integers are ONNX Runtime's."""
     cpu, rtx = TargetName.ORT_CPU.value, TargetName.TENSORRT_RTX.value
     return RefusedGraphError(f"{reason}; it was compiled for {cpu}: compile it with --target {rtx}")

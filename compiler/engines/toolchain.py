@@ -1,4 +1,4 @@
-"""What builds an engine: a library of one version, told for which GPUs."""
+"""The toolchain that builds an engine: a library of one version, and the GPUs to build for."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from regcache.runtime.engine_build import EngineBuild
 from regcache.runtime.gpu import find_gpu
 
 ALL = "all"
-"""In the place of compute capabilities: every one that the library builds for."""
+"""In place of compute capabilities: all that the library builds for."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A library and all that it is told, the ONNX file aside.
+    """A library that builds engines, and all its settings but the ONNX file.
 
     `description`: for people. `facts`: for the key that decides whether to build again.
     """
@@ -79,7 +79,11 @@ def _tensorrt_rtx(options: BuildOptions, precision: Precision, reporter: Reporte
 def _capabilities(
     wanted: tuple[str, ...] | None, precision: Precision, reporter: Reporter
 ) -> tuple[str, ...]:
-    """In ascending order, each once: what the user named, or the usual ones that can run it."""
+    """The compute capabilities to build for, ascending: what the user named, or the usual ones.
+
+    Raises InputError for one that the library does not build for. Those that cannot compute the
+    precision are left out with a note where the user did not name them, else refused.
+    """
     known = tensorrt_rtx.supported_compute_capabilities()
     named = tensorrt_rtx.COMPUTE_CAPABILITIES if wanted is None else wanted
     everything = named == (ALL,)

@@ -19,7 +19,7 @@ from regcache.passes.model_files import data_file
 
 @dataclass(frozen=True)
 class NewEngine:
-    """A serialized engine and what the manifest will say of it."""
+    """A serialized engine and its record in the manifest."""
 
     record: EngineRecord
     engine: bytes

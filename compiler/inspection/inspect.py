@@ -64,7 +64,7 @@ class ActivationRecord(Record):
     site: str
     """Roles of the linears that read it, such as `q+k+v`."""
     linears: list[str]
-    """The same, one by one."""
+    """The roles of these linears, one by one."""
     low: float
     """Least value over all tokens and channels."""
     high: float
@@ -104,7 +104,7 @@ class OutputRecord(Record):
     shape: list[int | str]
     """Its shape; a word is a size that the graph leaves open."""
     role: Literal["embedding", "tokens"] | None
-    """What it is taken for; None for any other."""
+    """What the output holds; None where it is neither embedding nor tokens."""
 
 
 class Inspection(Record):
@@ -131,7 +131,7 @@ class Inspection(Record):
     tokens: int | None
     """Tokens in the residual stream; None where the graph does not fix their number."""
     prefix_tokens: int | None
-    """How many of them (class token, own registers) stand before the patches; None if unknown."""
+    """How many tokens (class, own registers) stand before the patches; None if unknown."""
     n_images: int
     """Images that were measured; 0 without images."""
 
@@ -196,7 +196,7 @@ def _observe(
 
 
 class _Place:
-    """Names for the images and token positions of outliers."""
+    """Turns places of outliers into names: of the image, and of the kind of token."""
 
     def __init__(self, view: EncoderView, images: list[str]) -> None:
         self.view, self.images = view, images

@@ -37,7 +37,7 @@ def _output_table(found: Inspection) -> Table:
 
 
 def _cell(text: str) -> Text:
-    """As Text: brackets are no markup."""
+    """A cell without markup: brackets in names are printed as they are."""
     return Text(one_line(text))
 
 

@@ -1,1 +1,1 @@
-"""A compilation as it is asked for: its options, its target, where it works."""
+"""The job of a compilation: its options, its target, and the context of its stages."""

@@ -1,4 +1,4 @@
-"""What every stage of a compilation is told."""
+"""The context of a compilation, which every stage is given."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,10 @@ class SearchOptions:
 class Context:
     """What a compilation is asked for, and where it works.
 
-    `target`: the number formats that the options come to on this CPU. `images`: the calibration
-    images; without the unreadable ones, once the first calibration has found these. `scratch`: a
-    folder for files that do not last. `journal`: where a search notes results until it is done.
+    `target`: the number formats that follow from the options and this CPU. `images`: the
+    calibration images; once the first calibration has read them, without those that cannot be read.
+    `scratch`: a folder for temporary files. `journal`: the file where a search notes results until
+    it is done.
     """
 
     options: CompileOptions

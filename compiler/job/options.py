@@ -21,7 +21,7 @@ from regcache.passes.preprocess import Preprocess
 
 
 class Calibrator(StrEnum):
-    """How the range of an activation is chosen: by its layers' output error, or by its values."""
+    """The rule that chooses an activation's range: by its layers' output error, or its values."""
 
     OUTPUT_ERROR = "output-error"
     MIN_MAX = "min-max"
@@ -44,7 +44,7 @@ class RegisterChoice(StrEnum):
 class Rounding(StrEnum):
     """How weights become integers: by the error at the layer's output, or each to the nearest.
 
-    Only the first corrects biases: both come from the same pass over the images.
+    Biases are corrected with `gptq` only: both come from the same pass over the images.
     """
 
     GPTQ = "gptq"
@@ -52,7 +52,7 @@ class Rounding(StrEnum):
 
 
 class AttentionChoice(StrEnum):
-    """What attention's own two products compute in."""
+    """The number format of attention's own two products."""
 
     FLOAT = "float"
     INT8 = "int8"
@@ -114,7 +114,7 @@ class CompileOptions(Record):
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
-        """Raise InputError for options that no target runs together, before anything is read."""
+        """Raise InputError for options that exclude each other, before anything is read."""
         resolve_target(self.target, u8s8_saturates=False, precision=self.precision)
         if not self.profile.half and (self.half or self.attention is AttentionChoice.INT8):
             raise InputError(
@@ -130,24 +130,24 @@ class CompileOptions(Record):
 
     @property
     def profile(self) -> TargetProfile:
-        """What is particular to the target."""
+        """The profile of the target."""
         return PROFILES[self.target]
 
     @property
     def share(self) -> float:
-        """`int8_share`, or the target's default; all where other bit-widths are simulated."""
+        """`int8_share`, or its default: the target's, but 1 where bit-widths are simulated."""
         if self.int8_share is not None:
             return self.int8_share
         return 1.0 if self.simulate is not None else self.profile.int8_share
 
     @property
     def rotates(self) -> bool:
-        """Whether rotating may pay: `rotate`, for int8 alone. E4M3 and float hold outliers well."""
+        """Whether activations may be rotated: `rotate`, but never for FP8, W4A16 or simulations."""
         return self.rotate and self.precision is Precision.INT8 and self.simulate is None
 
     @property
     def in_half(self) -> bool:
-        """`half`, or the target's default; nothing where other bit-widths are simulated."""
+        """`half`, or its default: the target's, and false where other bit-widths are simulated."""
         if self.half is not None:
             return self.half
         return self.profile.half and self.simulate is None

@@ -1,4 +1,4 @@
-"""What every record of the manifest, and of an answer to --json, has in common."""
+"""The base class of the records that are written as JSON: the manifest and --json."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -1,4 +1,4 @@
-"""What each deployment target can run, as the number formats of its Q/DQ pairs."""
+"""The deployment targets, and the number formats of their Q/DQ pairs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -49,12 +49,12 @@ class Simulation(StrEnum):
 
 @dataclass(frozen=True)
 class Target:
-    """Number formats: activations per tensor, weights per channel and symmetric.
+    """The number formats of a target: activations per tensor, weights per channel and symmetric.
 
-    `name` and `why`: of the target they belong to, and in words. Integers of fewer than 8 bits are
-    simulated inside 8. `activation_bits` is None where only weights are quantized, 4 bits in blocks
-    of 32 input channels: simulated in float, or stored as such in blocks of `block_size`.
-    `float8`: both are E4M3, and the integer types say nothing.
+    `name`: the target they belong to; `why`: the reason, in words. Integers of fewer than 8 bits
+    are simulated inside 8. `activation_bits` is None where only weights are quantized, to 4 bits in
+    blocks of 32 input channels: simulated in float, or stored as integers in blocks of
+    `block_size`. `float8`: activations and weights are E4M3, and the integer types do not count.
     """
 
     name: TargetName
@@ -69,7 +69,7 @@ class Target:
 
     @property
     def profile(self) -> "TargetProfile":
-        """That of the target."""
+        """The profile of the target."""
         return PROFILES[self.name]
 
     @property

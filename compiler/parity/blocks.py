@@ -1,4 +1,4 @@
-"""Where in an encoder the error arises: the hidden states behind each block, beside float's."""
+"""Parity of the hidden states behind each block, which shows where an error arises."""
 
 import tempfile
 from collections.abc import Sequence

@@ -29,11 +29,11 @@ def compare(
     class_scores: bool = False,
     label: str = "comparing",
 ) -> ParityMeter:
-    """Feed every batch to both encoders; returns the meter that saw their outputs.
+    """Run every batch through both encoders; returns the meter that compared their outputs.
 
     `output_names`, `tokens`, `class_scores`: what the outputs are, as for ParityMeter. Raises
-    InputError when no image can be read, the outputs differ in shape, or a cosine says nothing of
-    the first.
+    InputError when no image can be read, the outputs differ in shape, or the first output is one
+    that cosines cannot compare.
     """
     meter = ParityMeter(prefix_tokens, output_names, tokens=tokens, class_scores=class_scores)
     for batch in reporter.images(folder, len(folder.paths), label):

@@ -1,4 +1,4 @@
-"""The stage that holds the model against its float original on a few calibration images."""
+"""The stage that compares the model with its float original on a few calibration images."""
 
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ _PARITY_IMAGES = 16
 def first_look(context: Context, encoder: FloatEncoder, model: Path) -> ParityResult:
     """Parity of `model` with the float ONNX of `encoder`.
 
-    One after the other: dequantized, a large model takes as much memory as the float one.
+    Both are run one after the other: dequantized, a large model takes as much memory as the float
+    one.
     """
     session = partial(OrtSession, threads=context.threads, outputs=encoder.outputs.first)
     images = context.images.some(_PARITY_IMAGES)

@@ -112,7 +112,11 @@ def _reference(
     threads: int | None,
     reporter: Reporter,
 ) -> tuple[Reference, Encoder]:
-    """The PyTorch original where wanted and possible, else the float ONNX; auto says which."""
+    """The original to compare with: the PyTorch one where asked for, else the float ONNX.
+
+    Under `auto` the float ONNX takes the place of a PyTorch original that cannot be run, with a
+    warning.
+    """
     options = artifact.manifest.options
     itself = against is Against.FLOAT
     if itself and choice is ReferenceChoice.FLOAT_ONNX:
@@ -133,7 +137,7 @@ def _reference(
 
 
 def _turned(original: Encoder) -> Encoder:
-    """An original with its outputs the other way round: of OUTPUT_NAMES, the last is compared."""
+    """An original with its outputs in reverse, where the last of OUTPUT_NAMES is compared."""
     return lambda images: original(images)[::-1]
 
 

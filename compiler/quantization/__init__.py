@@ -1,1 +1,1 @@
-"""From a float encoder to integers: rotate, shift, equalize, place, round."""
+"""From a float encoder to integers: rotate, equalize, keep float, round, Q/DQ."""

@@ -16,9 +16,9 @@ from regcache.passes.quantize_attention import attention_operands
 def attention_scales(
     view: EncoderView, batches: Iterable[NDArray[np.float32]], *, threads: int | None = None
 ) -> dict[str, Affine]:
-    """Signed int8 scales of queries, keys and values as observed, by the names of their tensors.
+    """Signed int8 scales of queries, keys and values, by the names of their tensors.
 
-    `batches`: images [B, 3, H, W].
+    Each covers the largest magnitude over `batches`, images [B, 3, H, W].
     """
     names = [name for four in attention_operands(view).values() for name in four[:3]]
     peaks = dict.fromkeys(names, 0.0)

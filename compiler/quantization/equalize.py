@@ -34,11 +34,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation that linears read, as it stands after equalizing.
+    """The activation at a site, after shifting and equalizing.
 
-    `seen`: what calibration would see of it; `for_scale`: the same, but of images that had no say
-    in how its channels were shifted, where they were. `scale`: the one that it was shifted for and
-    no other. `factors` [K]: what its channels are divided by; `how`: what was done, in words.
+    `seen`: its statistics; `for_scale`: the statistics to choose a scale by, which are
+    cross-checked where channels were shifted (see Folded.held_out). `scale`: the scale that a shift
+    by a zero point was chosen with, and needs; else None. `factors` [K]: what its channels are
+    divided by; `how`: what was done, in words.
     """
 
     seen: Observed
@@ -67,8 +68,8 @@ def equalize(context: Context, encoder: FloatEncoder, calibrated: Calibrated) ->
 def without_shifts(context: Context, encoder: FloatEncoder, equalized: Equalized) -> FloatEncoder:
     """`encoder`, of which `equalized` was made, with its channels equalized but not shifted.
 
-    For what rounds to the nearest with scales of its own: a constant in an activation needs its
-    bias corrected.
+    Where weights are rounded to the nearest nothing corrects biases, as a shifted activation needs
+    it.
     """
     if all(one.for_scale is one.seen for one in equalized.activations.values()):
         return equalized.encoder
@@ -83,9 +84,10 @@ def equalize_encoder(
     quantizer: Quantizer,
     threads: int | None = None,
 ) -> Equalized:
-    """Shift channels and equalize them where that helps, by statistics of every site, by its name.
+    """Shift channels and equalize them where that helps.
 
-    Activations are chosen for side by side, each by one of `threads`, so nothing depends on those.
+    `statistics`: of every site, by its name. `threads` of them are chosen for at a time, each by
+    one thread, so that nothing depends on their number.
     """
 
     def choose(site: Site) -> _Choice:
@@ -103,7 +105,7 @@ def equalize_encoder(
 
 @dataclass(frozen=True)
 class _Choice:
-    """What is done to one activation."""
+    """The shift and the factors that were chosen for one activation; None where none helps."""
 
     shift: Shift | None = None
     even: Equalization | None = None
@@ -124,14 +126,14 @@ def _choose(site: Site, statistics: Halved, quantizer: Quantizer, view: EncoderV
 
 
 def as_it_is(encoder: FloatEncoder, statistics: Mapping[str, Halved]) -> Equalized:
-    """The encoder unchanged."""
+    """The encoder unchanged, with the statistics of its sites."""
     return _apply(encoder, statistics, {})
 
 
 def _apply(
     encoder: FloatEncoder, statistics: Mapping[str, Halved], choices: Mapping[str, _Choice]
 ) -> Equalized:
-    """Run the passes; what one refuses at a site stays as it was."""
+    """Run the passes with what was chosen by site; a site that a pass refuses stays as it was."""
     shifts = {site: one.shift for site, one in choices.items() if one.shift is not None}
     even = {site: one.even for site, one in choices.items() if one.even is not None}
     values = {site: shift.values.whole for site, shift in shifts.items()}
@@ -170,7 +172,7 @@ def _equalizing(view: EncoderView, activations: Mapping[str, Activation]) -> Equ
 
 
 def _run(step: Pass, encoder: FloatEncoder) -> tuple[FloatEncoder, dict[str, str]]:
-    """The encoder after a pass, and what that did, by the name of the site."""
+    """The encoder after a pass, and the pass's edits by the name of the site."""
     graph, ran = run_all([step], encoder.graph)
     edits = {edit.site: edit.what for one in ran for edit in one.log.edits}
     return encoder.rewritten(graph, ran), edits

@@ -1,4 +1,4 @@
-"""Choose by what each activation's channels are divided, by the error that is left."""
+"""Choose factors that the channels of an activation are divided by, by the error left."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -28,9 +28,9 @@ _LEAST_RANGE = 1e-3
 
 @dataclass(frozen=True)
 class Rule:
-    """A channel's factor: its range, or mean magnitude, to the power `exponent`.
+    """A channel's factor: its range, or where `mean` its mean magnitude, to the power `exponent`.
 
-    Where `smooth`, over the weight's range to the rest of 1.
+    Where `smooth`, that is divided by the weight's range to the power 1 - `exponent`.
     """
 
     exponent: float
@@ -42,7 +42,10 @@ class Rule:
         return f"{name} / weight^{1 - self.exponent:g}" if self.smooth else name
 
     def factors(self, seen: Observed, peaks: Floats) -> Floats:
-        """Factors [K] of geometric mean 1. `peaks` [K]: the weight's largest, by input channel."""
+        """Factors, float32 [K], of geometric mean 1.
+
+        `peaks` [K]: the largest magnitude of the weight in each input channel.
+        """
         sizes = np.maximum(np.abs(seen.lows), np.abs(seen.highs)).astype(np.float64)
         if self.mean:
             sizes = np.abs(seen.rows).mean(axis=0, dtype=np.float64)
@@ -54,15 +57,15 @@ class Rule:
         return np.asarray(powers / np.exp(np.log(powers).mean()), np.float32)
 
     def suggest(self, seen: Halved, peaks: Floats) -> Suggested:
-        """The factors that all images suggest, and those of each fold."""
+        """The factors by all images, and by each half of them."""
         return Suggested.by(lambda half: self.factors(half, peaks), seen)
 
 
 @dataclass(frozen=True)
 class Equalization:
-    """A rule for one activation, its factors [K], and the error that it leaves.
+    """The factors [K] for one activation, and the rule that they come from.
 
-    `error_left`: as a share of what it was without.
+    `error`: folds_error with them; `error_left`: as a share of the error without.
     """
 
     rule: Rule
@@ -73,10 +76,10 @@ class Equalization:
 
 @dataclass(frozen=True)
 class Standing:
-    """What was chosen for an activation so far.
+    """An activation with what was chosen for it so far.
 
-    `seen`: what calibration saw of it, its channels shifted as far as they were; `weight`: of what
-    reads it; `factors`: what its channels are divided by; `error`: folds_error with all that.
+    `seen`: its statistics, shifted where a shift was chosen; `weight`: of the linears that read it;
+    `factors`: what its channels are divided by; `error`: folds_error with these.
     """
 
     site: Site
@@ -87,20 +90,20 @@ class Standing:
 
     @classmethod
     def untouched(cls, site: Site, seen: Folded, quantizer: Quantizer) -> Self:
-        """The activation as it is."""
+        """The activation before anything is chosen: no shift, and factors of 1."""
         weight = SampledWeight.of([linear.weight for linear in site.linears])
         ones = Suggested.everywhere(1, seen)
         return cls(site, seen, weight, ones, folds_error(ones, weight, seen, quantizer))
 
 
 def choose_equalization(now: Standing, quantizer: Quantizer, *, free: bool) -> Equalization | None:
-    """How equalizing an activation's channels helps most; None where it does not.
+    """The factors that help an activation most; None where none help enough.
 
     `free`: whether factors cost no node. The rules of SmoothQuant and plain powers of the range
-    compete, or those of AWQ where only weights are rounded: then without any node more. Each takes
+    compete; where only weights are rounded, those of AWQ, as long as factors are free. Each takes
     its factors from one half of the images, and its layer's output error, with activation and
-    weights rounded, is measured on the other, both ways: a channel's largest value is seldom seen,
-    and what fits the images at hand too well clips others.
+    weights rounded, is measured on the other, both ways: a channel's largest value is rare, and
+    factors that fit the images at hand too well make others clip.
     """
     rules = rules_for(quantizer, free=free)
     if not rules:
@@ -118,7 +121,7 @@ def choose_equalization(now: Standing, quantizer: Quantizer, *, free: bool) -> E
 
 
 def rules_for(quantizer: Quantizer, *, free: bool) -> list[Rule]:
-    """The rules that compete; `free`: factors cost no node."""
+    """The rules that compete; `free`: whether factors cost no node."""
     if not quantizer.quantizes_activations:
         if not isinstance(quantizer.format, BlockWeights) or not free:
             return []  # simulated: the literature's plain rounding
@@ -132,7 +135,7 @@ def rules_for(quantizer: Quantizer, *, free: bool) -> list[Rule]:
 def folds_error(
     factors: Suggested, weight: SampledWeight, seen: Folded, quantizer: Quantizer
 ) -> float:
-    """`rounding_error` on each half, with the factors that the other suggests, in sum."""
+    """The sum of `rounding_error` on each half, with the factors chosen on the other half."""
     return sum(
         rounding_error(by, weight, fold.other, quantizer)
         for fold, by in zip(seen.folds, factors.folds, strict=True)
@@ -146,9 +149,10 @@ def rounding_error(
     quantizer: Quantizer,
     scale: Scale | None = None,
 ) -> float:
-    """||Q(X / f) Q(f W) - X W||^2 on the rows X of `seen`, but for the mean: biases make that good.
+    """||Q(X / f) Q(f W) - X W||^2 on the rows X of `seen`, without the part that biases correct.
 
-    With the given scale, or the best one: a single number, so the rows that choose it can judge it.
+    That part is the mean over the rows. `scale`: None for the best one, which may be chosen by the
+    same rows: it is a single number.
     """
     rows = seen.rows / factors
     if quantizer.quantizes_activations:
@@ -162,6 +166,6 @@ def rounding_error(
 def equalized_scale(
     factors: Floats, weight: SampledWeight, even: Observed, quantizer: Quantizer
 ) -> Scale:
-    """The best scale of an activation that was divided by `factors` [K]; `even`: as it is then."""
+    """The best scale of an activation divided by `factors` [K], by its statistics `even`."""
     # What is added to X / f comes out of f W as f times that would come out of W.
     return quantizer.scale_by(lambda: lambda added: weight.error(added * factors), even)

@@ -1,4 +1,4 @@
-"""The stage that quantizes: ranges, rounded weights, Q/DQ, biases, and the rest in FP16."""
+"""The stage that quantizes: scales, rounded weights, Q/DQ, biases, and the rest in FP16."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ _ROUNDING_IMAGES = 128
 class Quantized:
     """The quantized graph, and what passes did.
 
-    `scales`: of its activations, by site name; `linears`: how many read one of these.
+    `scales`: of its activations, by the site's name; `linears`: how many linears read these.
     """
 
     graph: gs.Graph
@@ -55,9 +55,9 @@ def quantize(
     placement: Placement,
     streams: Mapping[str, ChannelRange],
 ) -> Quantized:
-    """Choose ranges, round weights by the layers' errors, quantize, correct the biases.
+    """Choose scales, round weights, quantize the linears and correct their biases.
 
-    `streams`: ranges of the residual stream, for the rest in FP16 where that is asked for.
+    `streams`: ranges of the residual stream, by tensor, where the rest is to compute in FP16.
     """
     quantizer, encoder = Quantizer.of(context), equalized.encoder
     sites = [site for site in encoder.view.sites if site.name not in placement.left_float]
@@ -72,7 +72,7 @@ def quantize(
 
 
 def _scales(quantizer: Quantizer, sites: Sequence[Site], equalized: Equalized) -> dict[str, Scale]:
-    """The scale of every site's activation, by the site's name; none where they stay float."""
+    """The scale of every site's activation, by the site's name; empty where all stay float."""
     known = {site.name: equalized.activations[site.name] for site in sites}
     fixed = {name: one.scale for name, one in known.items() if one.scale is not None}
     free = [site for site in sites if site.name not in fixed]
@@ -84,7 +84,7 @@ def _scales(quantizer: Quantizer, sites: Sequence[Site], equalized: Equalized) -
 def _rest(
     context: Context, equalized: Equalized, streams: Mapping[str, ChannelRange]
 ) -> Iterator[Pass]:
-    """What TensorRT computes besides the linears, and the form that ONNX Runtime needs."""
+    """The passes behind the linears: attention in int8, FP16, and Adds apart for ONNX Runtime."""
     options, view = context.options, equalized.encoder.view
     if options.attention is AttentionChoice.INT8:
         images = (batch.images for batch in context.images.some(_ROUNDING_IMAGES))
@@ -110,9 +110,10 @@ def _rounded(
     sites: Sequence[Site],
     scales: Mapping[str, Scale],
 ) -> Rounded:
-    """The weights, by the layers' errors or each the nearest, as the options say.
+    """The rounded weights, by GPTQ or each to the nearest, as the options ask for.
 
-    `scales`: by the name of the site; a format of weights alone has none, and reads floats.
+    `scales`: by the name of the site; empty for a format of weights alone, whose linears read
+    floats.
     """
     if context.options.rounding is not Rounding.GPTQ or not quantizer.format.by_error:
         return quantizer.format.nearest_weights(linear for site in sites for linear in site.linears)

@@ -33,7 +33,10 @@ class ParetoPoint(Record):
 
 @dataclass(frozen=True)
 class Placement:
-    """The sites left in float, by name, and the way to them from everything in int8."""
+    """The sites that stay float, by name, and the share that is quantized.
+
+    `pareto`: the trades of share against error, from all sites quantized to none.
+    """
 
     left_float: tuple[str, ...]
     share: float
@@ -92,12 +95,12 @@ def place_int8(
     least_share: float,
     rotations: int = 0,
 ) -> Placement:
-    """Leave the sites in float that do the most damage per multiply-accumulate.
+    """Choose the sites that stay float: those of most damage per multiply-accumulate.
 
-    `damage`: of each site, by name. At least `least_share` of the multiply-accumulates stays int8;
-    a site that would go below it is passed over. The Pareto points go on to everything in float;
-    there are none where no damage was measured. `rotations`: multiply-accumulates, for one token,
-    of products that are float in any case.
+    `damage`: of each site, by name. At least `least_share` of the multiply-accumulates stays
+    quantized; a site that would go below it is passed over. The Pareto points go on until every
+    site is float; there are none where no damage was measured. `rotations`: multiply-accumulates,
+    for one token, of the rotations' products, which are float in any case.
     """
     # Every token costs as many.
     cost = {site.name: sum(linear.work for linear in site.linears) for site in sites}

@@ -1,4 +1,4 @@
-"""Which activations are rotated, and how many channels at a time, in the work that may be float."""
+"""The stage that rotates activations, as far as float work is allowed."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,11 @@ _SIZES = (64, 16)
 
 @dataclass(frozen=True)
 class Rotations:
-    """Whether the residual stream is rotated, and how many channels of what fc2 reads together."""
+    """Which activations are rotated.
+
+    `stream`: whether the residual stream is. `hidden`: how many channels at a time of what each fc2
+    reads; None for none.
+    """
 
     stream: bool = False
     hidden: int | None = None
@@ -39,9 +43,9 @@ def rotate(context: Context, encoder: FloatEncoder, least_share: float) -> Float
 
 
 def choose_rotations(view: EncoderView, least_share: float) -> Rotations:
-    """What there is room for with `least_share` of the work in int8.
+    """The rotations whose float work leaves at least `least_share` of all work in int8.
 
-    The stream first, then as many channels together as fit.
+    The stream comes first, then as many channels of fc2's input at a time as fit.
     """
     linears = sum(linear.work for linear in view.linears)
     stream, spare = _stream_work(view), (1 - least_share) * _MOST
@@ -63,5 +67,5 @@ def rotation_work(view: EncoderView) -> int:
 
 
 def _stream_work(view: EncoderView) -> int:
-    """Of the products at both of the stream's ends."""
+    """Multiply-accumulates, for one token, of the products at the rotated stream's two ends."""
     return 2 * view.width**2

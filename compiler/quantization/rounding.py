@@ -1,4 +1,4 @@
-"""Round weights and correct biases by what the layers read, in one pass over the images."""
+"""Round weights and correct biases by the layers' inputs, in one pass over the images."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,11 +27,12 @@ _MANY_CHANNELS = _ROWS // 2
 
 @dataclass
 class LayerInput:
-    """Second moments of an activation [..., K] as its layers read it, rounded by `scale` if any.
+    """Second moments of the input [..., K] of a site's linears; `scale`: rounds it, unless None.
 
-    Takes the first token of every image, which is the class token where there is one, and others
-    drawn at random. `total`, `float_total` [K]: sum of x, rounded and not, over `rows` rows.
-    `store`: a file for the rows where channels are many; the Gram matrix is then made of it.
+    Counts the first token of every image, which is the class token where there is one, and tokens
+    drawn at random, `rows_of_an_image` together. `total`, `float_total` [K]: sums over all `rows`
+    of the input, rounded and not. `store`: a file for the rows of inputs with many channels, from
+    which the Gram matrix is made at the end; None: it is summed in memory.
     """
 
     scale: Scale | None
@@ -64,14 +65,14 @@ class LayerInput:
 
     @property
     def gram(self) -> NDArray[np.float64]:
-        """The sum of x^T x over all rows, [K, K]."""
+        """X^T X of all rows X, float64 [K, K]."""
         if self.store is not None and not len(self.products):
             rows = np.fromfile(self.store, np.float32).reshape(self.rows, -1)
             self.products = (rows.T @ rows).astype(np.float64)
         return self.products
 
     def close(self) -> None:
-        """Remove what is on disk."""
+        """Remove the file of rows."""
         if self.store is not None:
             self.store.unlink(missing_ok=True)
 
@@ -93,11 +94,12 @@ def round_weights(
     seed: int = 0,
     threads: int | None = None,
 ) -> Rounded:
-    """GPTQ rounding and bias correction of the linears behind the sites that `scales` names.
+    """GPTQ rounding and bias correction of the linears of the sites that `scales` names.
 
-    A scale of None leaves the activation in float. Weights of E4M3 are rounded to the nearest, for
-    the biases alone. `batches` gives the images [B, 3, H, W], anew on each call: one pass over them
-    for every half GB of Gram matrices. `images`: how many there are.
+    `scales`: by the site's name; None leaves the activation in float. Weights of E4M3 are rounded
+    to the nearest, and only their biases corrected. `batches`: gives the images [B, 3, H, W], anew
+    on each call: one pass over them for every half GB of Gram matrices. `images`: how many there
+    are.
     """
     of_an_image = max(_ROWS // max(images, 1), _LEAST_ROWS_OF_AN_IMAGE)
     found, form = Rounded(), number_format(target)
@@ -122,7 +124,7 @@ def round_weights(
 
 
 def _note(linear: Linear, seen: LayerInput, rounded: Weight, found: Rounded) -> None:
-    """Enter a rounded weight, and what it makes the bias lack."""
+    """Add a linear's rounded weight and the correction of its bias to `found`."""
     found.weights[linear.name] = rounded
     lost = seen.float_total @ linear.weight - seen.total @ rounded.dequantized()
     found.biases[linear.name] = np.asarray(lost / seen.rows, np.float32)

@@ -1,4 +1,4 @@
-"""The weight behind an activation, as far as choices between its roundings need it."""
+"""A sample of a weight's columns, enough to choose between ways to round."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ _COLUMNS = 512
 
 @dataclass(frozen=True)
 class SampledWeight:
-    """What reads an activation of K channels.
+    """The weights of the linears that read an activation of K channels, sampled.
 
     `columns` [K, n]: at most 512 output channels from all over the weights; `peaks` [K]: each input
-    channel's largest magnitude, over all output channels; `error`: ||D columns||^2 of what is added
-    to the activation, D [S, K].
+    channel's largest magnitude, over all output channels; `error`: ||D columns||^2 of D [S, K],
+    which rounding adds to the activation.
     """
 
     columns: Floats

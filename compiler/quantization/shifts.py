@@ -1,4 +1,4 @@
-"""Choose where channels are shifted for symmetric integers to fit, by the error that is left."""
+"""Choose shifts of channels that make activations fit symmetric integers, by the error left."""
 
 from dataclasses import dataclass, replace
 
@@ -25,10 +25,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Shift:
-    """What is taken off an activation's channels [K], and what it is called in a log.
+    """The shift of an activation's channels [K], and its `name` in a log.
 
-    `error`: what it leaves (see folds_error); `scale`: the scale that it was chosen for, where zero
-    is to stay exact.
+    `error`: folds_error with it. `scale`: where it shifts by a zero point, the scale whose steps it
+    is a multiple of, so that 0 stays exact; else None.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Shift:
 
 
 def choose_shift(now: Standing, quantizer: Quantizer) -> Shift | None:
-    """Each channel's middle, where taking it off helps.
+    """A shift by each channel's middle; None where it does not help.
 
     Only where integers are symmetric, and not behind an activation function: there a channel's
     largest values are too rare for its middle to be known (DINOv2-S loses a hundredth of cosine on
-    unseen images). As for equalization, what one half of the images suggests is measured on the
+    unseen images). As for equalization, the middles of one half of the images are judged on the
     other, both ways.
     """
     hidden = now.site.role is Role.FC2 and not rotated_channels(now.site.linears[0])
@@ -56,10 +56,11 @@ def choose_shift(now: Standing, quantizer: Quantizer) -> Shift | None:
 
 
 def refine_shift(now: Standing, before: Shift | None, quantizer: Quantizer) -> Shift | None:
-    """The shift and, where it helps more, what makes symmetric integers of asymmetric ones.
+    """The shift `before`, with a zero point in addition where that helps more.
 
     The best asymmetric scale of the equalized activation has a zero point; a shift by that many
-    steps does the same. Its scale goes with it: of another, zero would be no whole step.
+    steps does the same for symmetric integers. The shift belongs to that scale: in steps of
+    another, 0 would be no integer.
     """
     if not quantizer.format.symmetric:
         return before
@@ -82,7 +83,7 @@ def refine_shift(now: Standing, before: Shift | None, quantizer: Quantizer) -> S
 def _zero_point(
     even: Observed, factors: Floats, weight: SampledWeight, quantizer: Quantizer
 ) -> tuple[int, Affine]:
-    """The best zero point of what is seen equalized, in steps from the middle, and its scale."""
+    """The best zero point of an equalized activation, in steps from the middle, and its scale."""
     target = replace(quantizer.target, activation_symmetric=False, activation_dtype="uint8")
     found = equalized_scale(factors, weight, even, replace(quantizer, target=target))
     assert isinstance(found, Affine)
@@ -90,12 +91,12 @@ def _zero_point(
 
 
 def _offset(steps: int, scale: Affine, factors: Floats) -> Floats:
-    """What to take off the channels [K], before they are equalized, for a zero point."""
+    """The shift [K] that stands for a zero point, before channels are equalized."""
     return np.asarray(steps * scale.scale * factors, np.float32)
 
 
 def _further(values: Suggested, steps: int, scale: Affine, factors: Suggested) -> Suggested:
-    """Shifts, and what to take off besides for a zero point."""
+    """Shifts with a zero point added to all of them."""
     return Suggested(
         values.whole + _offset(steps, scale, factors.whole),
         tuple(

@@ -41,9 +41,9 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to make of a source: every bit-width with every base quantizer.
+    """What to reproduce: every bit-width of `simulations` with every base quantizer.
 
-    `options.images` is the calibration folder, of which `calibration_images` are used.
+    `options.images`: the calibration folder, of which `calibration_images` are used.
     """
 
     options: CompileOptions
@@ -120,7 +120,7 @@ class _Workshop:
         return cls(replace(context, images=seen.images), encoder, statistics)
 
     def make(self, plan: Plan) -> Iterator[tuple[Recipe, Path]]:
-        """Every row of the table with its graph; where nothing ships, two rows share one."""
+        """Every row of the table with its graph's file; without registers, two rows share it."""
         yield Recipe(bits="float"), self.encoder.path
         for simulation in plan.simulations:
             if simulation.activation_bits is None:
@@ -141,7 +141,7 @@ class _Workshop:
     def _off_and_on(
         self, simulation: Simulation, calibrator: Calibrator
     ) -> Iterator[tuple[Recipe, Path]]:
-        """The base quantizer without registers, then with what the search decides to ship."""
+        """The base quantizer without registers, then with those that the search decides on."""
         off = Recipe(bits=simulation.value, quantizer=calibrator.value)
         self.context.reporter.step(f"{off.bits}, {off.quantizer}")
         context = self._simulating(simulate=simulation, calibrator=calibrator)

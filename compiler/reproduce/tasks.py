@@ -1,4 +1,4 @@
-"""What `regcache reproduce` measures: images with labels and captions, chosen and checked first."""
+"""The tasks of `regcache reproduce`: images with labels and captions, checked in advance."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -86,14 +86,17 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Embedded:
-    """The images that could be read, and what each encoder makes of them, [N, D] each."""
+    """The images that could be read, and each encoder's embeddings of them, [N, D] each."""
 
     paths: list[Path]
     embeddings: list[Floats]
 
 
 class EmbedImages(Protocol):
-    """One pass over images for all encoders; `evaluated` ones count in the mean cosine."""
+    """One pass over images for all encoders.
+
+    `evaluated`: whether they count in the mean cosine to float.
+    """
 
     def __call__(self, paths: list[Path], label: str, *, evaluated: bool = True) -> Embedded: ...
 

@@ -1,1 +1,1 @@
-"""Who computes the tasks of a search: threads, processes or a Dask cluster."""
+"""Workers that run the tasks of a search: threads, processes or a Dask cluster."""

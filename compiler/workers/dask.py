@@ -87,7 +87,7 @@ class DaskWorkers(Workers):
         self._stack.close()
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        """What `call` returns; whatever a cluster fails with becomes an InputError."""
+        """The result of `call`; every error of the cluster becomes an InputError."""
         try:
             return call(*arguments, **keywords)
         except Exception as error:
@@ -169,10 +169,10 @@ def _run_on_dask(study: Any, name: str, call: bytes, token: str | None) -> Any:
 
 
 def _kept_copy(worker: Any, name: str, study: Any) -> Any:
-    """The first copy of a study that a worker's tasks were given.
+    """The copy of a study that a Dask worker holds: the first that one of its tasks was given.
 
-    Dask drops the copies of idle workers and fetches others later, without what tasks computed
-    once and left in the copy.
+    Dask itself drops the copies of idle workers and fetches new ones later; what tasks had computed
+    and left in a copy would be lost with it.
     """
     copies: dict[str, Any] = worker.__dict__.setdefault(_COPIES, {})
     kept = copies.setdefault(name, study)
@@ -188,7 +188,7 @@ def _free_copies(names: Iterable[str], dask_worker: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Dask's log off the terminal: what matters of it is raised."""
+    """Keep Dask's log off the terminal; errors that matter are raised all the same."""
     loggers = [logging.getLogger(name) for name in _DASK_LOGS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""What the workers of a search loop have in common: results in order, deadlines, lost workers."""
+"""The base of all workers: results in order, deadlines, tasks of lost workers run again."""
 
 import time
 from abc import ABC, abstractmethod
@@ -20,11 +20,11 @@ _POLL = 5.0  # seconds between two looks at the cluster
 
 
 class NotBegunError(Exception):
-    """The deadline or the end of the loop came before the task began; stays in `Workers.map`."""
+    """A task did not begin: the deadline passed, or the loop ended. Never leaves `Workers.map`."""
 
 
 class Shared(Generic[S]):
-    """A study that the workers hold: made by `Workers.share`, for `Workers.map` of the same."""
+    """A handle on a study that workers hold; made by `Workers.share`, for their `map`."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
@@ -101,7 +101,7 @@ class Workers(ABC):
             self._cancel_waiting(_unfinished(tasks))
 
     def _never_ran(self, error: BaseException, over: bool) -> bool:
-        """Whether a task that ended with `error` is one that the deadline kept from running."""
+        """Whether `error` means that the deadline kept the task from running."""
         if isinstance(error, NotBegunError):
             return True
         return over and (isinstance(error, CancelledError) or self._deaths(error) > 0)

@@ -98,7 +98,7 @@ def _quantization(context: Context, compiled: Compiled) -> QuantizationRecord:
             SiteRecord(
                 site=site.name,
                 tensor=site.tensor.name,
-                observed=(activation.seen.low, activation.seen.high),
+                observed=(activation.statistics.low, activation.statistics.high),
                 covered=scale.range,
                 scale=scale.scale,
                 zero_point=scale.zero_point,

@@ -97,8 +97,8 @@ class EncoderRecord(Record):
     @property
     def leading_tokens(self) -> int:
         """How many tokens of the hidden state stand before the patches."""
-        found = self.prefix_tokens if self.token_prefix is None else self.token_prefix
-        return found or 0
+        leading = self.prefix_tokens if self.token_prefix is None else self.token_prefix
+        return leading or 0
 
     @property
     def gives_tokens(self) -> bool:
@@ -244,10 +244,10 @@ def read_manifest(folder: Path) -> Manifest:
     manifest = _parse(path, content)
     if not is_sealed(content):
         raise InputError(f"{path}: changed; compile the artifact again")
-    found = hash_files(folder)
-    for name in sorted(found.keys() | manifest.files.keys()):
-        if found.get(name) != manifest.files.get(name):
-            state = "missing" if name not in found else "changed"
+    hashed = hash_files(folder)
+    for name in sorted(hashed.keys() | manifest.files.keys()):
+        if hashed.get(name) != manifest.files.get(name):
+            state = "missing" if name not in hashed else "changed"
             state = state if name in manifest.files else "not in the manifest"
             raise InputError(f"{folder / name}: {state}; compile the artifact again")
     return manifest

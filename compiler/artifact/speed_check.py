@@ -34,9 +34,9 @@ def check_speed(
     unless `accept_slower`. A warning takes the error's place then, and where the model is hardly
     slower.
     """
-    found = integer_matmuls(optimised_ops(model, threads=threads))
-    if found < linears:
-        reporter.warn(f"ONNX Runtime computes {found} of {linears} quantized linears in integers")
+    kernels = integer_matmuls(optimised_ops(model, threads=threads))
+    if kernels < linears:
+        reporter.warn(f"ONNX Runtime computes {kernels} of {linears} quantized linears in integers")
     reporter.step("comparing the speed with float")
     ratios = compare_speed(float_model, model, images, threads=threads, seconds=_SECONDS)
     if _slower(ratios):  # the machine may have been busy
@@ -46,18 +46,18 @@ def check_speed(
         if not accept_slower and _loses_time(ratios):
             raise InputError(f"{complaint}; --accept-slower ships it all the same")
         reporter.warn(complaint)
-    return SpeedRecord(integer_matmuls=found, ratios=ratios)
+    return SpeedRecord(integer_matmuls=kernels, ratios=ratios)
 
 
 def describe_speed(ratios: Sequence[SpeedRatio]) -> str:
     """The ratios as one line."""
-    parts = [f"{one.ratio:.2f} x float's time at batch {one.batch}" for one in ratios]
+    parts = [f"{speed.ratio:.2f} x float's time at batch {speed.batch}" for speed in ratios]
     return ", ".join(parts) + f" with {ratios[0].threads} threads"
 
 
 def _slower(ratios: Sequence[SpeedRatio]) -> bool:
-    return all(one.ratio > _NOISE for one in ratios)
+    return all(speed.ratio > _NOISE for speed in ratios)
 
 
 def _loses_time(ratios: Sequence[SpeedRatio]) -> bool:
-    return any(one.quantized_ms - one.float_ms > _NOISE_MS for one in ratios)
+    return any(speed.quantized_ms - speed.float_ms > _NOISE_MS for speed in ratios)

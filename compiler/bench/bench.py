@@ -68,13 +68,13 @@ def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
         for name in plan.runners:
             if _TARGETS.get(name, target) is not target:
                 reporter.warn(f"{plan.artifact} was compiled for {target}, and is run by {name}")
-            one, other = (
+            original_loading, quantized_loading = (
                 loading_of(
                     artifact, name, plan.batches, plan.threads, Path(folder), reporter, model=model
                 )
                 for model in (original, artifact.model)
             )
-            results.append(_bench_runner(plan, one, other, reporter))
+            results.append(_bench_runner(plan, original_loading, quantized_loading, reporter))
     limit = plan.max_ratio
     return BenchResult(
         artifact=str(plan.artifact),
@@ -148,11 +148,13 @@ def _bench_runner(
     reporter.step(f"{name}: cold starts")
     starts = cold_start(original), cold_start(quantized)
     meter = gpu_meter() if name.on_gpu else cpu_meter()
-    with open_runner(original) as one, open_runner(quantized) as other:
+    with open_runner(original) as float_runner, open_runner(quantized) as quantized_runner:
         sizes = ", ".join(map(str, plan.batches))
         reporter.step(f"{name}: timing batches of {sizes}, at least {plan.seconds:g} s each")
-        batches = time_runners(one, other, original, seconds=plan.seconds, meter=meter)
-        placement = other.placement
+        batches = time_runners(
+            float_runner, quantized_runner, original, seconds=plan.seconds, meter=meter
+        )
+        placement = quantized_runner.placement
     return RunnerResult(
         runner=name,
         threads=None if name.on_gpu else original.threads,

@@ -55,7 +55,7 @@ def _draw(panel: "Axes", runner: RunnerResult) -> None:
         places = [index + offset for index in range(len(latencies))]
         middles = [latency.p50 for latency in latencies]
         panel.bar(places, middles, _WIDTH, label=which)
-        p90, p99 = [one.p90 for one in latencies], [one.p99 for one in latencies]
+        p90, p99 = [latency.p90 for latency in latencies], [latency.p99 for latency in latencies]
         for line, ends in ((3.0, p90), (1.0, p99)):
             reach = [end - middle for end, middle in zip(ends, middles, strict=True)]
             bars = [[0.0] * len(reach), reach]

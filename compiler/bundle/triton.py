@@ -129,24 +129,24 @@ def _plan_config(
 
 def _engines(artifact: Artifact) -> Mapping[str, EngineRecord]:
     """The artifact's TensorRT engines by compute capability."""
-    found: dict[str, EngineRecord] = {}
+    engines: dict[str, EngineRecord] = {}
     built = [item for item in artifact.manifest.engines if item.model == MODEL]
     for record in built:
         if record.engine is not EngineKind.TENSORRT:
             continue
         for capability in record.compute_capabilities:
-            if capability in found:
+            if capability in engines:
                 raise InputError(f"{artifact.folder}: two engines for {capability}; keep one")
-            found[capability] = record
-    if not found:
+            engines[capability] = record
+    if not engines:
         raise InputError(
             f"{artifact.folder}: holds no TensorRT engine"
             + (", and Triton runs none of TensorRT-RTX" if built else "")
             + f"; on the GPU that will serve it: regcache build {artifact.folder} --engine tensorrt"
         )
-    if any(record.batch[0] > 1 for record in found.values()):
+    if any(record.batch[0] > 1 for record in engines.values()):
         raise InputError(f"{artifact.folder}: its engine takes no single image, as Triton needs")
-    return found
+    return engines
 
 
 def _max_batch(images: TensorSpec, asked: int | None, *, largest: int | None) -> int | None:

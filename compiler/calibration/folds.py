@@ -83,14 +83,14 @@ class Suggested:
     folds: tuple[Floats, ...]
 
     @classmethod
-    def by(cls, suggest: Callable[[Observed], Floats], seen: Halved) -> Self:
+    def by(cls, suggest: Callable[[Observed], Floats], statistics: Halved) -> Self:
         """The numbers that `suggest` computes of all images and of each half alone."""
-        return cls(suggest(seen.whole), tuple(suggest(fold.fit) for fold in seen.folds))
+        return cls(suggest(statistics.whole), tuple(suggest(fold.fit) for fold in statistics.folds))
 
     @classmethod
-    def everywhere(cls, value: float, seen: Halved) -> Self:
+    def everywhere(cls, value: float, statistics: Halved) -> Self:
         """The same number for every channel."""
-        return cls.by(lambda half: np.full_like(half.lows, value), seen)
+        return cls.by(lambda half: np.full_like(half.lows, value), statistics)
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ class Folded:
     folds: tuple[Fold, ...]
 
     @classmethod
-    def of(cls, seen: Halved) -> Self:
+    def of(cls, statistics: Halved) -> Self:
         """The statistics observed so far."""
-        return cls(seen.whole, seen.folds)
+        return cls(statistics.whole, statistics.folds)
 
     @property
     def held_out(self) -> Observed:
@@ -118,14 +118,14 @@ class Folded:
         """The activation with shifts [K] taken off its channels, in each fold its own shifts."""
         pairs = zip(self.folds, shifts.folds, strict=True)
         return Folded(
-            self.whole.shifted(shifts.whole), tuple(fold.shifted(one) for fold, one in pairs)
+            self.whole.shifted(shifts.whole), tuple(fold.shifted(own) for fold, own in pairs)
         )
 
     def divided(self, factors: Suggested) -> "Folded":
         """The activation with its channels divided by factors [K], each fold by its own."""
         pairs = zip(self.folds, factors.folds, strict=True)
         return Folded(
-            self.whole.divided(factors.whole), tuple(fold.divided(one) for fold, one in pairs)
+            self.whole.divided(factors.whole), tuple(fold.divided(own) for fold, own in pairs)
         )
 
 

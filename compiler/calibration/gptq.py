@@ -112,7 +112,7 @@ def refit_steps(
     its sign, for the others were solved along with it.
     """
     damped, starts = _damped(gram, damping), np.arange(0, len(weight), block_size)
-    found = steps.copy()
+    refit = steps.copy()
     for column in range(0, weight.shape[1], _COLUMNS):
         part = slice(column, column + _COLUMNS)
         rounded = integers[:, part].astype(np.float64)
@@ -127,8 +127,8 @@ def refit_steps(
         refitted = np.linalg.solve(matrix, wanted.T[..., None])[..., 0].T
         kept = steps[:, part]
         signs = np.sign(refitted) * np.sign(kept)
-        found[:, part] = np.where((signs > 0) & (signs >= 0).all(axis=0), refitted, kept)
-    return found
+        refit[:, part] = np.where((signs > 0) & (signs >= 0).all(axis=0), refitted, kept)
+    return refit
 
 
 def _damped(gram: Doubles, damping: float) -> Doubles:

@@ -62,12 +62,18 @@ class Rounded:
     @property
     def by_channel(self) -> dict[str, RoundedWeight]:
         """The weights with one step for each output channel."""
-        return {n: one for n, one in self.weights.items() if isinstance(one, RoundedWeight)}
+        return {
+            name: weight
+            for name, weight in self.weights.items()
+            if isinstance(weight, RoundedWeight)
+        }
 
     @property
     def by_block(self) -> dict[str, BlockWeight]:
         """The weights with one step for each output channel and block of input channels."""
-        return {n: one for n, one in self.weights.items() if isinstance(one, BlockWeight)}
+        return {
+            name: weight for name, weight in self.weights.items() if isinstance(weight, BlockWeight)
+        }
 
 
 class Read(Protocol):
@@ -98,9 +104,12 @@ class NumberFormat(ABC):
 
     @abstractmethod
     def scale(
-        self, calibrator: Calibrator, error: Callable[[], ErrorMeasure], seen: ActivationStatistics
+        self,
+        calibrator: Calibrator,
+        error: Callable[[], ErrorMeasure],
+        statistics: ActivationStatistics,
     ) -> Scale:
-        """The scale of an activation with the statistics `seen`.
+        """The scale of an activation, by its statistics.
 
         `error` makes the measure of how much rounding the activation changes its layers' outputs;
         it is called where the calibrator needs one.
@@ -111,8 +120,8 @@ class NumberFormat(ABC):
         """The float32 weight [K, N] after rounding to the nearest and dequantizing."""
 
     @abstractmethod
-    def round(self, linear: Linear, seen: Read) -> Weight:
-        """A linear's weight, rounded by GPTQ where the format allows that; `seen` is its input."""
+    def round(self, linear: Linear, read: Read) -> Weight:
+        """A linear's weight, rounded by GPTQ where the format allows that; `read`: its input."""
 
     @abstractmethod
     def steps(
@@ -137,12 +146,16 @@ class Int8(NumberFormat):
         return self.target.activation_symmetric
 
     def scale(
-        self, calibrator: Calibrator, error: Callable[[], ErrorMeasure], seen: ActivationStatistics
+        self,
+        calibrator: Calibrator,
+        error: Callable[[], ErrorMeasure],
+        statistics: ActivationStatistics,
     ) -> Affine:
         target = self.target
         symmetric, bits = target.activation_symmetric, target.activation_bits
         assert bits is not None
-        rows, low, high, dtype = seen.rows, seen.low, seen.high, target.activation_dtype
+        rows, low, high = statistics.rows, statistics.low, statistics.high
+        dtype = target.activation_dtype
         if calibrator in _BY_VALUES:
             by_values = _BY_VALUES[calibrator]
             return by_values(rows, low, high, dtype, symmetric=symmetric, bits=bits)
@@ -151,15 +164,15 @@ class Int8(NumberFormat):
     def nearest(self, weight: Floats) -> Floats:
         return quantize_weight(weight, self.target.weight_bits).dequantized()
 
-    def round(self, linear: Linear, seen: Read) -> RoundedWeight:
-        weight, gram, last = linear.weight, seen.gram, 2 ** (self.target.weight_bits - 1) - 1
-        steps = choose_steps(weight, np.diag(gram) / seen.rows, last)
+    def round(self, linear: Linear, read: Read) -> RoundedWeight:
+        weight, gram, last = linear.weight, read.gram, 2 ** (self.target.weight_bits - 1) - 1
+        steps = choose_steps(weight, np.diag(gram) / read.rows, last)
         return RoundedWeight(round_by_error(weight, gram, steps, last), steps[0])
 
     def steps(
         self, scales: Mapping[str, Scale], rounded: Rounded, only: frozenset[str] | None = None
     ) -> list[Pass]:
-        affine = {name: one for name, one in scales.items() if isinstance(one, Affine)}
+        affine = {name: scale for name, scale in scales.items() if isinstance(scale, Affine)}
         dtype, bits = self.target.weight_dtype, self.target.weight_bits
         return [
             QuantizeLinears(affine, dtype, bits, only, rounded.by_channel),
@@ -171,23 +184,26 @@ class Float8Linears(NumberFormat):
     """FP8 numbers (E4M3), rounded to the nearest: activations per tensor, weights per channel."""
 
     def scale(
-        self, calibrator: Calibrator, error: Callable[[], ErrorMeasure], seen: ActivationStatistics
+        self,
+        calibrator: Calibrator,
+        error: Callable[[], ErrorMeasure],
+        statistics: ActivationStatistics,
     ) -> Float8:
         if calibrator is Calibrator.MIN_MAX:
-            return Float8.from_range(seen.low, seen.high)
+            return Float8.from_range(statistics.low, statistics.high)
         assert calibrator in FLOAT8_CALIBRATORS
-        return choose_float8(seen.rows, error(), seen.low, seen.high)
+        return choose_float8(statistics.rows, error(), statistics.low, statistics.high)
 
     def nearest(self, weight: Floats) -> Floats:
         return round_weight(weight).dequantized()
 
-    def round(self, linear: Linear, seen: Read) -> Float8Weight:
+    def round(self, linear: Linear, read: Read) -> Float8Weight:
         return round_weight(linear.weight)
 
     def steps(
         self, scales: Mapping[str, Scale], rounded: Rounded, only: frozenset[str] | None = None
     ) -> list[Pass]:
-        floats = {name: one for name, one in scales.items() if isinstance(one, Float8)}
+        floats = {name: scale for name, scale in scales.items() if isinstance(scale, Float8)}
         return [QuantizeFloat8(floats, only), CorrectBias(rounded.biases)]
 
 
@@ -199,14 +215,17 @@ class WeightsAlone(NumberFormat):
         return False
 
     def scale(
-        self, calibrator: Calibrator, error: Callable[[], ErrorMeasure], seen: ActivationStatistics
+        self,
+        calibrator: Calibrator,
+        error: Callable[[], ErrorMeasure],
+        statistics: ActivationStatistics,
     ) -> Scale:
         raise AssertionError("activations stay float")
 
     def nearest(self, weight: Floats) -> Floats:
         return quantize_weight(weight, self.target.weight_bits).dequantized()
 
-    def round(self, linear: Linear, seen: Read) -> Weight:
+    def round(self, linear: Linear, read: Read) -> Weight:
         raise AssertionError("weights are rounded to the nearest, by the pass")
 
     def steps(
@@ -227,13 +246,16 @@ class BlockWeights(WeightsAlone):
 
     def nearest_weights(self, linears: Iterable[Linear]) -> Rounded:
         return Rounded(
-            {one.name: nearest_blocks(one.weight, self._bits(one), self._size) for one in linears}
+            {
+                linear.name: nearest_blocks(linear.weight, self._bits(linear), self._size)
+                for linear in linears
+            }
         )
 
-    def round(self, linear: Linear, seen: Read) -> BlockWeight:
-        weight, gram, bits, size = linear.weight, seen.gram, self._bits(linear), self._size
+    def round(self, linear: Linear, read: Read) -> BlockWeight:
+        weight, gram, bits, size = linear.weight, read.gram, self._bits(linear), self._size
         first, last = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        steps = choose_steps(weight, np.diag(gram) / seen.rows, last, size, first=first)
+        steps = choose_steps(weight, np.diag(gram) / read.rows, last, size, first=first)
         integers = round_by_error(
             weight, gram, steps, last, size, first=first, damping=_BLOCK_DAMPING
         )

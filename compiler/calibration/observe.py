@@ -110,8 +110,8 @@ class HalvedStatistics:
         """Each half as `fit`, with the other half; none where there was a single image."""
         if len(self.observed) < 2:
             return ()
-        one, other = self.observed
-        return Fold(one, other), Fold(other, one)
+        first, second = self.observed
+        return Fold(first, second), Fold(second, first)
 
 
 def observe(

@@ -56,13 +56,15 @@ class Quantizer:
                 let_go(weight)
         return scales
 
-    def scale(self, weights: Sequence[Floats], seen: ActivationStatistics) -> Scale:
+    def scale(self, weights: Sequence[Floats], statistics: ActivationStatistics) -> Scale:
         """The scale of an activation that the matrices `weights` [K, N] read, by its statistics."""
-        return self.scale_by(lambda: output_error(weights), seen)
+        return self.scale_by(lambda: output_error(weights), statistics)
 
-    def scale_by(self, error: Callable[[], ErrorMeasure], seen: ActivationStatistics) -> Scale:
+    def scale_by(
+        self, error: Callable[[], ErrorMeasure], statistics: ActivationStatistics
+    ) -> Scale:
         """The scale of an activation, by its statistics; `error`: see NumberFormat.scale."""
-        return self.format.scale(self.calibrator, error, seen)
+        return self.format.scale(self.calibrator, error, statistics)
 
     def step(self, sites: Iterable[Site], scales: Mapping[str, Scale]) -> Pass:
         """The pass that quantizes the linears of the sites that `scales` names.

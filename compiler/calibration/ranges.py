@@ -96,10 +96,10 @@ def search_range(
     def tighten(ranges: Iterable[Bounds]) -> None:
         nonlocal best, least
         for bounds in ranges:
-            found = error(bounds)
-            if found < least:
-                best, least = bounds, found
-            if fine and found > least + widest:
+            lost = error(bounds)
+            if lost < least:
+                best, least = bounds, lost
+            if fine and lost > least + widest:
                 return
 
     tighten((low * share, high * share) for share in _JOINT)

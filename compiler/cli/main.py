@@ -107,11 +107,13 @@ def inspect(
         output=output,
         preprocess=None if preprocess is None else str(preprocess),
     )
-    found = inspect_encoder(options, images, Reporter(), batch_size=batch_size, threads=threads)
+    inspection = inspect_encoder(
+        options, images, Reporter(), batch_size=batch_size, threads=threads
+    )
     if json is not None:
-        write_text(json, found.model_dump_json(indent=2) + "\n")
+        write_text(json, inspection.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
-        print_tables(inspection_tables(found))
+        print_tables(inspection_tables(inspection))
 
 
 @app.command("compile")

@@ -58,30 +58,30 @@ def find_candidates(workbench: Workbench, sensitive: int) -> tuple[list[Candidat
     candidate too. Only patches are candidates, where they can be told from the tokens in front of
     them.
     """
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     for block in range(sensitive, max(sensitive - EARLIER, 0) - 1, -1):
-        found += _after(workbench, block, _KEPT if block == sensitive else _KEPT_EARLIER)
-    return found, _universality(workbench, sensitive)
+        candidates += _after(workbench, block, _KEPT if block == sensitive else _KEPT_EARLIER)
+    return candidates, _universality(workbench, sensitive)
 
 
 def _after(workbench: Workbench, block: int, most: int) -> list[Candidate]:
     tokens, places = _largest(workbench, block)
     units = unit_rows(tokens)
     free = np.ones(len(tokens), bool)
-    found: list[Candidate] = []
-    while free.any() and len(found) < most:
+    candidates: list[Candidate] = []
+    while free.any() and len(candidates) < most:
         first = int(free.argmax())  # they come largest first
         alike = free & (units @ units[first] > _SAME)
         alike[first] = True
         members = int(alike.sum())
         image, token = places[first]
         norm = float(np.abs(tokens[first]).max())
-        found.append(Candidate(tokens[first], block, norm, members, image, token))
-        if members > 1 and len(found) < most:
+        candidates.append(Candidate(tokens[first], block, norm, members, image, token))
+        if members > 1 and len(candidates) < most:
             mean = tokens[alike].mean(axis=0)
-            found.append(Candidate(mean, block, float(np.abs(mean).max()), members))
+            candidates.append(Candidate(mean, block, float(np.abs(mean).max()), members))
         free &= ~alike
-    return found
+    return candidates
 
 
 def _largest(workbench: Workbench, block: int) -> tuple[Floats, list[tuple[int, int]]]:

@@ -113,13 +113,13 @@ def _check_blocks(workbench: Workbench) -> None:
 
 def _block_damages(workbench: Workbench, tasks: SearchTasks) -> list[BlockDamage]:
     blocks = {str(index): index for index in range(workbench.depth)}
-    found = tasks.run("measuring sensitivity", block_damage, blocks, BlockDamage, to_the_end=True)
+    damages = tasks.run("measuring sensitivity", block_damage, blocks, BlockDamage, to_the_end=True)
     return_memory()
-    return list(found.values())
+    return list(damages.values())
 
 
 def _site_damages(damaged: list[BlockDamage]) -> dict[str, float]:
-    return {name: one for block in damaged for name, one in block.sites.items()}
+    return {name: damage for block in damaged for name, damage in block.sites.items()}
 
 
 def most_sensitive_block(workbench: Workbench, damage: Mapping[str, float]) -> int:
@@ -183,13 +183,13 @@ def _decide(tasks: SearchTasks, search: Search, best: Setting, seed: int) -> Imp
     trials = {
         setting.key(): Trial(setting, search.registers(setting)) for setting in (Setting(), best)
     }
-    found = tasks.run("deciding", decide_setting, trials, TrialResult, to_the_end=True)
-    without, with_setting = (found[key].errors for key in trials)
+    results = tasks.run("deciding", decide_setting, trials, TrialResult, to_the_end=True)
+    without, with_setting = (results[key].errors for key in trials)
     return measure_improvement(without, with_setting, seed)
 
 
-def _reason(search: Search, best: Setting, before: float, seen: Improvement | None) -> str:
-    if seen is None:
+def _reason(search: Search, best: Setting, before: float, improvement: Improvement | None) -> str:
+    if improvement is None:
         if not search.tried:
             return "no registers: nothing was tried" + _unfinished(search)
         if best not in search.tried:
@@ -201,11 +201,11 @@ def _reason(search: Search, best: Setting, before: float, seen: Improvement | No
             f"{error:.2e} where none has {before:.2e}" + _unfinished(search)
         )
     gain = (
-        f"the error on {seen.n_images} unseen images goes from {seen.without:.2e} to "
-        f"{seen.with_setting:.2e}, a gain of {seen.gain:.1e} "
-        f"({seen.gain_low:.1e} to {seen.gain_high:.1e})"
+        f"the error on {improvement.n_images} unseen images goes from {improvement.without:.2e} to "
+        f"{improvement.with_setting:.2e}, a gain of {improvement.gain:.1e} "
+        f"({improvement.gain_low:.1e} to {improvement.gain_high:.1e})"
     )
-    if seen.certain:
+    if improvement.certain:
         return f"{best}: {gain}" + _unfinished(search)
     return f"no registers: not certain that {best} helps: {gain}" + _unfinished(search)
 

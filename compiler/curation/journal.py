@@ -51,22 +51,22 @@ class Journal:
 
 def _read(path: Path, study_key: str) -> tuple[dict[str, Any], int]:
     """The results of this study in a file, and how many bytes of the file hold whole lines."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     length = 0
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError:
-        return found, length
+        return results, length
     for line in lines:
         if not line.endswith(b"\n"):
             break
         try:
             item = json.loads(line)
             if length:
-                found[item["key"]] = item["value"]
+                results[item["key"]] = item["value"]
             elif item["study"] != study_key:
                 break
         except (ValueError, KeyError, TypeError):  # the line that a kill cut off
             break
         length += len(line)
-    return found, length
+    return results, length

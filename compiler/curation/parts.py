@@ -61,8 +61,8 @@ class Part:
                 known = {**state.others, self.start: state.stream}
                 if session is not None:
                     others = [state.others[name] for name in self.others]
-                    found = run_all(session, state.stream, batch, others=others)
-                    known |= zip(made, found, strict=True)
+                    outputs = run_all(session, state.stream, batch, others=others)
+                    known |= zip(made, outputs, strict=True)
                 return [known[name] for name in self.outputs]
 
             yield compute
@@ -77,18 +77,18 @@ def run_named(
     """
     source = graph.inputs[0].name
     wanted = [name for name in dict.fromkeys(names) if name != source]
-    found = [{source: images} if source in names else {} for images in sets]
+    tensors = [{source: images} if source in names else {} for images in sets]
     if wanted:
         with open_graph(cut_graph(graph, None, wanted), threads=1) as session:
-            for known, images in zip(found, sets, strict=True):
+            for known, images in zip(tensors, sets, strict=True):
                 made = run_all(session, images, batch, workers)
                 known.update(zip(wanted, made, strict=True))
-    for known, images in zip(found, sets, strict=True):
+    for known, images in zip(tensors, sets, strict=True):
         for name, values in known.items():
             if len(values) != len(images):
                 raise InputError(f"{name!r} does not have the batch in front")
             known[name] = values.astype(np.float32, copy=False)
-    return found
+    return tensors
 
 
 def output_errors(

@@ -156,11 +156,11 @@ class Search:
         for chosen, start in wanted:
             tokens = self.registers(Setting(candidates=chosen))
             payloads[f"{start} {list(chosen)}"] = Screen(tokens, start, end)
-        found = self.tasks.run("screening registers", screened_ranges, payloads, Ranges)
+        widths = self.tasks.run("screening registers", screened_ranges, payloads, Ranges)
         self.screened += len(registers_at)
         scores = {}
         for chosen, start in registers_at:
-            plain, ranges = found.get(f"{start} []"), found.get(f"{start} {list(chosen)}")
+            plain, ranges = widths.get(f"{start} []"), widths.get(f"{start} {list(chosen)}")
             if plain and ranges:
                 now = sum(self.damage[name] for name in plain)
                 scores[chosen, start] = predicted_damage(self.damage, plain, ranges) - now
@@ -186,8 +186,8 @@ class Search:
         behind = self.sensitive + 1
         changes: list[dict[str, Any]] = [{"end": behind}, {"end": (behind + self.depth) // 2}]
         changes.append({"mode": "token"})
-        one = base.candidates[:1]
-        changes += [{"candidates": one * count} for count in (1, 2, 4)]
+        single = base.candidates[:1]
+        changes += [{"candidates": single * count} for count in (1, 2, 4)]
         return [base.model_copy(update=change) for change in changes]
 
     def _neighbours(self, base: Setting) -> list[Setting]:
@@ -202,8 +202,8 @@ class Search:
                 {"delete_count": 2 * base.delete_count},
                 {"delete_at": 0, "delete_count": 0},
             ]
-        found = [base.model_copy(update=change) for change in changes]
-        return [setting for setting in found if setting.changes and self._fits(setting)]
+        changed = [base.model_copy(update=change) for change in changes]
+        return [setting for setting in changed if setting.changes and self._fits(setting)]
 
     def _fits(self, setting: Setting) -> bool:
         if not setting.count:
@@ -213,8 +213,8 @@ class Search:
     def _try(self, settings: list[Setting]) -> None:
         new = {setting.key(): setting for setting in settings if setting not in self.tried}
         payloads = {key: Trial(setting, self.registers(setting)) for key, setting in new.items()}
-        found = self.tasks.run("trying settings", try_setting, payloads, TrialResult)
-        self.tried |= {new[key]: result for key, result in found.items()}
+        results = self.tasks.run("trying settings", try_setting, payloads, TrialResult)
+        self.tried |= {new[key]: result for key, result in results.items()}
 
     def _best(self, wanted: Callable[[Setting], bool] = lambda _: True) -> Setting | None:
         tried = [

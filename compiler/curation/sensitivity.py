@@ -39,7 +39,7 @@ def block_damage(held: HeldStudy, block: int) -> BlockDamage:
             with part.with_graph(run(step, part.graph).graph).open() as compute:
                 hidden, *more = compute(state, batch)
             others = {**state.others, **dict(zip(made[1:], more, strict=True))}
-            found = tail(State(hidden, others), batch)
-            return float(output_errors(reference, found).mean())
+            outputs = tail(State(hidden, others), batch)
+            return float(output_errors(reference, outputs).mean())
 
         return BlockDamage({name: damage([name]) for name in names}, damage(names))

@@ -62,12 +62,12 @@ class Workbench:
         self.scales: dict[str, Scale] = study.quantizer.scales(self.view.sites, statistics)
         few = self.study.images.fit[: study.sensitivity_images]
         self._fit_others = self._run(self.graph, self._others, few)[0]
-        found = self._run_quantized()
-        self.quantized = [found[name] for name in self.streams]
-        self._quantized_others = {name: found[name] for name in self._others}
+        tensors = self._run_quantized()
+        self.quantized = [tensors[name] for name in self.streams]
+        self._quantized_others = {name: tensors[name] for name in self._others}
         self.references = self._run_references()
         return_memory()
-        quantized = [found[name] for name in self.outputs]
+        quantized = [tensors[name] for name in self.outputs]
         self.baseline = output_errors(self.references["rank"], quantized)
 
     def sites(self, start: int, end: int) -> list[Site]:
@@ -83,8 +83,8 @@ class Workbench:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = make()
-            found: T = self._kept[key]
-            return found
+            made: T = self._kept[key]
+            return made
 
     def tail(self, block: int) -> Part:
         """The part behind the input of a block, in float; behind the last block for `depth`."""
@@ -134,8 +134,8 @@ class Workbench:
 
     def _run_references(self) -> dict[str, list[Floats]]:
         images = self.study.images
-        found = self._run(self.graph, self.outputs, images.rank, images.decide)
-        rank, decide = ([known[name] for name in self.outputs] for known in found)
+        sets = self._run(self.graph, self.outputs, images.rank, images.decide)
+        rank, decide = ([known[name] for name in self.outputs] for known in sets)
         return {"rank": rank, "decide": decide}
 
     def _run(self, graph: gs.Graph, names: Sequence[str], *sets: Floats) -> list[dict[str, Floats]]:

@@ -88,10 +88,10 @@ def _difference(
             ]
     except InputError as error:
         return f"rewritten, it does not run: {error}"
-    found = {name: np.concatenate([run[name] for run in runs]) for name in names}
+    rewritten = {name: np.concatenate([run[name] for run in runs]) for name in names}
     limit = _CLOSE_IN_HALF if adopted.half else _CLOSE
-    for name, one in zip(names, wanted, strict=True):
-        apart = relative_error(found[name], one)
+    for name, original_output in zip(names, wanted, strict=True):
+        apart = relative_error(rewritten[name], original_output)
         if apart > limit:
             return f"rewritten, its output {name!r} differs by {apart:.1e} from the original's"
     return None

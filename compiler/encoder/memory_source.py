@@ -88,14 +88,14 @@ def _hold_against(
     """Raise InputError where the file computes something else than the module; warn if unknown."""
     try:
         with OriginalSession(path, "pixel_values", threads=threads) as session:
-            found = session.run(computed.images, list(computed.outputs), len(computed.images))
+            results = session.run(computed.images, list(computed.outputs), len(computed.images))
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
         reporter.warn(f"{name}: could not be run to check its export: {reason}")
         return
     limit = _CLOSE_IN_HALF if computed.half else _CLOSE
-    for (output, wanted), one in zip(computed.outputs.items(), found, strict=True):
-        apart = relative_error(one, wanted)
+    for (output, wanted), made in zip(computed.outputs.items(), results, strict=True):
+        apart = relative_error(made, wanted)
         if apart > limit:
             raise InputError(
                 f"{name}: exported, its output {output!r} differs by {apart:.1e} from the module's"

@@ -26,12 +26,12 @@ def pass_records(ran: Iterable[PassRun]) -> tuple[PassRecord, ...]:
     """The manifest's records of passes that ran."""
     return tuple(
         PassRecord(
-            name=one.name,
-            edits=len(one.log.edits),
-            skips=[f"{skip.site}: {skip.reason}" for skip in one.log.skips],
-            slower=_slower(one.name, one.log.skips),
+            name=done.name,
+            edits=len(done.log.edits),
+            skips=[f"{skip.site}: {skip.reason}" for skip in done.log.skips],
+            slower=_slower(done.name, done.log.skips),
         )
-        for one in ran
+        for done in ran
     )
 
 

@@ -236,10 +236,10 @@ def _describe(
     return plain.model_copy(update={"stream": stream, "activations": activations})
 
 
-def _activation(site: Site, seen: _SiteObserver, place: _Place) -> ActivationRecord:
+def _activation(site: Site, observer: _SiteObserver, place: _Place) -> ActivationRecord:
     linears = [linear.role.value for linear in site.linears]
-    low, high = seen.channels.low, seen.channels.high
-    linf = _summary(seen.norms.linf)
+    low, high = observer.channels.low, observer.channels.high
+    linf = _summary(observer.norms.linf)
     return ActivationRecord(
         site="+".join(linears),
         linears=linears,
@@ -249,7 +249,7 @@ def _activation(site: Site, seen: _SiteObserver, place: _Place) -> ActivationRec
         channel_high=int(high.argmax()),
         linf=linf,
         outlier_ratio=linf.maximum / linf.median if linf.median else 0.0,
-        outliers=place.outliers(seen.norms),
+        outliers=place.outliers(observer.norms),
     )
 
 

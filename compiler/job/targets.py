@@ -142,7 +142,7 @@ def resolve_target(
     """
     profile = PROFILES[name]
     if precision not in profile.formats:
-        able = [other.value for other, one in PROFILES.items() if precision in one.formats]
+        able = [other.value for other, profile in PROFILES.items() if precision in profile.formats]
         raise InputError(f"{precision.value} runs on {' and '.join(able)}, not on {name.value}")
     if precision is Precision.INT8 and u8s8_saturates and profile.saturating is not None:
         return profile.saturating

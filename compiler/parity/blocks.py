@@ -99,10 +99,12 @@ def _hidden_states(session: OrtSession, names: Sequence[str], images: Floats) ->
     return [tokens_per_image(outputs[name], len(images))[:count] for name in names]
 
 
-def _same_tokens(truth: Floats, found: Floats, prefix: int) -> tuple[Floats, Floats]:
+def _same_tokens(truth: Floats, candidate: Floats, prefix: int) -> tuple[Floats, Floats]:
     """The tokens that both sequences [B, T, C] have, in the same places."""
-    if found.shape[1] >= truth.shape[1]:  # registers stand behind all others
-        return truth, found[:, : truth.shape[1]]
+    if candidate.shape[1] >= truth.shape[1]:  # registers stand behind all others
+        return truth, candidate[:, : truth.shape[1]]
     if prefix:
-        return truth[:, :prefix], found[:, :prefix]
-    return truth.mean(axis=1, keepdims=True), found.mean(axis=1, keepdims=True, dtype=np.float32)
+        return truth[:, :prefix], candidate[:, :prefix]
+    return truth.mean(axis=1, keepdims=True), candidate.mean(
+        axis=1, keepdims=True, dtype=np.float32
+    )

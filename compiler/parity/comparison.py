@@ -38,9 +38,9 @@ def compare(
     meter = ParityMeter(prefix_tokens, output_names, tokens=tokens, class_scores=class_scores)
     for batch in reporter.images(folder, len(folder.paths), label):
         names = [path.name for path in batch.paths]
-        found = candidate(batch.images)
-        _check_direction(output_names[0], found[0])
-        meter.update(reference(batch.images), found, names)
+        outputs = candidate(batch.images)
+        _check_direction(output_names[0], outputs[0])
+        meter.update(reference(batch.images), outputs, names)
     return meter
 
 

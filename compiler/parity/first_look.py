@@ -24,12 +24,12 @@ def first_look(context: Context, encoder: FloatEncoder, model: Path) -> ParityRe
     images = context.images.some(_PARITY_IMAGES)
     with session(model, integers=context.target.profile.integers) as candidate:
         names = candidate.output_names
-        found = iter([candidate.run(batch.images) for batch in images])
+        outputs = iter([candidate.run(batch.images) for batch in images])
     return_memory()
     with session(encoder.path) as reference:
         meter = compare(
             reference.run,
-            lambda _: next(found),
+            lambda _: next(outputs),
             images,
             context.reporter,
             names,

@@ -36,13 +36,13 @@ Floats = NDArray[np.float32]
 class Activation:
     """The activation at a site, after shifting and equalizing.
 
-    `seen`: its statistics; `for_scale`: the statistics to choose a scale by, which are
-    cross-checked where channels were shifted (see Folded.held_out). `scale`: the scale that a shift
-    by a zero point was chosen with, and needs; else None. `factors` [K]: what its channels are
-    divided by; `how`: what was done, in words.
+    `for_scale`: the statistics to choose a scale by, which are cross-checked where channels were
+    shifted (see Folded.held_out). `scale`: the scale that a shift by a zero point was chosen with,
+    and needs; else None. `factors` [K]: what its channels are divided by; `how`: what was done, in
+    words.
     """
 
-    seen: Observed
+    statistics: Observed
     for_scale: Observed
     scale: Affine | None = None
     factors: Floats | None = None
@@ -71,11 +71,14 @@ def without_shifts(context: Context, encoder: FloatEncoder, equalized: Equalized
     Where weights are rounded to the nearest nothing corrects biases, as a shifted activation needs
     it.
     """
-    if all(one.for_scale is one.seen for one in equalized.activations.values()):
+    if all(
+        activation.for_scale is activation.statistics
+        for activation in equalized.activations.values()
+    ):
         return equalized.encoder
-    found = encoder.after([_equalizing(encoder.view, equalized.activations)])
-    go_on_with(found.graph, encoder.graph, context.scratch)
-    return found
+    unshifted = encoder.after([_equalizing(encoder.view, equalized.activations)])
+    go_on_with(unshifted.graph, encoder.graph, context.scratch)
+    return unshifted
 
 
 def equalize_encoder(
@@ -98,8 +101,8 @@ def equalize_encoder(
 
     sites = encoder.view.sites
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or available_cpus()) as pool:
-        found = pool.map(choose, sites)
-        choices = {site.name: one for site, one in zip(sites, found, strict=True)}
+        chosen = pool.map(choose, sites)
+        choices = {site.name: choice for site, choice in zip(sites, chosen, strict=True)}
     return _apply(encoder, statistics, choices)
 
 
@@ -112,13 +115,13 @@ class _Choice:
 
 
 def _choose(site: Site, statistics: Halved, quantizer: Quantizer, view: EncoderView) -> _Choice:
-    seen, free = Folded.of(statistics), foldable(view, site)
-    if not seen.folds or not (rules_for(quantizer, free=free) or quantizer.format.symmetric):
+    folded, free = Folded.of(statistics), foldable(view, site)
+    if not folded.folds or not (rules_for(quantizer, free=free) or quantizer.format.symmetric):
         return _Choice()
-    now = Standing.untouched(site, seen, quantizer)
+    now = Standing.untouched(site, folded, quantizer)
     shift = choose_shift(now, quantizer)
     if shift is not None:
-        now = replace(now, seen=seen.shifted(shift.values), error=shift.error)
+        now = replace(now, statistics=folded.shifted(shift.values), error=shift.error)
     even = choose_equalization(now, quantizer, free=free)
     if even is not None:
         now = replace(now, factors=even.factors, error=even.error)
@@ -134,8 +137,8 @@ def _apply(
     encoder: FloatEncoder, statistics: Mapping[str, Halved], choices: Mapping[str, _Choice]
 ) -> Equalized:
     """Run the passes with what was chosen by site; a site that a pass refuses stays as it was."""
-    shifts = {site: one.shift for site, one in choices.items() if one.shift is not None}
-    even = {site: one.even for site, one in choices.items() if one.even is not None}
+    shifts = {site: choice.shift for site, choice in choices.items() if choice.shift is not None}
+    even = {site: choice.even for site, choice in choices.items() if choice.even is not None}
     values = {site: shift.values.whole for site, shift in shifts.items()}
     shifting = ShiftActivations(by_tensor(encoder.view.sites, values))
     shifted, shifted_how = _run(shifting, encoder)
@@ -144,20 +147,24 @@ def _apply(
 
     activations = {}
     for site in encoder.view.sites:
-        name, seen = site.name, Folded.of(statistics[site.name])
+        name, folded = site.name, Folded.of(statistics[site.name])
         how, scale, for_scale = list[str](), None, None
         if name in shifted_how:
-            seen = seen.shifted(shifts[name].values)
+            folded = folded.shifted(shifts[name].values)
             how.append(f"{shifts[name].name} taken off, {shifted_how[name]}")
             # It was chosen for equalized channels.
             scale = shifts[name].scale if name in even_how or name not in even else None
         if name in even_how:
-            seen = seen.divided(even[name].factors)
+            folded = folded.divided(even[name].factors)
             how.append(f"{even[name].rule}, {even_how[name]}")
         if name in shifted_how:
-            for_scale = seen.held_out  # shifted channels fit the images at hand too well
+            for_scale = folded.held_out  # shifted channels fit the images at hand too well
         activations[name] = Activation(
-            seen.whole, for_scale or seen.whole, scale, factors.get(name), "; ".join(how) or None
+            folded.whole,
+            for_scale or folded.whole,
+            scale,
+            factors.get(name),
+            "; ".join(how) or None,
         )
     return Equalized(after, activations)
 
@@ -174,5 +181,5 @@ def _equalizing(view: EncoderView, activations: Mapping[str, Activation]) -> Equ
 def _run(step: Pass, encoder: FloatEncoder) -> tuple[FloatEncoder, dict[str, str]]:
     """The encoder after a pass, and the pass's edits by the name of the site."""
     graph, ran = run_all([step], encoder.graph)
-    edits = {edit.site: edit.what for one in ran for edit in one.log.edits}
+    edits = {edit.site: edit.what for done in ran for edit in done.log.edits}
     return encoder.rewritten(graph, ran), edits

@@ -41,14 +41,14 @@ class Rule:
         name = f"{'mean' if self.mean else 'range'}^{self.exponent:g}"
         return f"{name} / weight^{1 - self.exponent:g}" if self.smooth else name
 
-    def factors(self, seen: Observed, peaks: Floats) -> Floats:
+    def factors(self, statistics: Observed, peaks: Floats) -> Floats:
         """Factors, float32 [K], of geometric mean 1.
 
         `peaks` [K]: the largest magnitude of the weight in each input channel.
         """
-        sizes = np.maximum(np.abs(seen.lows), np.abs(seen.highs)).astype(np.float64)
+        sizes = np.maximum(np.abs(statistics.lows), np.abs(statistics.highs)).astype(np.float64)
         if self.mean:
-            sizes = np.abs(seen.rows).mean(axis=0, dtype=np.float64)
+            sizes = np.abs(statistics.rows).mean(axis=0, dtype=np.float64)
         tiny = float(np.finfo(np.float32).tiny)
         powers = np.maximum(sizes, max(sizes.max() * _LEAST_RANGE, tiny)) ** self.exponent
         if self.smooth:
@@ -56,9 +56,9 @@ class Rule:
             powers /= np.maximum(peaks.astype(np.float64), floor) ** (1 - self.exponent)
         return np.asarray(powers / np.exp(np.log(powers).mean()), np.float32)
 
-    def suggest(self, seen: Halved, peaks: Floats) -> Suggested:
+    def suggest(self, statistics: Halved, peaks: Floats) -> Suggested:
         """The factors by all images, and by each half of them."""
-        return Suggested.by(lambda half: self.factors(half, peaks), seen)
+        return Suggested.by(lambda half: self.factors(half, peaks), statistics)
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,22 @@ class Equalization:
 class Standing:
     """An activation with what was chosen for it so far.
 
-    `seen`: its statistics, shifted where a shift was chosen; `weight`: of the linears that read it;
+    `statistics`: its own, shifted where a shift was chosen; `weight`: of the linears that read it;
     `factors`: what its channels are divided by; `error`: folds_error with these.
     """
 
     site: Site
-    seen: Folded
+    statistics: Folded
     weight: SampledWeight
     factors: Suggested
     error: float
 
     @classmethod
-    def untouched(cls, site: Site, seen: Folded, quantizer: Quantizer) -> Self:
+    def untouched(cls, site: Site, statistics: Folded, quantizer: Quantizer) -> Self:
         """The activation before anything is chosen: no shift, and factors of 1."""
         weight = SampledWeight.of([linear.weight for linear in site.linears])
-        ones = Suggested.everywhere(1, seen)
-        return cls(site, seen, weight, ones, folds_error(ones, weight, seen, quantizer))
+        ones = Suggested.everywhere(1, statistics)
+        return cls(site, statistics, weight, ones, folds_error(ones, weight, statistics, quantizer))
 
 
 def choose_equalization(now: Standing, quantizer: Quantizer, *, free: bool) -> Equalization | None:
@@ -108,9 +108,9 @@ def choose_equalization(now: Standing, quantizer: Quantizer, *, free: bool) -> E
     rules = rules_for(quantizer, free=free)
     if not rules:
         return None
-    tried = {rule: rule.suggest(now.seen, now.weight.peaks) for rule in rules}
+    tried = {rule: rule.suggest(now.statistics, now.weight.peaks) for rule in rules}
     errors = {
-        rule: folds_error(factors, now.weight, now.seen, quantizer)
+        rule: folds_error(factors, now.weight, now.statistics, quantizer)
         for rule, factors in tried.items()
     }
     best = min(rules, key=lambda rule: errors[rule])
@@ -133,33 +133,33 @@ def rules_for(quantizer: Quantizer, *, free: bool) -> list[Rule]:
 
 
 def folds_error(
-    factors: Suggested, weight: SampledWeight, seen: Folded, quantizer: Quantizer
+    factors: Suggested, weight: SampledWeight, statistics: Folded, quantizer: Quantizer
 ) -> float:
     """The sum of `rounding_error` on each half, with the factors chosen on the other half."""
     return sum(
         rounding_error(by, weight, fold.other, quantizer)
-        for fold, by in zip(seen.folds, factors.folds, strict=True)
+        for fold, by in zip(statistics.folds, factors.folds, strict=True)
     )
 
 
 def rounding_error(
     factors: Floats,
     weight: SampledWeight,
-    seen: Observed,
+    statistics: Observed,
     quantizer: Quantizer,
     scale: Scale | None = None,
 ) -> float:
-    """||Q(X / f) Q(f W) - X W||^2 on the rows X of `seen`, without the part that biases correct.
+    """||Q(X / f) Q(f W) - X W||^2 on sampled rows X, without the part that biases correct.
 
     That part is the mean over the rows. `scale`: None for the best one, which may be chosen by the
     same rows: it is a single number.
     """
-    rows = seen.rows / factors
+    rows = statistics.rows / factors
     if quantizer.quantizes_activations:
-        scale = scale or equalized_scale(factors, weight, seen.divided(factors), quantizer)
+        scale = scale or equalized_scale(factors, weight, statistics.divided(factors), quantizer)
         rows = scale.round_trip(rows)
     scaled = np.asarray(weight.columns * factors[:, None], np.float32)
-    difference = rows @ quantizer.format.nearest(scaled) - seen.rows @ weight.columns
+    difference = rows @ quantizer.format.nearest(scaled) - statistics.rows @ weight.columns
     return float(np.square(difference - difference.mean(axis=0), dtype=np.float64).sum())
 
 

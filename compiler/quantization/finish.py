@@ -74,7 +74,9 @@ def quantize(
 def _scales(quantizer: Quantizer, sites: Sequence[Site], equalized: Equalized) -> dict[str, Scale]:
     """The scale of every site's activation, by the site's name; empty where all stay float."""
     known = {site.name: equalized.activations[site.name] for site in sites}
-    fixed = {name: one.scale for name, one in known.items() if one.scale is not None}
+    fixed = {
+        name: activation.scale for name, activation in known.items() if activation.scale is not None
+    }
     free = [site for site in sites if site.name not in fixed]
     chosen = quantizer.scales(free, {site.name: known[site.name].for_scale for site in free})
     every = chosen | (fixed if quantizer.quantizes_activations else {})
@@ -91,8 +93,11 @@ def _rest(
         yield QuantizeAttention(attention_scales(view, images, threads=context.threads))
     if options.in_half:
         known = equalized.activations.items()
-        seen = {site: (activation.seen.low, activation.seen.high) for site, activation in known}
-        ranges = by_tensor(view.sites, seen)
+        bounds = {
+            site: (activation.statistics.low, activation.statistics.high)
+            for site, activation in known
+        }
+        ranges = by_tensor(view.sites, bounds)
         for name, stream in streams.items():
             ranges[name] = float(stream.low.min()), float(stream.high.max())
         yield HalfPrecision(ranges)
@@ -127,8 +132,8 @@ def _round(context: Context, encoder: FloatEncoder, scales: Mapping[str, Scale |
     count = len(some.paths)
 
     def batches() -> Iterable[Floats]:
-        seen = context.reporter.images(some, count, "rounding weights")
-        return (batch.images for batch in seen)
+        counted = context.reporter.images(some, count, "rounding weights")
+        return (batch.images for batch in counted)
 
     path = context.scratch / "rounded.onnx"
     rounded = round_weights(

@@ -102,7 +102,7 @@ def round_weights(
     are.
     """
     of_an_image = max(_ROWS // max(images, 1), _LEAST_ROWS_OF_AN_IMAGE)
-    found, form = Rounded(), number_format(target)
+    rounded, form = Rounded(), number_format(target)
     for group in _groups([site for site in sites if site.name in scales]):
         inputs = {
             site.name: LayerInput(
@@ -115,19 +115,19 @@ def round_weights(
         }
         observe(graph, by_tensor(group, inputs), batches(), model_path, threads=threads)
         for site in group:
-            seen = inputs.pop(site.name)
+            read = inputs.pop(site.name)
             for linear in site.linears:
-                _note(linear, seen, form.round(linear, seen), found)
+                _note(linear, read, form.round(linear, read), rounded)
                 let_go(linear.weight)
-            seen.close()
-    return found
+            read.close()
+    return rounded
 
 
-def _note(linear: Linear, seen: LayerInput, rounded: Weight, found: Rounded) -> None:
-    """Add a linear's rounded weight and the correction of its bias to `found`."""
-    found.weights[linear.name] = rounded
-    lost = seen.float_total @ linear.weight - seen.total @ rounded.dequantized()
-    found.biases[linear.name] = np.asarray(lost / seen.rows, np.float32)
+def _note(linear: Linear, read: LayerInput, weight: Weight, rounded: Rounded) -> None:
+    """Add a linear's rounded weight and the correction of its bias to `rounded`."""
+    rounded.weights[linear.name] = weight
+    lost = read.float_total @ linear.weight - read.total @ weight.dequantized()
+    rounded.biases[linear.name] = np.asarray(lost / read.rows, np.float32)
 
 
 def _groups(sites: list[Site]) -> Iterator[list[Site]]:

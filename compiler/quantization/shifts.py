@@ -48,8 +48,8 @@ def choose_shift(now: Standing, quantizer: Quantizer) -> Shift | None:
     hidden = now.site.role is Role.FC2 and not rotated_channels(now.site.linears[0])
     if hidden or not quantizer.format.symmetric:
         return None
-    middles = Suggested.by(_middles, now.seen)
-    error = folds_error(now.factors, now.weight, now.seen.shifted(middles), quantizer)
+    middles = Suggested.by(_middles, now.statistics)
+    error = folds_error(now.factors, now.weight, now.statistics.shifted(middles), quantizer)
     if not error < now.error * (1 - LEAST_GAIN):
         return None
     return Shift("each channel's middle", middles, error)
@@ -64,19 +64,21 @@ def refine_shift(now: Standing, before: Shift | None, quantizer: Quantizer) -> S
     """
     if not quantizer.format.symmetric:
         return before
-    seen, factors, weight, error = now.seen, now.factors, now.weight, 0.0
-    for fold, by in zip(seen.folds, factors.folds, strict=True):
+    statistics, factors, weight, error = now.statistics, now.factors, now.weight, 0.0
+    for fold, by in zip(statistics.folds, factors.folds, strict=True):
         steps, scale = _zero_point(fold.other.divided(by), by, weight, quantizer)
         shifted = fold.other.shifted(_offset(steps, scale, by))
         error += rounding_error(by, weight, shifted, quantizer, scale)
     gain = LEAST_GAIN_OF_A_NODE if now.site.role is Role.FC2 else LEAST_GAIN
     if not error < now.error * (1 - gain):
         return before
-    steps, scale = _zero_point(seen.divided(factors).held_out, factors.whole, weight, quantizer)
+    steps, scale = _zero_point(
+        statistics.divided(factors).held_out, factors.whole, weight, quantizer
+    )
     if not steps:  # there is nothing to take off
         return before
     label = "a zero point" if before is None else f"{before.name} and a zero point"
-    values = Suggested.everywhere(0, seen) if before is None else before.values
+    values = Suggested.everywhere(0, statistics) if before is None else before.values
     return Shift(label, _further(values, steps, scale, factors), error, scale)
 
 
@@ -85,9 +87,9 @@ def _zero_point(
 ) -> tuple[int, Affine]:
     """The best zero point of an equalized activation, in steps from the middle, and its scale."""
     target = replace(quantizer.target, activation_symmetric=False, activation_dtype="uint8")
-    found = equalized_scale(factors, weight, even, replace(quantizer, target=target))
-    assert isinstance(found, Affine)
-    return 2 ** (found.bits - 1) - found.zero_point, Affine(found.scale, 0, "int8", found.bits)
+    scale = equalized_scale(factors, weight, even, replace(quantizer, target=target))
+    assert isinstance(scale, Affine)
+    return 2 ** (scale.bits - 1) - scale.zero_point, Affine(scale.scale, 0, "int8", scale.bits)
 
 
 def _offset(steps: int, scale: Affine, factors: Floats) -> Floats:
@@ -100,11 +102,11 @@ def _further(values: Suggested, steps: int, scale: Affine, factors: Suggested) -
     return Suggested(
         values.whole + _offset(steps, scale, factors.whole),
         tuple(
-            one + _offset(steps, scale, by)
-            for one, by in zip(values.folds, factors.folds, strict=True)
+            shifts + _offset(steps, scale, by)
+            for shifts, by in zip(values.folds, factors.folds, strict=True)
         ),
     )
 
 
-def _middles(seen: Observed) -> Floats:
-    return np.asarray((seen.lows + seen.highs) / 2, np.float32)
+def _middles(statistics: Observed) -> Floats:
+    return np.asarray((statistics.lows + statistics.highs) / 2, np.float32)

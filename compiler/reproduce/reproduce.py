@@ -59,8 +59,8 @@ def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
     where no task is given, and where a task needs texts but the source has no text encoder.
     """
     options = plan.options
-    found = list_images(Path(options.images), reporter.warn)
-    paths = evenly(found, plan.calibration_images)
+    available = list_images(Path(options.images), reporter.warn)
+    paths = evenly(available, plan.calibration_images)
     loaded = load_tasks(tasks, lambda texts: embed_texts(options.source, texts), reporter)
     with tempfile.TemporaryDirectory(prefix="regcache-") as scratch, ExitStack() as stack:
         encoder = prepare(options, Path(scratch), reporter)
@@ -115,9 +115,9 @@ class _Workshop:
     @classmethod
     def of(cls, context: Context, encoder: FloatEncoder) -> Self:
         """A workshop for an encoder, which is calibrated for it."""
-        seen = calibrate(context, encoder)
-        statistics = {name: one.whole for name, one in seen.statistics.items()}
-        return cls(replace(context, images=seen.images), encoder, statistics)
+        calibrated = calibrate(context, encoder)
+        statistics = {name: activation.whole for name, activation in calibrated.statistics.items()}
+        return cls(replace(context, images=calibrated.images), encoder, statistics)
 
     def make(self, plan: Plan) -> Iterator[tuple[Recipe, Path]]:
         """Every row of the table with its graph's file; without registers, two rows share it."""

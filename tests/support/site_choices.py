@@ -46,7 +46,7 @@ def refine_shifts(
     for name, untouched in _untouched(view, statistics, quantizer):
         now, before, even = untouched, shifts.get(name), equalizations.get(name)
         if before is not None:
-            now = replace(now, seen=now.seen.shifted(before.values), error=before.error)
+            now = replace(now, statistics=now.statistics.shifted(before.values), error=before.error)
         if even is not None:
             now = replace(now, factors=even.factors, error=even.error)
         shift = refine_shift(now, before, quantizer)

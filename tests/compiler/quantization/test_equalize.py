@@ -93,7 +93,7 @@ def scales_of(found: Equalized) -> dict[str, Affine]:
 
 def statistics_of(found: Equalized) -> dict[str, Observed]:
     """What calibration would see, by the name of the site."""
-    return {name: one.seen for name, one in found.activations.items()}
+    return {name: one.statistics for name, one in found.activations.items()}
 
 
 def equalized_case(folder: Path, spelling: str, quantizer: str) -> tuple[Case, Equalized]:
@@ -185,7 +185,7 @@ def test_scales_of_moved_channels_are_chosen_on_images_without_a_say(
     moved = 0
     for site in found.encoder.view.sites:
         activation = found.activations[site.name]
-        tried, fitted = activation.for_scale, activation.seen
+        tried, fitted = activation.for_scale, activation.statistics
         if "taken off" not in (activation.how or ""):
             assert tried is fitted
             continue

@@ -9,7 +9,6 @@ from support.canonical import canonical_graph
 from support.spellings import SPELLINGS
 from support.tiny_vit import Spec, TinyVit
 
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.encoder import EncoderView, by_tensor
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
@@ -71,7 +70,7 @@ def test_names_and_sites() -> None:
 
 
 def test_values_of_sites_by_their_tensors() -> None:
-    first, second, *others = view_encoder(canonicalize(TinyVit(Spec()).model())).sites
+    first, second, *others = view_encoder(canonical_graph(TinyVit(Spec()).model())).sites
     values = {second.name: 2, first.name: 1, "blocks.9.fc1": 3}
     found = by_tensor((first, second, *others), values)
     assert list(found.items()) == [(first.tensor.name, 1), (second.tensor.name, 2)]

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from support.tiny_vit import EPSILON, Spec, TinyVit
+from support.tiny_vit import Spec, TinyVit
+from support.tiny_vit_graph import EPSILON
 
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.find_blocks import view_encoder

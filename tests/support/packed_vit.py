@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from onnx import helper
-from support.tiny_vit import Builder, TinyVit
+from support.tiny_vit import TinyVit
+from support.tiny_vit_graph import Builder
 
 # How the packed columns are ordered: parts n, heads h, channels of a head d.
 ORDERS = {

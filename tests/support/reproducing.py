@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from support import tiny_text
 from support.command_line import run_regcache
+from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.reproduce import reproduce
+from regcache.export.onnx_file import sidecar
 from regcache.export.text_tower import embed_texts
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime import images as image_files
@@ -26,6 +29,8 @@ Array = NDArray[np.float64]
 
 CLASSES = {"n01440764": "tench", "n02123045": "tabby", "n03000001": "big thing"}
 PROMPTS = ("a photo of a {}.", "see {} here")
+SPEC = Spec(width=32, heads=4, hidden=64, depth=3, grid=4)
+RECIPE = Preprocess(16, 16, "shortest", (18, 18), "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @dataclass
@@ -115,6 +120,14 @@ def write_files(root: Path) -> Files:
     prompts = root / "prompts.txt"
     prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
     return Files(val, photos(root / "train", 4, seed=2), names, prompts, captions)
+
+
+def write_encoder(folder: Path) -> Path:
+    """A tiny encoder as an ONNX file, which has no text encoder."""
+    path = folder / "tiny.onnx"
+    onnx.save(TinyVit(SPEC).model(), path)
+    sidecar(path).write_text(RECIPE.to_json())
+    return path
 
 
 def features(folder: Path, paths: list[Path], model_class: Any) -> Array:

@@ -1,10 +1,8 @@
 """`regcache reproduce` on tiny random models, against PyTorch and brute force."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import onnx
 import open_clip
 import pytest
 import torch
@@ -15,6 +13,8 @@ from support import tiny_text, zoo_models
 from support.reproducing import (
     CLASSES,
     PROMPTS,
+    RECIPE,
+    SPEC,
     Array,
     Files,
     Run,
@@ -23,10 +23,11 @@ from support.reproducing import (
     text_features,
     unit,
     vote,
+    write_encoder,
     write_files,
     zero_shot,
 )
-from support.tiny_vit import Registers, Spec, TinyVit
+from support.tiny_vit import Registers, TinyVit
 
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.record import CurationRecord
@@ -36,20 +37,16 @@ from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.targets import Simulation, TargetName
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce import reproduce
-from regcache.compiler.reproduce import tasks as reproduce_tasks
 from regcache.compiler.reproduce.reproduce import Plan
 from regcache.compiler.reproduce.table import Table
-from regcache.compiler.reproduce.tasks import Tasks, balanced
-from regcache.export.onnx_file import sidecar
+from regcache.compiler.reproduce.tasks import Tasks
 from regcache.export.source import open_source
 from regcache.passes.preprocess import Preprocess
-from regcache.runtime.images import evenly, read_image
+from regcache.runtime.images import read_image
 from regcache.runtime.linear_probe import linear_probe_top1
 from regcache.runtime.zero_shot import TEMPLATES
 
 pytestmark = pytest.mark.xdist_group("reproduce")  # one worker runs the command for all
-SPEC = Spec(width=32, heads=4, hidden=64, depth=3, grid=4)
-RECIPE = Preprocess(16, 16, "shortest", (18, 18), "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @pytest.fixture(scope="module")
@@ -271,11 +268,7 @@ def test_nearest_neighbours_of_dino_leave_one_out(files: Files, tmp_path: Path) 
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
-    """A tiny encoder as an ONNX file, which has no text encoder."""
-    path = tmp_path / "tiny.onnx"
-    onnx.save(TinyVit(SPEC).model(), path)
-    sidecar(path).write_text(RECIPE.to_json())
-    return path
+    return write_encoder(tmp_path)
 
 
 def test_registers_that_ship_are_in_the_measured_graph(
@@ -299,105 +292,3 @@ def test_registers_that_ship_are_in_the_measured_graph(
     expected = (there * before).sum(axis=1).mean()
     assert expected < 0.99  # arbitrary registers change the output
     assert abs(on.cosine - expected) < 0.002
-
-
-def test_a_limit_is_spread_over_classes_and_said(encoder: Path, files: Files) -> None:
-    run = run_cli(
-        *("--model", encoder, "--imagenet", files.val, "--limit", 7, "--json", "-"),
-        *("--bits", "w4a16", "--train", files.train, "--train-limit", 6),
-        *("--calibration-images", 16),
-    )
-    assert run.code == 0, run
-    table = Table.model_validate_json(run.out)
-    assert (table.n_images, table.n_available, table.limit) == (7, 16, 7)
-    assert (table.n_calibration, table.train_limit) == (12, 6)
-    chosen = Counter(path.parent.name for path in run.reads if path.is_relative_to(files.val))
-    assert sorted(chosen.values()) == [2, 2, 3]
-    assert "at most 7 of each: spread evenly, classes balanced" in table.markdown()
-
-
-def test_calibrating_on_evaluated_images_is_said(encoder: Path, files: Files) -> None:
-    run = run_cli("--model", encoder, "--imagenet", files.val, "--bits", "w4a16", "--limit", 4)
-    assert run.code == 0, run
-    assert "warning: calibrating on images that are evaluated too" in run.err
-    assert "warning: 2 of 3 classes have one image only" in run.err
-
-
-def test_even_choices() -> None:
-    assert evenly(range(10), 4) == [0, 2, 5, 7]
-    assert evenly("abc", 9) == ["a", "b", "c"]
-    sizes = {"a": 1, "b": 4, "c": 9, "d": 9}
-    labels = {Path(name, str(n)): name for name, size in sizes.items() for n in range(size)}
-    for limit, expected in {
-        1: [1],
-        4: [1, 1, 1, 1],
-        9: [1, 3, 3, 2],
-        13: [1, 4, 4, 4],
-        16: [1, 4, 6, 5],
-        23: [1, 4, 9, 9],
-        99: [1, 4, 9, 9],
-    }.items():
-        chosen = Counter(balanced(labels, limit).values())
-        assert sum(chosen.values()) == min(limit, 23)
-        assert sorted(chosen.values()) == sorted(expected)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ([], "no images to calibrate on: give --images, --train or --imagenet"),
-        (["--images", "{train}"], "nothing to measure: give --imagenet or --captions"),
-        (["--train", "{train}"], "nothing to measure: give --imagenet or --captions"),
-        (["--captions", "{captions}", "--train", "{train}"], "--train {train}: needs --imagenet"),
-        (["--imagenet", "{val}", "--templates", "{names}"], "needs --classnames too"),
-        (["--imagenet", "{val}", "--train", "{val}"], "is the folder that is evaluated"),
-        (["--imagenet", "{names}"], "names.txt: Not a directory"),
-        (["--imagenet", "{val}", "--bits", "8,5"], "--bits '5': must be 8, 6, 4 or w4a16"),
-        (["--imagenet", "{val}", "--bits", ""], "--bits '': must be"),
-        (["--imagenet", "{val}", "--calibrators", "minmax"], "'minmax': must be output-error or"),
-        (["--imagenet", "{val}", "--search-budget", "soon"], "'soon' is no duration"),
-        (["--imagenet", "{val}", "--classnames", "{names}"], "it has no text encoder"),
-        (["--captions", "{captions}", "--images", "{train}"], "it has no text encoder"),
-        (["--imagenet", "{val}", "--classnames", "{missing}"], "no-such-file"),
-        (["--imagenet", "{val}", "--classnames", "{short}"], "no name for 2 class folders, first"),
-        (["--captions", "{lost}", "--images", "{train}"], "none of its images is there, first"),
-        (["--imagenet", "{val}", "--train", "{part}"], "class 'n03000001' is not in the train"),
-        (
-            ["--imagenet", "{val}", "--train", "{train}", "--train-limit", "2"],
-            "--train-limit 2: leaves classes of",
-        ),
-    ],
-)
-def test_bad_input_is_one_line_before_anything_is_made(
-    arguments: list[str], reason: str, encoder: Path, files: Files, tmp_path: Path
-) -> None:
-    (tmp_path / "short.txt").write_text("n01440764 tench\n")
-    (tmp_path / "lost.tsv").write_text("gone.png\ta caption\n")
-    for name in list(CLASSES)[:2]:
-        (tmp_path / "part").mkdir(exist_ok=True)
-        (tmp_path / "part" / name).symlink_to(files.train / name)
-    places: dict[str, Path] = {
-        **vars(files),
-        "missing": tmp_path / "no-such-file",
-        "short": tmp_path / "short.txt",
-        "lost": tmp_path / "lost.tsv",
-        "part": tmp_path / "part",
-    }
-    run = run_cli("--model", encoder, *(argument.format(**places) for argument in arguments))
-    assert run.code == 2, run
-    lines = run.err.strip().splitlines()
-    assert lines[-1].startswith("regcache: error: ")
-    assert reason.format(**places) in lines[-1]
-    assert "Traceback" not in run.err
-    assert not any("exporting" in line for line in lines)
-    assert run.out == ""
-
-
-def test_a_missing_scikit_learn_is_named_at_once(
-    encoder: Path, files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reproduce_tasks, "find_spec", lambda _: None)
-    run = run_cli("--model", encoder, "--imagenet", files.val, "--train", files.train)
-    assert run.code == 2
-    assert 'the linear probe needs scikit-learn: pip install "regcache[eval]"' in run.err
-    assert "exporting" not in run.err

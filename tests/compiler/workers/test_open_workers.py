@@ -1,104 +1,35 @@
 """Search loops give the same on threads, on processes and on Dask, also when workers die."""
 
-import importlib
-import logging
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support import executor_tasks as tasks
+from support.executor_cluster import (
+    KINDS,
+    alive,
+    behind_the_gate,
+    every_kind,
+    process_kinds,
+    wait_until,
+)
 from support.executor_tasks import GATE, Study, begun
 
-from regcache.compiler.workers import dask as dask_workers
 from regcache.compiler.workers.open_workers import open_workers
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.runtime.similarity import row_cosines
 
 pytestmark = [pytest.mark.xdist_group("executor"), pytest.mark.slow]
-
 KILLED = r"a worker process was killed \(out of memory\?\)"
-KINDS = ["threads", "processes", "dask"]
-
-
-def start_cluster(folder: Path, workers: int) -> Any:
-    return importlib.import_module("distributed").LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=":0",
-        local_directory=str(folder),
-        silence_logs=logging.CRITICAL,
-    )
-
-
-@pytest.fixture(scope="module")
-def lasting_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Two processes under a scheduler that itself gives up a task after one death."""
-    importlib.import_module("distributed")  # its defaults must be there before they are changed
-    options = {
-        "distributed.scheduler.allowed-failures": 0,
-        "distributed.comm.timeouts.connect": "5s",
-        # Else the cluster looks back at each death and ends a worker that died again since.
-        "distributed.deploy.lost-worker-timeout": "1 hour",
-    }
-    with (
-        importlib.import_module("dask").config.set(options),
-        start_cluster(tmp_path_factory.mktemp("dask"), 2) as cluster,
-    ):
-        yield cluster
-
-
-@pytest.fixture
-def cluster(lasting_cluster: Any) -> Any:
-    """The cluster with both processes up: a nanny gives up a worker that is killed early."""
-    nannies = lasting_cluster.workers.values()
-    wait_until(lambda: len(nannies) == 2 and all(map(up, nannies)))
-    return lasting_cluster
-
-
-@pytest.fixture
-def scheduler(request: pytest.FixtureRequest) -> str:
-    """The scheduler of a test's kind."""
-    if request.param != "dask":
-        return str(request.param)
-    return str(request.getfixturevalue("cluster").scheduler_address)
-
-
-def up(nanny: Any) -> bool:
-    """Whether the worker of a nanny runs, again if need be, and the scheduler knows it."""
-    process = nanny.process
-    return process is not None and process.status.name == "running" and alive(process.pid)
-
-
-every_kind = pytest.mark.parametrize("scheduler", KINDS, indirect=True)
-process_kinds = pytest.mark.parametrize("scheduler", KINDS[1:], indirect=True)
-
-
-def wait_until(holds: Callable[[], object]) -> None:
-    end = time.monotonic() + tasks.PATIENCE
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-    return state != "Z"  # an orphan whose exit nobody has collected
 
 
 @every_kind
@@ -213,11 +144,6 @@ def never() -> Iterator[int]:
     yield 0
 
 
-def behind_the_gate(folder: Path) -> list[int]:
-    """The processes that are in the middle of a task."""
-    return [pid for setting, pid in begun(folder).items() if setting >= 2]
-
-
 @process_kinds
 def test_a_killed_process_loses_nothing(scheduler: str, tmp_path: Path) -> None:
     task = tasks.scale_from_two_on_behind_the_gate
@@ -234,52 +160,12 @@ def test_a_killed_process_loses_nothing(scheduler: str, tmp_path: Path) -> None:
         assert found == list(workers.map(task, workers.share(Study(tmp_path)), range(12)))
 
 
-@pytest.mark.parametrize("scheduler", ["dask"], indirect=True)
-def test_a_study_whose_holders_all_died_is_sent_again(
-    scheduler: str, cluster: Any, tmp_path: Path
-) -> None:
-    with open_workers(scheduler) as workers:
-        shared = workers.share(Study(tmp_path))
-        results = workers.map(tasks.scale_from_two_on_behind_the_gate, shared, range(12))
-        first = [next(results), next(results)]
-        wait_until(lambda: behind_the_gate(tmp_path))
-        victims = [nanny.pid for nanny in cluster.workers.values()]
-        for victim in victims:
-            os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: not any(map(alive, victims)))
-        (tmp_path / GATE).touch()
-        assert [*first, *results] == [2 * setting for setting in range(12)]
-        assert list(workers.map(tasks.scale, shared, range(3))) == [0, 2, 4]
-
-
-def test_a_dask_worker_keeps_its_copy_of_a_study(cluster: Any, tmp_path: Path) -> None:
-    """Also where Dask drops it from an idle worker; until the workers are closed."""
-    with open_workers(cluster.scheduler_address) as workers:
-        assert isinstance(workers, dask_workers.DaskWorkers)
-        shared, client = workers.share(Study(tmp_path)), workers._client
-        copies = set(workers.map(tasks.tell_copy, shared, range(20)))
-        client.amm.run_once()
-        wait_until(lambda: len(client.who_has([shared.handle.future]).popitem()[1]) == 1)
-        copies |= set(workers.map(tasks.tell_copy, shared, range(20)))
-    assert 1 <= len(copies) == len({process for process, _ in copies}) <= 2
-    with importlib.import_module("distributed").Client(cluster.scheduler_address) as client:
-        assert not any(client.run(lambda dask_worker: dask_worker.regcache_copies).values())
-
-
 def test_a_task_that_kills_its_process_is_blamed(tmp_path: Path) -> None:
     with open_workers("processes", 1) as workers:
         shared = workers.share(Study(tmp_path))
         with pytest.raises(InputError, match=rf"^processes: {KILLED}, 3 times at the same task$"):
             list(workers.map(tasks.kill_the_process, shared, [0]))
         assert list(workers.map(tasks.scale, shared, range(3))) == [0, 2, 4]
-
-
-def test_a_task_that_dask_gave_up_is_blamed(cluster: Any, tmp_path: Path) -> None:
-    with (
-        open_workers(cluster.scheduler_address) as workers,
-        pytest.raises(InputError, match=rf"^tcp://\S+: {KILLED}, 4 times at the same task$"),
-    ):
-        list(workers.map(tasks.be_given_up, workers.share(Study(tmp_path)), [0]))
 
 
 @pytest.mark.parametrize(
@@ -295,75 +181,6 @@ def test_another_scheduler_is_refused(scheduler: str) -> None:
 def test_no_workers_are_refused() -> None:
     with pytest.raises(InputError, match=r"^0 workers: must be at least 1$"), open_workers(count=0):
         pass
-
-
-@pytest.mark.parametrize("listening", [False, True])
-def test_no_scheduler_at_the_address_is_told_soon(
-    listening: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if listening:
-        monkeypatch.setattr(dask_workers, "_CONNECT", 1.0)
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        if listening:
-            server.listen()
-        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-        begin, before = time.monotonic(), set(threading.enumerate())
-        with (
-            pytest.raises(InputError, match=f"^{address}: no Dask scheduler answers: .+$"),
-            open_workers(address),
-        ):
-            pass
-        assert time.monotonic() - begin < 15
-        assert set(threading.enumerate()) <= before
-
-
-def test_a_worker_is_no_scheduler(cluster: Any) -> None:
-    address = next(iter(cluster.workers.values())).worker_address
-    with pytest.raises(InputError, match=r"it is a Worker$"), open_workers(address):
-        pass
-
-
-def test_a_missing_dask_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    with (
-        pytest.raises(MissingExtraError, match=r'distributed: pip install "regcache\[scale\]"$'),
-        open_workers("tcp://127.0.0.1:1"),
-    ):
-        pass
-
-
-def test_a_cluster_without_workers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask_workers, "_NO_WORKERS", 0.2)
-    with (
-        start_cluster(tmp_path, 0) as cluster,
-        open_workers(cluster.scheduler_address) as workers,
-        pytest.raises(InputError, match=r"^tcp://\S+: the Dask cluster fails: .*workers"),
-    ):
-        workers.share(1)
-
-
-def test_a_study_that_workers_cannot_load_is_told(cluster: Any) -> None:
-    with (
-        open_workers(cluster.scheduler_address) as workers,
-        pytest.raises(InputError, match=r"^tcp://\S+: the Dask cluster fails: .*cannot be loaded"),
-    ):
-        workers.share(tasks.Unloadable())
-
-
-def test_a_lost_scheduler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask_workers, "_CONNECT", 1.0)
-    with (
-        start_cluster(tmp_path, 1) as cluster,
-        open_workers(cluster.scheduler_address) as workers,
-    ):
-        shared = workers.share(Study(tmp_path))
-        results = workers.map(tasks.scale_from_two_on_behind_the_gate, shared, range(5))
-        assert [next(results), next(results)] == [0, 2]
-        (tmp_path / GATE).touch()
-        cluster.close()
-        with pytest.raises(InputError, match=r"^tcp://\S+: the Dask cluster fails: "):
-            list(results)
 
 
 USE = """

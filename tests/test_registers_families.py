@@ -33,16 +33,12 @@ COUNTS, BATCHES = (1, 4, 16), (1, 3, 8)
 
 @dataclass(frozen=True)
 class Pair:
-    """An encoder as a canonical graph and as its PyTorch original."""
+    """An encoder as a canonical graph and as its PyTorch original; `real`: with its weights."""
 
     graph: gs.Graph
     view: EncoderView
     reference: RegisterReference
-
-    @property
-    def large(self) -> bool:
-        """Wider than a ViT-S: minutes, not seconds."""
-        return self.view.width > 384
+    real: bool = False
 
     def ranges(self) -> tuple[tuple[int, int], ...]:
         """Block ranges [start, end): from the first block, through all, up to the last."""
@@ -52,10 +48,10 @@ class Pair:
     def cases(self) -> Iterator[tuple[int, tuple[int, int], int]]:
         """Every count with every range, the batch sizes in turn (a Latin square).
 
-        Of a large encoder only the diagonal: each count, range and batch size once.
+        Of random weights only the diagonal: each count, range and batch size once.
         """
         for (i, count), (j, blocks) in product(enumerate(COUNTS), enumerate(self.ranges())):
-            if i == j or not self.large:
+            if i == j or self.real:
                 yield count, blocks, BATCHES[(i + j) % 3]
 
 
@@ -68,12 +64,12 @@ def family(name: str, folder: Path) -> Pair:
 @pytest.fixture(scope="module")
 def sample(folder: Path) -> Pair:
     source = open_source("sample:dinov2-small")
-    return pair(sample_file(folder), RegisterReference(find_tower(source, zoo.SIDE)))
+    return pair(sample_file(folder), RegisterReference(find_tower(source, zoo.SIDE)), real=True)
 
 
-def pair(path: Path, reference: RegisterReference) -> Pair:
+def pair(path: Path, reference: RegisterReference, *, real: bool = False) -> Pair:
     graph = canonicalize(load_model(path))
-    return Pair(graph, view_encoder(graph), reference)
+    return Pair(graph, view_encoder(graph), reference, real)
 
 
 def images(batch: int) -> NDArray[np.float32]:
@@ -120,7 +116,7 @@ def check_deletion(pair: Pair) -> None:
     depth, prefix = len(pair.view.blocks), pair.view.prefix_tokens
     assert prefix is not None
     cases = [(depth // 2, 10, 3), (0, 1, 1), (depth - 1, 5, 8)]
-    for block, count, batch in cases[: 1 if pair.large else None]:
+    for block, count, batch in cases[: None if pair.real else 1]:
         pooled, hidden = compute(DeleteSinks(block, count), pair, batch)
         wanted = pair.reference.run_without(images(batch), block, count, prefix)
         assert_close(pooled, wanted.pooled)

@@ -57,11 +57,11 @@ def _vit_sizes(width: int, heads: int, **more: Any) -> dict[str, Any]:
 
 
 def _clip_b16(folder: Path) -> Source:
-    """The one family at its full depth; the checkpoint holds a text tower too."""
+    """Its checkpoint holds a text tower too."""
     vision = _vit_sizes(768, 12, image_size=224, patch_size=16)
     config = transformers.CLIPConfig(
         text_config=_vit_sizes(64, 2, vocab_size=99),
-        vision_config=vision | {"num_hidden_layers": 12},
+        vision_config=vision,
         projection_dim=512,
     )
     return save_checkpoint(

@@ -41,6 +41,6 @@ def calibrate(context: Context, encoder: FloatEncoder) -> Calibrated:
     model = context.scratch / "observed.onnx"
     observers: dict[str, Observer] = {**statistics, **streams}
     pixels = (batch.images for batch in batches)
-    observe(encoder.graph, observers, pixels, model, threads=options.threads)
+    observe(encoder.graph, observers, pixels, model, threads=options.threads, device=context.device)
     remove_model(model)
     return Calibrated(statistics, streams, images.without(skipped))

@@ -1,11 +1,14 @@
 """Activations as half of the images show them, to try on the other half what that suggests."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from regcache.compiler.calibration.algebra import Algebra, Array
+from regcache.compiler.calibration.placing import algebra_of
 
 Floats = NDArray[np.float32]
 
@@ -14,12 +17,12 @@ Floats = NDArray[np.float32]
 class Observed:
     """An activation seen: `lows`, `highs` [K] of its channels, and rows [S, K] that stand for all.
 
-    No array is written to.
+    No array is written to. `rows` may live on a device.
     """
 
     lows: Floats
     highs: Floats
-    rows: Floats
+    rows: Array
 
     @property
     def low(self) -> float:
@@ -33,11 +36,17 @@ class Observed:
 
     def shifted(self, shifts: Floats) -> "Observed":
         """The same activation with `shifts` [K] taken off its channels."""
-        return Observed(self.lows - shifts, self.highs - shifts, self.rows - shifts)
+        rows = self.rows - algebra_of(self.rows).put(shifts)
+        return Observed(self.lows - shifts, self.highs - shifts, rows)
 
     def divided(self, factors: Floats) -> "Observed":
         """The same activation with its channels divided by positive `factors` [K]."""
-        return Observed(self.lows / factors, self.highs / factors, self.rows / factors)
+        rows = self.rows / algebra_of(self.rows).put(factors)
+        return Observed(self.lows / factors, self.highs / factors, rows)
+
+    def on(self, algebra: Algebra) -> "Observed":
+        """The same with its rows where `algebra` computes."""
+        return replace(self, rows=algebra.put(self.rows))
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,14 @@ class Folded:
         """What was seen so far."""
         return cls(seen.whole, seen.folds)
 
+    def on(self, algebra: Algebra) -> "Folded":
+        """The same with all rows where `algebra` computes; each half goes there once."""
+        halves = {
+            id(half): half.on(algebra) for fold in self.folds for half in (fold.fit, fold.other)
+        }
+        folds = (Fold(halves[id(fold.fit)], halves[id(fold.other)]) for fold in self.folds)
+        return Folded(self.whole.on(algebra), tuple(folds))
+
     @property
     def held_out(self) -> Observed:
         """What images look like that had no say in how channels were shifted and equalized.
@@ -126,5 +143,5 @@ def join(parts: Sequence[Observed]) -> Observed:
     return Observed(
         np.min([part.lows for part in parts], axis=0),
         np.max([part.highs for part in parts], axis=0),
-        np.concatenate([part.rows for part in parts]),
+        algebra_of(parts[0].rows).join([part.rows for part in parts]),
     )

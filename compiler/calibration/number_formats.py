@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.algebra import NUMPY, Algebra, Array, nearest_blocks
 from regcache.compiler.calibration.calibrators import (
     ScaleByValues,
     entropy_scale,
@@ -15,7 +16,6 @@ from regcache.compiler.calibration.calibrators import (
     mse_scale,
     percentile_scale,
 )
-from regcache.compiler.calibration.gptq import choose_steps, refit_steps, round_by_error
 from regcache.compiler.calibration.observe import ActivationStatistics
 from regcache.compiler.calibration.ranges import ErrorMeasure, choose_float8, choose_scale
 from regcache.compiler.job.options import FLOAT8_CALIBRATORS, Calibrator
@@ -27,7 +27,7 @@ from regcache.passes.encoder import Linear, Role
 from regcache.passes.float8 import Float8, Float8Weight, round_weight
 from regcache.passes.pack_weights import BlockWeight, PackWeights
 from regcache.passes.quantize_float8 import QuantizeFloat8
-from regcache.passes.quantize_linears import QuantizeLinears, RoundedWeight, quantize_weight
+from regcache.passes.quantize_linears import QuantizeLinears, RoundedWeight
 from regcache.passes.round_weights import RoundWeights
 
 Floats = NDArray[np.float32]
@@ -76,15 +76,16 @@ class Read(Protocol):
     rows: int
 
     @property
-    def gram(self) -> Doubles:
-        """The sum of x^T x [K, K]."""
+    def gram(self) -> Array:
+        """The sum of x^T x [K, K], float64, where the format's algebra computes."""
 
 
 @dataclass(frozen=True)
 class NumberFormat(ABC):
-    """What a target rounds activations and weights to."""
+    """What a target rounds activations and weights to; `algebra` tries what that does."""
 
     target: Target
+    algebra: Algebra = NUMPY
 
     @property
     def symmetric(self) -> bool:
@@ -103,8 +104,8 @@ class NumberFormat(ABC):
         """The scale of one activation; `error` makes the measure of what a rounding does."""
 
     @abstractmethod
-    def nearest(self, weight: Floats) -> Floats:
-        """A weight [K, N] rounded to the nearest, as it comes back in float."""
+    def nearest(self, weight: Array) -> Array:
+        """A weight [K, N] rounded to the nearest, as it comes back in float, where it lives."""
 
     @abstractmethod
     def round(self, linear: Linear, seen: Read) -> Weight:
@@ -137,19 +138,21 @@ class Int8(NumberFormat):
         target = self.target
         symmetric, bits = target.activation_symmetric, target.activation_bits
         assert bits is not None
-        rows, low, high, dtype = seen.rows, seen.low, seen.high, target.activation_dtype
+        low, high, dtype = seen.low, seen.high, target.activation_dtype
         if calibrator in _BY_VALUES:
-            by_values = _BY_VALUES[calibrator]
-            return by_values(rows, low, high, dtype, symmetric=symmetric, bits=bits)
+            by_values, values = _BY_VALUES[calibrator], self.algebra.get(seen.rows)
+            return by_values(values, low, high, dtype, symmetric=symmetric, bits=bits)
+        rows = self.algebra.put(seen.rows)
         return choose_scale(rows, error(), low, high, dtype, symmetric=symmetric, bits=bits)
 
-    def nearest(self, weight: Floats) -> Floats:
-        return quantize_weight(weight, self.target.weight_bits).dequantized()
+    def nearest(self, weight: Array) -> Array:
+        return self.algebra.nearest(weight, self.target.weight_bits)
 
     def round(self, linear: Linear, seen: Read) -> RoundedWeight:
-        weight, gram, last = linear.weight, seen.gram, 2 ** (self.target.weight_bits - 1) - 1
-        steps = choose_steps(weight, np.diag(gram) / seen.rows, last)
-        return RoundedWeight(round_by_error(weight, gram, steps, last), steps[0])
+        algebra, last = self.algebra, 2 ** (self.target.weight_bits - 1) - 1
+        weight, gram = algebra.put(linear.weight), seen.gram
+        steps = algebra.choose_steps(weight, algebra.diagonal(gram) / seen.rows, last)
+        return RoundedWeight(algebra.round_by_error(weight, gram, steps, last), steps[0])
 
     def steps(
         self, scales: Mapping[str, Scale], rounded: Rounded, only: frozenset[str] | None = None
@@ -171,10 +174,10 @@ class Float8Linears(NumberFormat):
         if calibrator is Calibrator.MIN_MAX:
             return Float8.from_range(seen.low, seen.high)
         assert calibrator in FLOAT8_CALIBRATORS
-        return choose_float8(seen.rows, error(), seen.low, seen.high)
+        return choose_float8(self.algebra.put(seen.rows), error(), seen.low, seen.high)
 
-    def nearest(self, weight: Floats) -> Floats:
-        return round_weight(weight).dequantized()
+    def nearest(self, weight: Array) -> Array:
+        return self.algebra.nearest_float8(weight)
 
     def round(self, linear: Linear, seen: Read) -> Float8Weight:
         return round_weight(linear.weight)
@@ -198,8 +201,8 @@ class WeightsAlone(NumberFormat):
     ) -> Scale:
         raise AssertionError("activations stay float")
 
-    def nearest(self, weight: Floats) -> Floats:
-        return quantize_weight(weight, self.target.weight_bits).dequantized()
+    def nearest(self, weight: Array) -> Array:
+        return self.algebra.nearest(weight, self.target.weight_bits)
 
     def round(self, linear: Linear, seen: Read) -> Weight:
         raise AssertionError("weights are rounded to the nearest, by the pass")
@@ -217,8 +220,8 @@ class BlockWeights(WeightsAlone):
     def by_error(self) -> bool:
         return True
 
-    def nearest(self, weight: Floats) -> Floats:
-        return nearest_blocks(weight, self.target.weight_bits, self._size).dequantized()
+    def nearest(self, weight: Array) -> Array:
+        return self.algebra.nearest_blocks(weight, self.target.weight_bits, self._size)
 
     def nearest_weights(self, linears: Iterable[Linear]) -> Rounded:
         return Rounded(
@@ -226,13 +229,15 @@ class BlockWeights(WeightsAlone):
         )
 
     def round(self, linear: Linear, seen: Read) -> BlockWeight:
-        weight, gram, bits, size = linear.weight, seen.gram, self._bits(linear), self._size
+        algebra, bits, size = self.algebra, self._bits(linear), self._size
+        weight, gram = algebra.put(linear.weight), seen.gram
         first, last = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        steps = choose_steps(weight, np.diag(gram) / seen.rows, last, size, first=first)
-        integers = round_by_error(
+        moments = algebra.diagonal(gram) / seen.rows
+        steps = algebra.choose_steps(weight, moments, last, size, first=first)
+        integers = algebra.round_by_error(
             weight, gram, steps, last, size, first=first, damping=_BLOCK_DAMPING
         )
-        steps = refit_steps(weight, gram, integers, steps, size, _BLOCK_DAMPING)
+        steps = algebra.refit_steps(weight, gram, integers, steps, size, _BLOCK_DAMPING)
         return BlockWeight(integers, steps, size, bits)
 
     def steps(
@@ -254,21 +259,11 @@ def block_bits(linear: Linear, bits: int) -> int:
     return _WIDE_BITS if linear.role in _WIDE else bits
 
 
-def number_format(target: Target) -> NumberFormat:
+def number_format(target: Target, algebra: Algebra = NUMPY) -> NumberFormat:
     """The format of a target's linears."""
     if target.float8:
-        return Float8Linears(target)
+        return Float8Linears(target, algebra)
     if target.block_size is not None:
-        return BlockWeights(target)
-    return Int8(target) if target.activation_bits is not None else WeightsAlone(target)
-
-
-def nearest_blocks(weight: Floats, bits: int, block_size: int) -> BlockWeight:
-    """Each weight [K, N] as the integer nearest to it, in symmetric steps that clip none."""
-    last = 2 ** (bits - 1) - 1
-    starts = range(0, len(weight), block_size)
-    peaks = np.maximum.reduceat(np.abs(weight), starts, axis=0) / np.float32(last)
-    steps = np.where(peaks > _TINY, peaks, np.float32(1)).astype(np.float32)
-    repeated = np.repeat(steps, block_size, axis=0)[: len(weight)]
-    integers = np.clip(np.rint(weight / repeated), -last, last).astype(np.int8)
-    return BlockWeight(integers, steps, block_size, bits)
+        return BlockWeights(target, algebra)
+    kind = Int8 if target.activation_bits is not None else WeightsAlone
+    return kind(target, algebra)

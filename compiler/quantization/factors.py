@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.folds import Folded, Halved, Observed, Suggested
 from regcache.compiler.calibration.number_formats import BlockWeights, Scale
+from regcache.compiler.calibration.placing import algebra_of
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.quantization.sampled_weight import SampledWeight
 from regcache.passes.encoder import Site
@@ -45,7 +46,7 @@ class Rule:
         """Factors [K] of geometric mean 1. `peaks` [K]: the weight's largest, by input channel."""
         sizes = np.maximum(np.abs(seen.lows), np.abs(seen.highs)).astype(np.float64)
         if self.mean:
-            sizes = np.abs(seen.rows).mean(axis=0, dtype=np.float64)
+            sizes = algebra_of(seen.rows).magnitudes(seen.rows)
         tiny = float(np.finfo(np.float32).tiny)
         powers = np.maximum(sizes, max(sizes.max() * _LEAST_RANGE, tiny)) ** self.exponent
         if self.smooth:
@@ -88,7 +89,8 @@ class Standing:
     @classmethod
     def untouched(cls, site: Site, seen: Folded, quantizer: Quantizer) -> Self:
         """The activation as it is."""
-        weight = SampledWeight.of([linear.weight for linear in site.linears])
+        seen = seen.on(quantizer.algebra)
+        weight = SampledWeight.of([linear.weight for linear in site.linears], quantizer.algebra)
         ones = Suggested.everywhere(1, seen)
         return cls(site, seen, weight, ones, folds_error(ones, weight, seen, quantizer))
 
@@ -150,13 +152,14 @@ def rounding_error(
 
     With the given scale, or the best one: a single number, so the rows that choose it can judge it.
     """
-    rows = seen.rows / factors
+    algebra = quantizer.algebra
+    by = algebra.put(factors)
+    rows = seen.rows / by
     if quantizer.quantizes_activations:
         scale = scale or equalized_scale(factors, weight, seen.divided(factors), quantizer)
-        rows = scale.round_trip(rows)
-    scaled = np.asarray(weight.columns * factors[:, None], np.float32)
-    difference = rows @ quantizer.format.nearest(scaled) - seen.rows @ weight.columns
-    return float(np.square(difference - difference.mean(axis=0), dtype=np.float64).sum())
+        rows = algebra.round_trip(scale, rows)
+    scaled = weight.columns * by[:, None]
+    return algebra.spread(rows @ quantizer.format.nearest(scaled) - seen.rows @ weight.columns)
 
 
 def equalized_scale(
@@ -164,4 +167,5 @@ def equalized_scale(
 ) -> Scale:
     """The best scale of an activation that was divided by `factors` [K]; `even`: as it is then."""
     # What is added to X / f comes out of f W as f times that would come out of W.
-    return quantizer.scale_by(lambda: lambda added: weight.error(added * factors), even)
+    by = quantizer.algebra.put(factors)
+    return quantizer.scale_by(lambda: lambda added: weight.error(added * by), even)

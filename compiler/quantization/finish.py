@@ -91,7 +91,9 @@ def _rest(
     options, view = context.options, equalized.encoder.view
     if options.attention is AttentionChoice.INT8:
         images = (batch.images for batch in context.images.some(_ROUNDING_IMAGES))
-        yield QuantizeAttention(attention_scales(view, images, threads=options.threads))
+        yield QuantizeAttention(
+            attention_scales(view, images, threads=options.threads, device=context.device)
+        )
     if options.in_half:
         ranges = {}
         for site in view.sites:
@@ -144,6 +146,7 @@ def _round(context: Context, encoder: FloatEncoder, scales: Mapping[str, Scale |
         images=count,
         seed=context.options.seed,
         threads=context.options.threads,
+        device=context.device,
     )
     remove_model(path)
     return rounded

@@ -8,11 +8,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.algebra import NUMPY, Algebra, Array
 from regcache.compiler.calibration.number_formats import Rounded, Scale, Weight, number_format
 from regcache.compiler.calibration.observe import observe
+from regcache.compiler.calibration.placing import algebra_on
 from regcache.compiler.job.targets import Target
 from regcache.passes.encoder import Linear, Site
 from regcache.passes.external_weights import let_go
+from regcache.runtime.device import CPU, Device
 
 Floats = NDArray[np.float32]
 
@@ -32,14 +35,16 @@ class LayerInput:
     Takes the first token of every image, which is the class token where there is one, and others
     drawn at random. `total`, `float_total` [K]: sum of x, rounded and not, over `rows` rows.
     `store`: a file for the rows where channels are many; the Gram matrix is then made of it.
+    `algebra`: where Gram matrices live.
     """
 
     scale: Scale | None
     rows_of_an_image: int
     random: np.random.Generator
     store: Path | None = None
+    algebra: Algebra = NUMPY
     rows: int = 0
-    products: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    products: Array = field(default_factory=lambda: np.zeros((0, 0)))
     total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     float_total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
@@ -49,12 +54,13 @@ class LayerInput:
             channels = tokens.shape[-1]
             self.total, self.float_total = np.zeros(channels), np.zeros(channels)
             if self.store is None or channels < _MANY_CHANNELS:
-                self.products = np.zeros((channels, channels))
+                self.products = self.algebra.zeros(channels)
         drawn = [image[self._drawn(len(image))] for image in tokens]
         plain = np.concatenate(drawn)
         rounded = plain if self.scale is None else self.scale.round_trip(plain)
         if self.store is None or len(self.products):
-            self.products += rounded.T @ rounded
+            placed = self.algebra.put(rounded)
+            self.products += placed.T @ placed
         else:
             with self.store.open("ab") as file:
                 np.ascontiguousarray(rounded).tofile(file)
@@ -63,11 +69,11 @@ class LayerInput:
         self.rows += len(plain)
 
     @property
-    def gram(self) -> NDArray[np.float64]:
-        """The sum of x^T x over all rows, [K, K]."""
+    def gram(self) -> Array:
+        """The sum of x^T x over all rows, [K, K], float64."""
         if self.store is not None and not len(self.products):
             rows = np.fromfile(self.store, np.float32).reshape(self.rows, -1)
-            self.products = (rows.T @ rows).astype(np.float64)
+            self.products = self.algebra.gram(self.algebra.put(rows))
         return self.products
 
     def close(self) -> None:
@@ -92,15 +98,18 @@ def round_weights(
     images: int,
     seed: int = 0,
     threads: int | None = None,
+    device: Device = CPU,
 ) -> Rounded:
     """GPTQ rounding and bias correction of the linears behind the sites that `scales` names.
 
     A scale of None leaves the activation in float. Weights of E4M3 are rounded to the nearest, for
     the biases alone. `batches` gives the images [B, 3, H, W], anew on each call: one pass over them
-    for every half GB of Gram matrices. `images`: how many there are.
+    for every half GB of Gram matrices. `images`: how many there are. `device`: what runs the graph
+    and rounds.
     """
     of_an_image = max(_ROWS // max(images, 1), _LEAST_ROWS_OF_AN_IMAGE)
-    found, form = Rounded(), number_format(target)
+    algebra = algebra_on(device)
+    found, form = Rounded(), number_format(target, algebra)
     for group in _groups([site for site in sites if site.tensor.name in scales]):
         inputs = {
             site.tensor.name: LayerInput(
@@ -108,10 +117,11 @@ def round_weights(
                 of_an_image,
                 np.random.default_rng(seed),
                 model_path.with_name(f"rows{number}.bin"),
+                algebra,
             )
             for number, site in enumerate(group)
         }
-        observe(graph, inputs, batches(), model_path, threads=threads)
+        observe(graph, inputs, batches(), model_path, threads=threads, device=device)
         for site in group:
             seen = inputs.pop(site.tensor.name)
             for linear in site.linears:

@@ -38,7 +38,7 @@ class Device:
         """
         if text == "cpu":
             return cls()
-        found = re.fullmatch(r"cuda(?::(\d{1,4}))?", text)
+        found = re.fullmatch(r"cuda(?::(\d{1,4}))?", str(text))
         if found is None:
             raise InputError(f"device {text!r}: must be cpu, cuda or cuda:N")
         return cls(int(found[1] or 0))

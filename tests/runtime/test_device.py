@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from support.pretended_cuda import PretendedCuda
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.errors import InputError
@@ -32,28 +33,6 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.onnx"
     onnx.save(TinyVit(Spec(grid=4)).model(), path)
     return path
-
-
-class OnTheCpu:
-    """onnxruntime as one with CUDA answers, whose sessions run on the CPU: what they are given."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, loads: str = CUDA) -> None:
-        self.given: list[dict[str, Any]] = []
-        self.settings: list[Any] = []
-        real = ort.InferenceSession
-
-        def open_session(model: Any, settings: Any, **more: Any) -> Any:
-            self.settings.append(settings)
-            self.given.append(more)
-            session = real(model, settings, providers=[CPU_PROVIDER])
-            more["session"] = session
-            names = [loads, CPU_PROVIDER] if more["providers"][0][0] == CUDA else [CPU_PROVIDER]
-            session.get_providers = lambda: names
-            return session
-
-        monkeypatch.setattr(ort, "InferenceSession", open_session)
-        monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU_PROVIDER])
-        monkeypatch.setattr(ort, "preload_dlls", lambda: print("looking for libraries"))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +76,7 @@ def test_an_onnxruntime_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_provider_that_does_not_load_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime goes on with the CPU here."""
-    OnTheCpu(monkeypatch, loads=CPU_PROVIDER)
+    PretendedCuda(monkeypatch, loads=CPU_PROVIDER)
     with pytest.raises(
         InputError, match=rf"^device cuda:1: {CUDA} does not load and .*{CPU_PROVIDER}"
     ):
@@ -105,7 +84,7 @@ def test_a_provider_that_does_not_load_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_onnxruntime_says_of_a_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    OnTheCpu(monkeypatch)
+    PretendedCuda(monkeypatch)
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise RuntimeError("/ort/cuda.cc:129 CUDA failure 101: invalid device ordinal\nMore of it")
@@ -131,7 +110,7 @@ def torch_with_two(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_arrays_go_where_pytorch_can_compute(
     monkeypatch: pytest.MonkeyPatch, torch_with_two: SimpleNamespace
 ) -> None:
-    OnTheCpu(monkeypatch)
+    PretendedCuda(monkeypatch)
     found = find_device("cuda:1", algebra=True)
     assert found == Device(1, "cuda:1")
     assert device_name(found) == "GPU number 1"
@@ -144,7 +123,7 @@ def test_arrays_go_where_pytorch_can_compute(
 
 
 def test_without_pytorch_arrays_stay_with_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    OnTheCpu(monkeypatch)
+    PretendedCuda(monkeypatch)
     monkeypatch.setattr(device_module, "find_spec", lambda _: None)
     assert find_device("cuda", algebra=True) == Device(0)
 
@@ -155,7 +134,7 @@ def test_sessions_on_a_gpu(
     """FP32 as written, kernels that repeat themselves, Q/DQ node by node."""
     images = TinyVit(Spec(grid=4)).images(3)
     truth = OrtSession(model, threads=1).run(images)
-    seen = OnTheCpu(monkeypatch)
+    seen = PretendedCuda(monkeypatch)
     with OrtSession(model, threads=1, device=GPU) as session:
         for found, wanted in zip(session.run(images), truth, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
@@ -176,7 +155,7 @@ def test_sessions_on_a_gpu(
 
 
 def test_sessions_on_the_cpu_are_as_ever(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    seen = OnTheCpu(monkeypatch)
+    seen = PretendedCuda(monkeypatch)
     with OrtSession(model, threads=1) as session:
         assert session.at_once(8) == 8
     assert seen.given[0]["providers"] == [(CPU_PROVIDER, {})]

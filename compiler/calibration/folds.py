@@ -109,10 +109,9 @@ class Folded:
 
     def on(self, algebra: Algebra) -> "Folded":
         """The same with all rows where `algebra` computes; each half goes there once."""
-        halves = {
-            id(half): half.on(algebra) for fold in self.folds for half in (fold.fit, fold.other)
-        }
-        folds = (Fold(halves[id(fold.fit)], halves[id(fold.other)]) for fold in self.folds)
+        halves = {id(half): half for fold in self.folds for half in (fold.fit, fold.other)}
+        there = {key: half.on(algebra) for key, half in halves.items()}
+        folds = (Fold(there[id(fold.fit)], there[id(fold.other)]) for fold in self.folds)
         return Folded(self.whole.on(algebra), tuple(folds))
 
     @property

@@ -38,27 +38,32 @@ from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import staged_folder
 from regcache.passes.model_files import model_files, remove_model
 from regcache.passes.onnx_file import save_graph
+from regcache.runtime.device import Device, computing_on, find_device
 from regcache.runtime.images import ImageFolder, Skipped, list_images
 
 REGISTERS = "registers.npz"
 
 
-def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -> Manifest:
+def compile_encoder(
+    options: CompileOptions, output: Path, reporter: Reporter, device: Device | None = None
+) -> Manifest:
     """Compile a source into the artifact folder `output`: docs/architecture.md says what it holds.
 
+    `device`: what computes; None for the one that the options name.
     Peak memory is about 3 x the float model, whatever the number of images. Raises InputError on
     bad input, and then leaves nothing at `output` that was not there before.
     """
+    device = device or find_device(options.device, algebra=True)
     target = choose_target(options)
     paths = list_images(Path(options.images), reporter.warn)
-    with staged_folder(output) as staging:
+    with staged_folder(output) as staging, computing_on(device):
         prepared = prepare(options, staging, reporter, threads=options.threads)
         encoder = split_for_target(prepared, target)
         images = ImageFolder(
             paths, encoder.recipe, encoder.batch(options.batch_size), reporter.skipped
         )
         journal = output.absolute().parent / f".{output.name}.search.jsonl"
-        context = Context(options, target, images, staging, journal, reporter)
+        context = Context(options, target, images, staging, journal, reporter, device)
         manifest = _compile(context, encoder, staging)
         manifest.write(staging)
         say_slower(manifest.passes, reporter)

@@ -46,6 +46,6 @@ def calibrate(context: Context, encoder: FloatEncoder, *, with_streams: bool = F
     model = context.scratch / "observed.onnx"
     observers: dict[str, Observer] = {**by_tensor(encoder.view.sites, statistics), **streams}
     pixels = (batch.images for batch in batches)
-    observe(encoder.graph, observers, pixels, model, threads=context.threads)
+    observe(encoder.graph, observers, pixels, model, threads=context.threads, device=context.device)
     remove_model(model)
     return Calibrated(statistics, streams, images.without(skipped))

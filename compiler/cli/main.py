@@ -16,6 +16,7 @@ from regcache.compiler.cli.build import build_command
 from regcache.compiler.cli.bundle import bundle_command
 from regcache.compiler.cli.options import (
     BatchOption,
+    DeviceOption,
     ImagesOption,
     Int8ShareOption,
     JsonOption,
@@ -97,6 +98,7 @@ def inspect(
     preprocess: PreprocessOption = None,
     batch_size: BatchOption = 4,
     threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     json: JsonOption = None,
 ) -> None:
     """Print the blocks found and, with --images, where the outliers stand."""
@@ -108,7 +110,7 @@ def inspect(
         preprocess=None if preprocess is None else str(preprocess),
     )
     inspection = inspect_encoder(
-        options, images, Reporter(), batch_size=batch_size, threads=threads
+        options, images, Reporter(), batch_size=batch_size, threads=threads, device=device
     )
     if json is not None:
         write_text(json, inspection.model_dump_json(indent=2) + "\n")
@@ -128,6 +130,7 @@ def compile_command(
     no_float: Annotated[bool, typer.Option("--no-float", help="Keep no float.onnx.")] = False,
     batch_size: BatchOption = 4,
     threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn at random.")] = 0,
     calibrator: Annotated[
         Calibrator, typer.Option(help="How the range of an activation is chosen.")
@@ -179,6 +182,7 @@ def compile_command(
         preprocess=None if preprocess is None else str(preprocess),
         batch_size=batch_size,
         threads=threads,
+        device=device,
         seed=seed,
         keep_float=not no_float,
         calibrator=calibrator,

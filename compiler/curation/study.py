@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.passes.detach_weights import pack_graph, unpack_graph
 from regcache.passes.external_weights import let_go
+from regcache.runtime.device import Device
 from regcache.runtime.images import ImageFolder
 
 Floats = NDArray[np.float32]
@@ -70,6 +71,11 @@ class Study:
     screening_images: int = 4
     outputs: tuple[str, ...] = ()
     key: str = ""
+
+    @property
+    def device(self) -> Device:
+        """What runs the graphs, and computes with dense arrays."""
+        return self.quantizer.device
 
     @classmethod
     def of(

@@ -6,6 +6,7 @@ from pathlib import Path
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.targets import Target, resolve_target, simulate
 from regcache.compiler.reporter import Reporter
+from regcache.runtime.device import CPU, Device
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.session import u8s8_saturates
 
@@ -31,7 +32,7 @@ class Context:
     `target`: the number formats that follow from the options and this CPU. `images`: the
     calibration images; once the first calibration has read them, without those that cannot be read.
     `scratch`: a folder for temporary files. `journal`: the file where a search notes results until
-    it is done.
+    it is done. `device`: what runs graphs and computes with dense arrays.
     """
 
     options: CompileOptions
@@ -40,6 +41,7 @@ class Context:
     scratch: Path
     journal: Path
     reporter: Reporter
+    device: Device = CPU
 
     @property
     def source(self) -> str:

@@ -4,7 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from regcache.compiler.job.record import Record
@@ -18,6 +18,7 @@ from regcache.compiler.job.targets import (
 )
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
+from regcache.runtime.device import Device
 
 
 class Calibrator(StrEnum):
@@ -79,6 +80,8 @@ class CompileOptions(Record):
     """Images in a run of calibration."""
     threads: int | None = None
     """Threads of ONNX Runtime; None for all CPUs."""
+    device: str = "cpu"
+    """What compiles: `cpu`, or `cuda:N`, the GPU of that number. `cuda` is the first."""
     seed: int = 0
     """Seed of all that is drawn at random."""
     keep_float: bool = True
@@ -111,6 +114,12 @@ class CompileOptions(Record):
     """Whether the rest computes in FP16; None for the target's default."""
     attention: AttentionChoice = AttentionChoice.FLOAT
     """Number format of attention's own two products."""
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, text: str) -> str:
+        """The device's full name. Raises InputError for what is none."""
+        return str(Device.parse(text))
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

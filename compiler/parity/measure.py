@@ -14,6 +14,7 @@ from regcache.compiler.reporter import Reporter
 from regcache.export.extras import uncollected
 from regcache.export.source import is_onnx, open_source, refuse_memory
 from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
+from regcache.runtime.device import CPU, Device, find_device
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.parity import OUTPUT_NAMES, ParityResult, Reference
 from regcache.runtime.thresholds import Thresholds
@@ -47,16 +48,19 @@ def measure_artifact(
     class_scores: bool | None = None,
     batch_size: int = 4,
     threads: int | None = None,
+    device: str = "cpu",
 ) -> ParityResult:
     """Run an artifact and its original over a folder of images.
 
     `per_layer` also compares the output of every block with the float ONNX's. `labelled` is
     (gallery, query) for nearest-neighbour accuracy. `class_scores`: whether the embedding is a
-    score for each class; None: as the manifest says. Raises InputError when the artifact's files
-    are not those of its manifest, where there is nothing to compare with, and for a threshold of
-    something that is not measured.
+    score for each class; None: as the manifest says. `device`: what runs ONNX Runtime's graphs, but
+    for the CPU's integer kernels. Raises InputError where there is no such device, when the
+    artifact's files are not those of its manifest, where there is nothing to compare with, and for
+    a threshold of something that is not measured.
     """
     thresholds.ask_for(knn=labelled is not None, blocks=per_layer)
+    place = find_device(device)
     opened = Artifact.open(artifact)
     encoder = opened.manifest.encoder
     scores = encoder.class_scores if class_scores is None else class_scores
@@ -64,12 +68,12 @@ def measure_artifact(
     paths = list_images(images, reporter.warn)
     with ExitStack() as sessions:
         candidate = sessions.enter_context(
-            opened.session(threads=threads)
+            opened.session(threads=threads, device=CPU if opened.runs_integers else place)
             if against is Against.ARTIFACT
-            else opened.float_session(threads=threads)
+            else opened.float_session(threads=threads, device=place)
         )
         names = candidate.output_names
-        kind, reference = _reference(opened, choice, against, sessions, threads, reporter)
+        kind, reference = _reference(opened, choice, against, sessions, threads, place, reporter)
         if kind == "pytorch" and names[0] == OUTPUT_NAMES[1]:
             reference = _turned(reference)
         batch_size = candidate.fixed_batch or batch_size
@@ -94,7 +98,12 @@ def measure_artifact(
     said = replace(folder, on_skip=None)
     blocks = (
         compare_blocks(
-            opened, said, reporter, float_model=against is Against.FLOAT, threads=threads
+            opened,
+            said,
+            reporter,
+            float_model=against is Against.FLOAT,
+            threads=threads,
+            device=place,
         )
         if per_layer
         else None
@@ -110,6 +119,7 @@ def _reference(
     against: Against,
     sessions: ExitStack,
     threads: int | None,
+    device: Device,
     reporter: Reporter,
 ) -> tuple[Reference, Encoder]:
     """The original to compare with: the PyTorch one where asked for, else the float ONNX.
@@ -133,7 +143,8 @@ def _reference(
                 return "pytorch", original
             if choice is ReferenceChoice.PYTORCH or itself:
                 raise InputError(f"{options.source}: is an ONNX file, there is no PyTorch original")
-    return "float-onnx", sessions.enter_context(artifact.float_session(threads=threads)).run
+    session = sessions.enter_context(artifact.float_session(threads=threads, device=device))
+    return "float-onnx", session.run
 
 
 def _turned(original: Encoder) -> Encoder:

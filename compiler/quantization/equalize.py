@@ -121,7 +121,7 @@ def _choose(site: Site, statistics: Halved, quantizer: Quantizer, view: EncoderV
     now = Standing.untouched(site, folded, quantizer)
     shift = choose_shift(now, quantizer)
     if shift is not None:
-        now = replace(now, statistics=folded.shifted(shift.values), error=shift.error)
+        now = replace(now, statistics=now.statistics.shifted(shift.values), error=shift.error)
     even = choose_equalization(now, quantizer, free=free)
     if even is not None:
         now = replace(now, factors=even.factors, error=even.error)

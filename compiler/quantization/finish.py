@@ -90,7 +90,9 @@ def _rest(
     options, view = context.options, equalized.encoder.view
     if options.attention is AttentionChoice.INT8:
         images = (batch.images for batch in context.images.some(_ROUNDING_IMAGES))
-        yield QuantizeAttention(attention_scales(view, images, threads=context.threads))
+        yield QuantizeAttention(
+            attention_scales(view, images, threads=context.threads, device=context.device)
+        )
     if options.in_half:
         known = equalized.activations.items()
         bounds = {
@@ -146,6 +148,7 @@ def _round(context: Context, encoder: FloatEncoder, scales: Mapping[str, Scale |
         images=count,
         seed=context.seed,
         threads=context.threads,
+        device=context.device,
     )
     remove_model(path)
     return rounded

@@ -32,6 +32,7 @@ from regcache.compiler.reproduce.tasks import (
 from regcache.export.text_tower import embed_texts
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.preprocess import Preprocess
+from regcache.runtime.device import computing_on, find_device
 from regcache.runtime.images import ImageFolder, evenly, list_images
 from regcache.runtime.session import OrtSession
 from regcache.runtime.similarity import row_cosines
@@ -59,22 +60,30 @@ def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
     where no task is given, and where a task needs texts but the source has no text encoder.
     """
     options = plan.options
+    device = find_device(options.device, algebra=True)
     available = list_images(Path(options.images), reporter.warn)
     paths = evenly(available, plan.calibration_images)
     loaded = load_tasks(tasks, lambda texts: embed_texts(options.source, texts), reporter)
     with tempfile.TemporaryDirectory(prefix="regcache-") as scratch, ExitStack() as stack:
+        stack.enter_context(computing_on(device))
         encoder = prepare(options, Path(scratch), reporter)
         target = choose_target(options)
         encoder = split_for_target(encoder, target)
         batch = encoder.batch(options.batch_size)
         folder = ImageFolder(paths, encoder.recipe, batch, reporter.skipped)
         journal = Path(scratch) / "search.jsonl"
-        context = Context(options, target, folder, Path(scratch), journal, reporter)
+        context = Context(options, target, folder, Path(scratch), journal, reporter, device)
         workshop = _Workshop.of(context, encoder)
         variants = list(workshop.make(plan))
         files = list(dict.fromkeys(path for _, path in variants))
         sessions = [
-            OrtSession(path, threads=options.threads, integers=False, outputs=encoder.outputs.first)
+            OrtSession(
+                path,
+                threads=options.threads,
+                integers=False,
+                outputs=encoder.outputs.first,
+                device=device,
+            )
             for path in files
         ]
         for session in sessions:

@@ -7,6 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from regcache.compiler.artifact.manifest import SpeedRecord
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.runtime.optimised_graph import integer_matmuls, optimised_ops
@@ -33,10 +34,10 @@ def check_speed(
     Raises InputError where the model is slower than float at every batch size, unless
     `accept_slower`: then, as where it is hardly so, there is a warning.
     """
+    reporter.begin(Stage.SPEED)
     found = integer_matmuls(optimised_ops(model, threads=threads))
     if found < linears:
         reporter.warn(f"ONNX Runtime computes {found} of {linears} quantized linears in integers")
-    reporter.step("comparing the speed with float")
     ratios = compare_speed(float_model, model, images, threads=threads, seconds=_SECONDS)
     if _slower(ratios):  # the machine may have been busy
         ratios = compare_speed(float_model, model, images, threads=threads, seconds=_SECONDS_AGAIN)

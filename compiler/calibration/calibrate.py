@@ -13,6 +13,7 @@ from regcache.compiler.calibration.observe import (
 from regcache.compiler.calibration.statistics import ChannelRange
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
+from regcache.compiler.job.stages import Stage
 from regcache.passes.model_files import remove_model
 from regcache.runtime.images import ImageFolder, Skipped
 
@@ -35,9 +36,9 @@ def calibrate(context: Context, encoder: FloatEncoder) -> Calibrated:
     options, images, skipped = context.options, context.images, list[Skipped]()
     statistics = halved_statistics(encoder.view, len(images.paths), options.seed)
     streams = stream_ranges(encoder.view) if options.in_half else {}
-    batches = context.reporter.images(
-        images.telling(skipped.append), len(images.paths), "calibrating"
-    )
+    count = len(images.paths)
+    context.reporter.begin(Stage.CALIBRATE, f"{count} images")
+    batches = context.reporter.images(images.telling(skipped.append), count, Stage.CALIBRATE)
     model = context.scratch / "observed.onnx"
     observers: dict[str, Observer] = {**statistics, **streams}
     pixels = (batch.images for batch in batches)

@@ -42,9 +42,10 @@ from regcache.compiler.job.options import (
     RegisterChoice,
     Rounding,
 )
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision, Simulation, TargetName
 from regcache.compiler.pipeline import compile_encoder
-from regcache.compiler.reporter import Reporter
+from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import staged_file, write_text
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import RegcacheError, one_line
@@ -80,8 +81,8 @@ def _common(
 def export(source: SourceArgument, out: OutOption, resolution: ResolutionOption = None) -> None:
     """Write a source as ONNX, its preprocessing recipe beside it."""
     reporter = Reporter()
-    reporter.step(f"exporting {source}")
-    with staged_file(out) as staged:
+    with reporter.command(Step(Stage.EXPORT)), staged_file(out) as staged:
+        reporter.begin(Stage.EXPORT, source)
         recipe = export_source(source, staged, resolution, reporter)
         if recipe is not None:
             sidecar(staged).write_text(recipe.to_json(), encoding="utf-8")

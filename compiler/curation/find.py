@@ -10,6 +10,7 @@ from regcache.compiler.curation.study import LEAST_IMAGES, ReferenceImages, Stud
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.options import RegisterChoice
+from regcache.compiler.job.stages import Stage
 from regcache.passes.errors import InputError
 
 
@@ -23,6 +24,7 @@ def find_registers(context: Context, encoder: FloatEncoder) -> Curated:
         return _none(encoder, "no registers: not asked for")
     if not quantizer.quantizes_activations:
         return _none(encoder, "no registers: activations stay float")
+    context.reporter.begin(Stage.SEARCH)
     images = ReferenceImages.of(context.images)
     if images.count < LEAST_IMAGES:
         return _none(

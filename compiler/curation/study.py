@@ -17,7 +17,7 @@ from regcache.runtime.images import ImageFolder
 Floats = NDArray[np.float32]
 # The fewest images to search with, so that eight are left to decide, and the most looked at.
 LEAST_IMAGES = 16
-_MOST_IMAGES = 48
+MOST_IMAGES = 48
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ReferenceImages:
     @classmethod
     def of(cls, folder: ImageFolder) -> "ReferenceImages":
         """At most 48 images from all over a folder. Raises InputError where none can be read."""
-        some = folder.some(_MOST_IMAGES)
+        some = folder.some(MOST_IMAGES)
         return cls.deal(np.concatenate([batch.images for batch in some]))
 
     @property

@@ -27,6 +27,8 @@ from regcache.runtime.tensor_parity import TensorMeter, TensorParity
 
 Floats = NDArray[np.floating]
 
+BLOCKS = "comparing blocks"
+
 
 def compare_blocks(
     artifact: Artifact,
@@ -44,6 +46,7 @@ def compare_blocks(
     token in front of them, their mean is compared). Raises InputError where there is no float.onnx,
     or a block's output is not in the model.
     """
+    reporter.begin(BLOCKS)
     model = artifact.float_model if float_model else artifact.model
     integers = artifact.runs_integers or float_model
     graph = canonicalize(load_model(artifact.float_model))
@@ -60,7 +63,7 @@ def compare_blocks(
         candidate = sessions.enter_context(
             OrtSession(scratch / model.name, threads=threads, integers=integers)
         )
-        for batch in reporter.images(folder, len(folder.paths), "comparing blocks"):
+        for batch in reporter.images(folder, len(folder.paths), BLOCKS):
             wanted, made = (
                 _hidden_states(session, names, batch.images) for session in (reference, candidate)
             )

@@ -14,6 +14,7 @@ from regcache.compiler.calibration.mapped import go_on_with
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.quantization.factors import (
     Equalization,
     Standing,
@@ -21,6 +22,7 @@ from regcache.compiler.quantization.factors import (
     rules_for,
 )
 from regcache.compiler.quantization.shifts import Shift, choose_shift, refine_shift
+from regcache.compiler.reporter import Reporter
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass, run_all
 from regcache.passes.encoder import EncoderView, Site
@@ -61,7 +63,10 @@ def equalize(context: Context, encoder: FloatEncoder, calibrated: Calibrated) ->
     options = context.options
     if not options.equalize:
         return as_it_is(encoder, calibrated.statistics)
-    found = equalize_encoder(encoder, calibrated.statistics, Quantizer.of(context), options.threads)
+    context.reporter.begin(Stage.EQUALIZE)
+    found = equalize_encoder(
+        encoder, calibrated.statistics, Quantizer.of(context), options.threads, context.reporter
+    )
     go_on_with(found.encoder.graph, encoder.graph, context.scratch)
     return found
 
@@ -84,6 +89,7 @@ def equalize_encoder(
     statistics: Mapping[str, Halved],
     quantizer: Quantizer,
     threads: int | None = None,
+    reporter: Reporter | None = None,
 ) -> Equalized:
     """Shift channels and equalize them where that helps, by statistics of every tensor's name.
 
@@ -99,6 +105,8 @@ def equalize_encoder(
     sites = encoder.view.sites
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or available_cpus()) as pool:
         found = pool.map(choose, sites)
+        if reporter is not None:
+            found = reporter.progress(found, len(sites), Stage.EQUALIZE)
         choices = {site.name: one for site, one in zip(sites, found, strict=True)}
     return _apply(encoder, statistics, choices)
 

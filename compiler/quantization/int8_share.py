@@ -12,6 +12,7 @@ from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.record import Record
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.quantization.equalize import Equalized, without_shifts
 from regcache.compiler.quantization.rotation import rotation_work
 from regcache.passes.encoder import Site
@@ -68,6 +69,7 @@ def keep_float(
 def _sensitivity(
     context: Context, encoder: FloatEncoder, equalized: Equalized
 ) -> list[SensitivityRecord]:
+    context.reporter.begin(Stage.PLACE)
     some = context.images.some(_SENSITIVITY_IMAGES)
     images = np.concatenate([batch.images for batch in some])
     study = Study.of(

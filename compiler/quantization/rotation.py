@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from regcache.compiler.calibration.mapped import go_on_with
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision
 from regcache.passes.base import Pass
 from regcache.passes.encoder import EncoderView
@@ -39,6 +40,8 @@ def rotate(context: Context, encoder: FloatEncoder) -> FloatEncoder:
     if not options.rotate or options.precision is not Precision.INT8 or options.simulate:
         return encoder
     steps = choose_rotations(encoder.view, options.share).steps(options.seed)
+    if steps:
+        context.reporter.begin(Stage.ROTATE)
     rotated = encoder.after(steps)
     if rotated.graph is not encoder.graph:
         go_on_with(rotated.graph, encoder.graph, context.scratch)

@@ -1,0 +1,70 @@
+"""The steps that `regcache compile` takes with given options, and what each usually costs."""
+
+from collections.abc import Iterator
+
+from regcache.compiler.calibration.number_formats import number_format
+from regcache.compiler.curation.study import LEAST_IMAGES, MOST_IMAGES
+from regcache.compiler.job.context import choose_target
+from regcache.compiler.job.options import CompileOptions, RegisterChoice, Rounding
+from regcache.compiler.job.stages import Stage
+from regcache.compiler.job.targets import Precision
+from regcache.compiler.quantization.finish import ROUNDING_IMAGES
+from regcache.compiler.reporter import Step
+
+# Images through the float model that take as long, measured with benchmarks/compile_cost.py on
+# DINOv2-S and 50 photographs: for one image that is calibrated on, or in all.
+_CALIBRATE, _EQUALIZE, _SEARCH, _ROTATE, _PLACE = 1.4, 100.0, 14.0, 3.0, 120.0
+_RANGES, _ROUND, _WRITE, _PARITY = 40.0, 2.0, 5.0, 40.0
+# Whatever the model, in seconds.
+_START, _SPEED = 5.0, 3.0
+
+
+def planned_steps(options: CompileOptions, images: int) -> list[Step]:
+    """The steps for so many calibration images, in order.
+
+    Of those that are not `sure`, the search decides whether they are needed: registers change the
+    encoder, and what was known of it.
+    """
+    return list(_steps(options, images))
+
+
+def _steps(options: CompileOptions, images: int) -> Iterator[Step]:
+    yield Step(Stage.EXPORT, seconds=_START)
+    rotates, searches = may_rotate(options), may_search(options, images)
+    target = choose_target(options)
+    places = options.share < 1 and target.activation_bits is not None
+    if searches:
+        yield from _even(options, images, sure=True)
+        yield Step(Stage.SEARCH, images=_SEARCH * min(images, MOST_IMAGES))
+    if rotates:
+        yield Step(Stage.ROTATE, images=_ROTATE)
+    again = rotates or not searches
+    yield from _even(options, images, sure=again)
+    if places:
+        yield Step(Stage.PLACE, images=_PLACE, sure=again)
+    yield Step(Stage.RANGES, images=_RANGES)
+    if options.rounding is Rounding.GPTQ and number_format(target).by_error:
+        yield Step(Stage.ROUND, images=_ROUND * min(images, ROUNDING_IMAGES))
+    yield Step(Stage.WRITE, images=_WRITE)
+    yield Step(Stage.PARITY, images=_PARITY)
+    if options.profile.integers and options.simulate is None:
+        yield Step(Stage.SPEED, seconds=_SPEED)
+    yield Step(Stage.SEAL)
+
+
+def _even(options: CompileOptions, images: int, *, sure: bool) -> Iterator[Step]:
+    yield Step(Stage.CALIBRATE, images=_CALIBRATE * images, sure=sure)
+    if options.equalize:
+        yield Step(Stage.EQUALIZE, images=_EQUALIZE, sure=sure)
+
+
+def may_search(options: CompileOptions, images: int) -> bool:
+    """Whether so many images are searched for registers."""
+    quantizes = choose_target(options).activation_bits is not None
+    return options.registers is RegisterChoice.AUTO and quantizes and images >= LEAST_IMAGES
+
+
+def may_rotate(options: CompileOptions) -> bool:
+    """Whether activations are rotated, if the encoder's form allows."""
+    plain = options.precision is Precision.INT8 and options.simulate is None
+    return options.rotate and plain and options.share < 1

@@ -3,7 +3,7 @@
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -39,6 +39,7 @@ from regcache.compiler.job.options import (
     AttentionChoice,
     Calibrator,
     CompileOptions,
+    Effort,
     RegisterChoice,
     Rounding,
 )
@@ -141,12 +142,13 @@ def compile_command(
         bool, typer.Option("--equalize/--no-equalize", help="Whether channels are equalized.")
     ] = True,
     rotate: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--rotate/--no-rotate",
-            help="Whether activations are rotated where --int8-share leaves room for it.",
+            help="Whether activations are rotated where --int8-share leaves room for it; by "
+            "default they are, but for --effort fast.",
         ),
-    ] = True,
+    ] = None,
     rounding: Annotated[
         Rounding, typer.Option(help="How weights become integers.")
     ] = Rounding.GPTQ,
@@ -162,8 +164,12 @@ def compile_command(
         bool, typer.Option("--accept-slower", help="Ship it though it is slower than float here.")
     ] = False,
     registers: Annotated[
-        RegisterChoice, typer.Option(help="Whether to search for registers.")
-    ] = RegisterChoice.AUTO,
+        RegisterChoice | None,
+        typer.Option(help="Whether to search for registers; auto by default, fast: off."),
+    ] = None,
+    effort: Annotated[
+        Effort, typer.Option(help="How much is tried; other options go before it (docs/cost.md).")
+    ] = Effort.BALANCED,
     search_budget: SearchBudgetOption = None,
     scheduler: SchedulerOption = "threads",
     json: JsonOption = None,
@@ -184,21 +190,26 @@ def compile_command(
         precision=precision,
         simulate=simulate,
         equalize=equalize,
-        rotate=rotate,
         rounding=rounding,
         int8_share=int8_share,
         accept_slower=accept_slower,
         half=half,
         attention=attention,
-        registers=registers,
         search_budget=None if search_budget is None else parse_duration(search_budget),
         scheduler=scheduler,
+        effort=effort,
+        **_given(registers=registers, rotate=rotate),
     )
     manifest = compile_encoder(options, out, Reporter())
     if json is not None:
         write_text(json, manifest.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
         _print_artifact(manifest, out)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that somebody gave; the effort decides on the others."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 app.command("build")(build_command)

@@ -6,7 +6,7 @@ from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import Curated, UnsearchableError, curate
 from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.curation.setting import Setting, place_registers
-from regcache.compiler.curation.study import LEAST_IMAGES, ReferenceImages, Study
+from regcache.compiler.curation.study import LEAST_IMAGES, Breadth, ReferenceImages, Study
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.options import RegisterChoice
@@ -25,7 +25,8 @@ def find_registers(context: Context, encoder: FloatEncoder) -> Curated:
     if not quantizer.quantizes_activations:
         return _none(encoder, "no registers: activations stay float")
     context.reporter.begin(Stage.SEARCH)
-    images = ReferenceImages.of(context.images)
+    breadth = Breadth.of(options.effort)
+    images = ReferenceImages.of(context.images, breadth.images)
     if images.count < LEAST_IMAGES:
         return _none(
             encoder,
@@ -37,6 +38,9 @@ def find_registers(context: Context, encoder: FloatEncoder) -> Curated:
         quantizer,
         batch=context.images.batch_size,
         seed=options.seed,
+        sensitivity_images=breadth.sensitivity,
+        screening_images=breadth.screening,
+        short_list=breadth.short_list,
         outputs=encoder.outputs.counted,
     )
     try:

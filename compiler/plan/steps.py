@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from regcache.compiler.calibration.number_formats import number_format
-from regcache.compiler.curation.study import LEAST_IMAGES, MOST_IMAGES
+from regcache.compiler.curation.study import LEAST_IMAGES, Breadth
 from regcache.compiler.job.context import choose_target
 from regcache.compiler.job.options import CompileOptions, RegisterChoice, Rounding
 from regcache.compiler.job.stages import Stage
@@ -15,34 +15,38 @@ from regcache.compiler.reporter import Step
 # DINOv2-S and 50 photographs: for one image that is calibrated on, or in all.
 _CALIBRATE, _EQUALIZE, _SEARCH, _ROTATE, _PLACE = 1.4, 100.0, 14.0, 3.0, 120.0
 _RANGES, _ROUND, _WRITE, _PARITY = 40.0, 2.0, 5.0, 40.0
+# Of what looks at a fixed number of tokens, images have this many there.
+TOKENS = 257
 # Whatever the model, in seconds.
 _START, _SPEED = 5.0, 3.0
 
 
-def planned_steps(options: CompileOptions, images: int) -> list[Step]:
-    """The steps for so many calibration images, in order.
+def planned_steps(options: CompileOptions, images: int, *, tokens: int = TOKENS) -> list[Step]:
+    """The steps for so many calibration images of `tokens` tokens, in order.
 
     Of those that are not `sure`, the search decides whether they are needed: registers change the
     encoder, and what was known of it.
     """
-    return list(_steps(options, images))
+    return list(_steps(options, images, TOKENS / tokens))
 
 
-def _steps(options: CompileOptions, images: int) -> Iterator[Step]:
+def _steps(options: CompileOptions, images: int, fewer: float) -> Iterator[Step]:
+    """`fewer`: images for the same number of tokens, beside those that costs were measured on."""
     yield Step(Stage.EXPORT, seconds=_START)
+    breadth = Breadth.of(options.effort)
     rotates, searches = may_rotate(options), may_search(options, images)
     target = choose_target(options)
     places = options.share < 1 and target.activation_bits is not None
     if searches:
-        yield from _even(options, images, sure=True)
-        yield Step(Stage.SEARCH, images=_SEARCH * min(images, MOST_IMAGES))
+        yield from _even(options, images, fewer, sure=True)
+        yield Step(Stage.SEARCH, images=_SEARCH * min(images, breadth.images))
     if rotates:
         yield Step(Stage.ROTATE, images=_ROTATE)
     again = rotates or not searches
-    yield from _even(options, images, sure=again)
+    yield from _even(options, images, fewer, sure=again)
     if places:
         yield Step(Stage.PLACE, images=_PLACE, sure=again)
-    yield Step(Stage.RANGES, images=_RANGES)
+    yield Step(Stage.RANGES, images=_RANGES * fewer)
     if options.rounding is Rounding.GPTQ and number_format(target).by_error:
         yield Step(Stage.ROUND, images=_ROUND * min(images, ROUNDING_IMAGES))
     yield Step(Stage.WRITE, images=_WRITE)
@@ -52,10 +56,10 @@ def _steps(options: CompileOptions, images: int) -> Iterator[Step]:
     yield Step(Stage.SEAL)
 
 
-def _even(options: CompileOptions, images: int, *, sure: bool) -> Iterator[Step]:
+def _even(options: CompileOptions, images: int, fewer: float, *, sure: bool) -> Iterator[Step]:
     yield Step(Stage.CALIBRATE, images=_CALIBRATE * images, sure=sure)
     if options.equalize:
-        yield Step(Stage.EQUALIZE, images=_EQUALIZE, sure=sure)
+        yield Step(Stage.EQUALIZE, images=_EQUALIZE * fewer, sure=sure)
 
 
 def may_search(options: CompileOptions, images: int) -> bool:

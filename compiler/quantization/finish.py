@@ -135,7 +135,7 @@ def _round(context: Context, encoder: FloatEncoder, scales: Mapping[str, Scale |
     context.reporter.begin(Stage.ROUND, f"by {count} images")
 
     def batches() -> Iterable[Floats]:
-        seen = context.reporter.images(some, count, Stage.ROUND)
+        seen = context.reporter.images(some, count, "reading")
         return (batch.images for batch in seen)
 
     path = context.scratch / "rounded.onnx"
@@ -149,6 +149,7 @@ def _round(context: Context, encoder: FloatEncoder, scales: Mapping[str, Scale |
         images=count,
         seed=context.options.seed,
         threads=context.options.threads,
+        reporter=context.reporter,
     )
     remove_model(path)
     return rounded

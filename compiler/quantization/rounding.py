@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from regcache.compiler.calibration.number_formats import Rounded, Scale, Weight, number_format
 from regcache.compiler.calibration.observe import observe
 from regcache.compiler.job.targets import Target
+from regcache.compiler.reporter import Reporter
 from regcache.passes.encoder import Linear, Site
 from regcache.passes.external_weights import let_go
 
@@ -92,6 +93,7 @@ def round_weights(
     images: int,
     seed: int = 0,
     threads: int | None = None,
+    reporter: Reporter | None = None,
 ) -> Rounded:
     """GPTQ rounding and bias correction of the linears behind the sites that `scales` names.
 
@@ -112,7 +114,7 @@ def round_weights(
             for number, site in enumerate(group)
         }
         observe(graph, inputs, batches(), model_path, threads=threads)
-        for site in group:
+        for site in group if reporter is None else reporter.progress(group, len(group), "rounding"):
             seen = inputs.pop(site.tensor.name)
             for linear in site.linears:
                 _note(linear, seen, form.round(linear, seen), found)

@@ -46,6 +46,8 @@ from regcache.compiler.job.options import (
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision, Simulation, TargetName
 from regcache.compiler.pipeline import compile_encoder
+from regcache.compiler.plan.forecast import forecast
+from regcache.compiler.plan.table import describe_forecast, forecast_table
 from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import staged_file, write_text
 from regcache.export.onnx_file import sidecar
@@ -172,6 +174,9 @@ def compile_command(
     ] = Effort.BALANCED,
     search_budget: SearchBudgetOption = None,
     scheduler: SchedulerOption = "threads",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would take, and write nothing.")
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """Compile a source into an int8 artifact, calibrated on --images."""
@@ -200,11 +205,23 @@ def compile_command(
         effort=effort,
         **_given(registers=registers, rotate=rotate),
     )
+    if dry_run:
+        _foretell(options, out, json)
+        return
     manifest = compile_encoder(options, out, Reporter())
     if json is not None:
         write_text(json, manifest.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
         _print_artifact(manifest, out)
+
+
+def _foretell(options: CompileOptions, out: Path, json: Path | None) -> None:
+    found = forecast(options, out, Reporter())
+    if json is not None:
+        write_text(json, found.model_dump_json(indent=2) + "\n")
+    if json != Path("-"):
+        print_tables([forecast_table(found)])
+        Console().print(describe_forecast(found), highlight=False, soft_wrap=True, markup=False)
 
 
 def _given(**options: Any) -> dict[str, Any]:

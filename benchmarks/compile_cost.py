@@ -8,10 +8,12 @@ are what counts.
 
 For every effort: seconds, in float passes over the images and beside `--dry-run`'s forecast; peak
 memory, in float weights; and the longest silence of standard error. Then every step: its seconds,
-in images through the float model, as compiler/plan/steps.py has them, and its own peak memory.
+in images through the float model, as compiler/plan/steps.py has them, the same by what the CPUs
+computed, which holds on a busy machine too, and its own peak memory.
 """
 
 import json
+import os
 import re
 import resource
 import subprocess
@@ -37,11 +39,16 @@ _HEARTBEAT = re.compile(r"\d:\d\d (so far|of about .*)$")
 
 @dataclass
 class StepCost:
-    """A step: when it began, how long it took, the largest memory while it was done."""
+    """A step: when it began, how long it took, the largest memory while it was done.
+
+    `cpu_s`: seconds of all CPUs together, which other processes change less.
+    """
 
     name: str
     began: float
+    cpu_began: float
     seconds: float = 0.0
+    cpu_s: float = 0.0
     peak_mb: float = 0.0
 
 
@@ -50,6 +57,7 @@ class Run:
     """A command as somebody sees it who reads its standard error from a pipe."""
 
     seconds: float
+    cpu_s: float
     silence: float
     peak_mb: float
     steps: list[StepCost]
@@ -66,9 +74,18 @@ def memory_mb(process: int) -> float:
     return int(found[1]) / 1e3 if found else 0.0
 
 
+def cpu_seconds(process: int) -> float:
+    """What a process and those that it waited for have computed; 0 where it has ended."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return 0.0
+    return sum(map(int, text.rpartition(")")[2].split()[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
 def watch(command: list[str]) -> Run:
     """Run a command and read its standard error line by line."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = last = time.perf_counter()
     silence, steps = 0.0, list[StepCost]()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -81,26 +98,31 @@ def watch(command: list[str]) -> Run:
             if steps:
                 steps[-1].peak_mb = max(steps[-1].peak_mb, peak)
             if begun is not None:
-                steps.append(StepCost(begun[1], now - start))
+                steps.append(StepCost(begun[1], now - start, cpu_seconds(process.pid)))
     seconds = time.perf_counter() - start
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    for step, end in zip(steps, [*(one.began for one in steps[1:]), seconds], strict=True):
-        step.seconds = end - step.began
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    peak = max([child / 1e3 if child > before else 0.0, *(one.peak_mb for one in steps)])
-    return Run(seconds, max(silence, start + seconds - last), peak, steps)
+    child = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = child.ru_utime + child.ru_stime - usage.ru_utime - usage.ru_stime
+    ends = [*((one.began, one.cpu_began) for one in steps[1:]), (seconds, cpu)]
+    for step, (end, computed) in zip(steps, ends, strict=True):
+        step.seconds, step.cpu_s = end - step.began, computed - step.cpu_began
+    larger = child.ru_maxrss / 1e3 if child.ru_maxrss > usage.ru_maxrss else 0.0
+    peak = max([larger, *(one.peak_mb for one in steps)])
+    return Run(seconds, cpu, max(silence, start + seconds - last), peak, steps)
 
 
-def float_pass(model: Path, recipe: Preprocess, images: Path, batch_size: int) -> float:
-    """Seconds that the float model takes for the images, decoded beforehand, after a warm-up."""
+def float_pass(
+    model: Path, recipe: Preprocess, images: Path, batch_size: int
+) -> tuple[float, float]:
+    """Seconds of the float model for the images, decoded beforehand, after a warm-up; and CPUs'."""
     batches = [batch.images for batch in ImageFolder(list_images(images), recipe, batch_size)]
     with OrtSession(model) as session:
         session.run(batches[0])
-        start = time.perf_counter()
+        start, computed = time.perf_counter(), time.process_time()
         for batch in batches:
             session.run(batch)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - computed
 
 
 def forecast(command: list[str]) -> dict[str, Any]:
@@ -135,11 +157,13 @@ def main(
             before = float_pass(model, recipe, images, batch_size)
             planned = forecast(command)
             run = watch(command)
-            once = (before + float_pass(model, recipe, images, batch_size)) / 2
+            behind = float_pass(model, recipe, images, batch_size)
+            once, computed = ((one + other) / 2 for one, other in zip(before, behind, strict=True))
             found[name] = {
                 "float_pass_s": once,
                 "seconds": run.seconds,
                 "float_passes": run.seconds / once,
+                "cpu_float_passes": run.cpu_s / computed,
                 "planned_s": planned["seconds"],
                 "peak_mb": run.peak_mb,
                 "float_weights": run.peak_mb / megabytes,
@@ -152,10 +176,10 @@ def main(
                 if isinstance(value, float):
                     print(f"  {key:18} {value:8.1f}")
             for step in run.steps:
-                passed = step.seconds / once * count
+                passed, on_cpus = step.seconds / once * count, step.cpu_s / computed * count
                 print(
                     f"  {step.name[:40]:40} {step.seconds:8.1f} s {passed:8.1f} images "
-                    f"{step.peak_mb:8.0f} MB"
+                    f"{on_cpus:8.1f} on CPUs {step.peak_mb:8.0f} MB"
                 )
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=2) + "\n")

@@ -10,6 +10,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
 from rich.progress_bar import ProgressBar
+from rich.table import Column
 from rich.text import Text
 
 from regcache.passes.errors import one_line
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 # Seconds between two lines that say how far a command is, where there are no bars.
 INTERVAL = 8.0
+# Characters of a bar, so that the longest step and its times stand beside it on a terminal.
+_BAR = 12
 
 
 @dataclass(frozen=True)
@@ -263,10 +266,10 @@ class Reporter:
 
 
 class _Words(ProgressColumn):
-    """What a function says at the moment."""
+    """What a function says at the moment, on one line."""
 
     def __init__(self, tell: Callable[[], str]) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True, overflow="ellipsis"))
         self._tell = tell
 
     def render(self, task: Task) -> Text:
@@ -282,7 +285,7 @@ class _CountBar(ProgressColumn):
 
     def render(self, task: Task) -> ProgressBar:
         _, done, total = self._course.counted or ("", 0, None)
-        return ProgressBar(total, done, 40, pulse=total is None, animation_time=task.get_time())
+        return ProgressBar(total, done, _BAR, pulse=total is None, animation_time=task.get_time())
 
 
 def _images_in(batch: Batch) -> int:

@@ -34,7 +34,7 @@ class Quantizer:
     @classmethod
     def of(cls, context: Context) -> Self:
         """The base quantizer that a compilation asks for."""
-        return cls(context.target, context.options.calibrator, context.device)
+        return cls(context.target, context.calibrator, context.device)
 
     @property
     def format(self) -> NumberFormat:

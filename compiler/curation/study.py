@@ -10,15 +10,36 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.job.options import Effort
 from regcache.passes.detach_weights import pack_graph, unpack_graph
 from regcache.passes.external_weights import let_go
 from regcache.runtime.device import Device
 from regcache.runtime.images import ImageFolder
 
 Floats = NDArray[np.float32]
-# The fewest images to search with, so that eight are left to decide, and the most looked at.
+# The fewest images to search with, so that eight are left to decide.
 LEAST_IMAGES = 16
-_MOST_IMAGES = 48
+
+
+@dataclass(frozen=True)
+class Breadth:
+    """How much a search and the placement look at.
+
+    `images`: the most reference images; `sensitivity`, `screening`: how many of them those steps
+    run; `short_list`: settings tried of those that a screen promises something of; `placement`:
+    images for ranges where only sensitivity is measured.
+    """
+
+    images: int = 48
+    sensitivity: int = 4
+    screening: int = 4
+    short_list: int = 3
+    placement: int = 16
+
+    @classmethod
+    def of(cls, effort: Effort) -> "Breadth":
+        """What an effort looks at."""
+        return cls(96, 16, 8, 6, 48) if effort is Effort.THOROUGH else cls()
 
 
 @dataclass(frozen=True)
@@ -42,9 +63,9 @@ class ReferenceImages:
         return cls(images[0::4], images[1::4], half)
 
     @classmethod
-    def of(cls, folder: ImageFolder) -> "ReferenceImages":
-        """At most 48 images from all over a folder. Raises InputError where none can be read."""
-        some = folder.some(_MOST_IMAGES)
+    def of(cls, folder: ImageFolder, most: int) -> "ReferenceImages":
+        """At most so many images from all over a folder. Raises InputError where none is read."""
+        some = folder.some(most)
         return cls.deal(np.concatenate([batch.images for batch in some]))
 
     @property
@@ -57,7 +78,8 @@ class ReferenceImages:
 class Study:
     """Everything that a task of the search needs; it travels to workers by pickle.
 
-    `sensitivity_images`, `screening_images`: how many images those steps look at. `outputs`: names
+    `sensitivity_images`, `screening_images`: how many images those steps look at; `short_list`: how
+    many settings are tried that a screen promises something of. `outputs`: names
     of those that errors are measured at; where there are none, as choose_outputs counts them.
     `key` tells studies apart: equal keys mean equal results.
     """
@@ -69,6 +91,7 @@ class Study:
     seed: int = 0
     sensitivity_images: int = 4
     screening_images: int = 4
+    short_list: int = 3
     outputs: tuple[str, ...] = ()
     key: str = ""
 
@@ -97,8 +120,8 @@ class Study:
 
     def __reduce__(self) -> tuple[Any, ...]:
         rest = (self.images, self.quantizer, self.batch, self.seed)
-        more = (self.sensitivity_images, self.screening_images, self.outputs, self.key)
-        return _unpack, (pack_graph(self.graph), *rest, *more)
+        more = (self.sensitivity_images, self.screening_images, self.short_list)
+        return _unpack, (pack_graph(self.graph), *rest, *more, self.outputs, self.key)
 
 
 def _unpack(packed: tuple[bytes, dict[str, NDArray[Any]]], *rest: Any) -> Study:

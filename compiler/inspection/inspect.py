@@ -15,11 +15,14 @@ from regcache.compiler.calibration.statistics import (
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.prepare import SourceOptions, prepare
 from regcache.compiler.job.record import Record
-from regcache.compiler.reporter import Reporter
+from regcache.compiler.job.stages import Stage
+from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import unnamed
 from regcache.passes.encoder import Block, EncoderView, Site, by_tensor
 from regcache.runtime.device import Device, find_device
 from regcache.runtime.images import ImageFolder, Skipped, list_images
+
+_INSPECT = "inspecting"
 
 
 class NormSummary(Record):
@@ -163,7 +166,11 @@ def inspect_encoder(
     """
     chosen = find_device(device)
     paths = [] if images is None else list_images(images, reporter.warn)
-    with tempfile.TemporaryDirectory(prefix="regcache-") as scratch, unnamed(Path(scratch)):
+    with (
+        reporter.command(Step(Stage.EXPORT, seconds=5), Step(_INSPECT, images=len(paths))),
+        tempfile.TemporaryDirectory(prefix="regcache-") as scratch,
+        unnamed(Path(scratch)),
+    ):
         encoder = prepare(options, Path(scratch), reporter, verify=False)
         view = encoder.view
         if not paths:
@@ -192,7 +199,8 @@ def _observe(
     """Run the images through the observers; returns the names of those that could be read."""
     skipped: list[Skipped] = []
     folder = ImageFolder(paths, encoder.recipe, encoder.batch(batch_size), reporter.skipped)
-    batches = reporter.images(folder.telling(skipped.append), len(paths), "inspecting")
+    reporter.begin(_INSPECT, f"{len(paths)} images")
+    batches = reporter.images(folder.telling(skipped.append), len(paths), _INSPECT)
     model = scratch / "observed.onnx"
     observers: dict[str, Observer] = {**streams, **by_tensor(encoder.view.sites, sites)}
     pixels = (batch.images for batch in batches)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from regcache.compiler.job.options import CompileOptions
+from regcache.compiler.job.options import Calibrator, CompileOptions, Effort
 from regcache.compiler.job.targets import Target, resolve_target, simulate
 from regcache.compiler.reporter import Reporter
 from regcache.runtime.device import CPU, Device
@@ -57,6 +57,16 @@ class Context:
     def seed(self) -> int:
         """Seed of all that is drawn at random."""
         return self.options.seed
+
+    @property
+    def calibrator(self) -> Calibrator:
+        """How the range of an activation is chosen."""
+        return self.options.calibrator
+
+    @property
+    def effort(self) -> Effort:
+        """How much is tried."""
+        return self.options.effort
 
     @property
     def search(self) -> SearchOptions:

@@ -28,6 +28,8 @@ from regcache.runtime.tensor_parity import TensorMeter, TensorParity
 
 Floats = NDArray[np.floating]
 
+BLOCKS = "comparing blocks"
+
 
 def compare_blocks(
     artifact: Artifact,
@@ -46,6 +48,7 @@ def compare_blocks(
     token in front of them, their mean is compared). Raises InputError where there is no float.onnx,
     or a block's output is not in the model.
     """
+    reporter.begin(BLOCKS)
     model = artifact.float_model if float_model else artifact.model
     integers = artifact.runs_integers or float_model
     graph = canonicalize(load_model(artifact.float_model))
@@ -68,7 +71,7 @@ def compare_blocks(
                 device=CPU if artifact.runs_integers and not float_model else device,
             )
         )
-        for batch in reporter.images(folder, len(folder.paths), "comparing blocks"):
+        for batch in reporter.images(folder, len(folder.paths), BLOCKS):
             wanted, made = (
                 _hidden_states(session, names, batch.images) for session in (reference, candidate)
             )

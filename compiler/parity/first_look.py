@@ -6,6 +6,7 @@ from pathlib import Path
 from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.parity.comparison import compare
 from regcache.runtime.device import CPU
 from regcache.runtime.parity import ParityResult
@@ -24,6 +25,7 @@ def first_look(context: Context, encoder: FloatEncoder, model: Path) -> ParityRe
     integers = context.target.profile.integers
     session = partial(OrtSession, threads=context.threads, outputs=encoder.outputs.first)
     images = context.images.some(_PARITY_IMAGES)
+    context.reporter.begin(Stage.PARITY)
     device = CPU if integers else context.device
     with session(model, integers=integers, device=device) as candidate:
         names = candidate.output_names
@@ -39,6 +41,6 @@ def first_look(context: Context, encoder: FloatEncoder, model: Path) -> ParityRe
             prefix_tokens=encoder.outputs.leading,
             tokens=encoder.outputs.tokens is not None,
             class_scores=encoder.outputs.class_scores,
-            label="first look at parity",
+            label=Stage.PARITY,
         )
     return meter.result(reference="float-onnx")

@@ -13,6 +13,7 @@ from regcache.compiler.calibration.number_formats import Rounded, Scale, Weight,
 from regcache.compiler.calibration.observe import observe
 from regcache.compiler.calibration.placing import algebra_on
 from regcache.compiler.job.targets import Target
+from regcache.compiler.reporter import Reporter
 from regcache.passes.encoder import Linear, Site, by_tensor
 from regcache.passes.external_weights import let_go
 from regcache.runtime.device import CPU, Device
@@ -100,6 +101,7 @@ def round_weights(
     seed: int = 0,
     threads: int | None = None,
     device: Device = CPU,
+    reporter: Reporter | None = None,
 ) -> Rounded:
     """GPTQ rounding and bias correction of the linears of the sites that `scales` names.
 
@@ -124,7 +126,7 @@ def round_weights(
         }
         tensors = by_tensor(group, inputs)
         observe(graph, tensors, batches(), model_path, threads=threads, device=device)
-        for site in group:
+        for site in group if reporter is None else reporter.progress(group, len(group), "rounding"):
             read = inputs.pop(site.name)
             for linear in site.linears:
                 _note(linear, read, form.round(linear, read), rounded)

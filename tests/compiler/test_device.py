@@ -67,6 +67,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> PretendedCuda:
 
 COMMANDS = {
     "compile": ("compile", "none.onnx", "--images", "none", "-o", "none"),
+    "dry run": ("compile", "none.onnx", "--images", "none", "-o", "none", "--dry-run"),
     "inspect": ("inspect", "none.onnx", "--images", "none"),
     "parity": ("parity", "none", "--images", "none"),
     "reproduce": ("reproduce", "--model", "none.onnx", "--imagenet", "none", "--images", "more"),

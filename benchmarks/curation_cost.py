@@ -19,9 +19,10 @@ from regcache.compiler.calibration.graph_session import open_graph, run_all
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import curate
 from regcache.compiler.curation.sensitivity import block_damage
-from regcache.compiler.curation.study import Breadth, ReferenceImages, Study
+from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.workbench import HeldStudy
 from regcache.compiler.encoder.prepare import prepare
+from regcache.compiler.job.breadth import Breadth
 from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.targets import TargetName, resolve_target

@@ -20,7 +20,7 @@ from regcache.compiler.cli.options import (
     listed,
     parse_duration,
 )
-from regcache.compiler.curation.study import LEAST_IMAGES
+from regcache.compiler.job.breadth import LEAST_IMAGES
 from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.targets import Simulation, TargetName
 from regcache.compiler.reporter import Reporter

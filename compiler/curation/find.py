@@ -6,8 +6,9 @@ from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import Curated, UnsearchableError, curate
 from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.curation.setting import Setting, place_registers
-from regcache.compiler.curation.study import LEAST_IMAGES, Breadth, ReferenceImages, Study
+from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.job.breadth import LEAST_IMAGES, Breadth
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.stages import Stage
 from regcache.passes.errors import InputError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regcache.compiler.calibration.mapped import LARGE
-from regcache.compiler.curation.study import Breadth
+from regcache.compiler.job.breadth import Breadth
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.stages import Stage

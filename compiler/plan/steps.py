@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from regcache.compiler.calibration.number_formats import number_format
-from regcache.compiler.curation.study import LEAST_IMAGES, Breadth
+from regcache.compiler.job.breadth import LEAST_IMAGES, Breadth
 from regcache.compiler.job.context import choose_target
 from regcache.compiler.job.options import CompileOptions, RegisterChoice, Rounding
 from regcache.compiler.job.stages import Stage

@@ -8,8 +8,9 @@ import numpy as np
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import UnsearchableError, measure_sensitivity
 from regcache.compiler.curation.record import SensitivityRecord
-from regcache.compiler.curation.study import Breadth, ReferenceImages, Study
+from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.job.breadth import Breadth
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.stages import Stage

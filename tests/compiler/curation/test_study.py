@@ -1,19 +1,12 @@
-"""How many images a search looks at, by effort."""
+"""The images that a search is given."""
 
 from pathlib import Path
 
 import numpy as np
 from support.tiny_source import RECIPE, photos
 
-from regcache.compiler.curation.study import Breadth, ReferenceImages
-from regcache.compiler.job.options import Effort
+from regcache.compiler.curation.study import ReferenceImages
 from regcache.runtime.images import ImageFolder, list_images
-
-
-def test_only_thorough_looks_at_more() -> None:
-    assert Breadth.of(Effort.FAST) == Breadth.of(Effort.BALANCED) == Breadth()
-    more = Breadth.of(Effort.THOROUGH)
-    assert all(getattr(more, name) > value for name, value in vars(Breadth()).items())
 
 
 def test_at_most_so_many_images_are_dealt(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ gpu-check:
 	$(GPU_VENV)/bin/python examples/demo_photos.py $(DEMO)
 	$(GPU_VENV)/bin/python benchmarks/gpu_check.py \
 		--calibration $(DEMO)/calibration --evaluation $(DEMO)/evaluation
+	$(GPU_VENV)/bin/python benchmarks/device_cost.py sample:dinov2-small \
+		--images $(DEMO)/calibration --evaluation $(DEMO)/evaluation
 
 # An environment of its own: onnxruntime-gpu takes the place of onnxruntime.
 $(GPU_VENV)/.installed: pyproject.toml

@@ -22,6 +22,7 @@ from regcache.compiler.curation.sensitivity import block_damage
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.workbench import HeldStudy
 from regcache.compiler.encoder.prepare import prepare
+from regcache.compiler.job.breadth import Breadth
 from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.targets import TargetName, resolve_target
@@ -76,7 +77,7 @@ def main(
         options = CompileOptions(source=source, images=str(images))
         encoder = prepare(options, Path(scratch), Reporter())
     folder = ImageFolder(list_images(images), encoder.recipe, options.batch_size)
-    dealt = ReferenceImages.of(folder)
+    dealt = ReferenceImages.of(folder, Breadth().images)
     every = np.concatenate([dealt.fit, dealt.rank, dealt.decide])
     few = every[:SENSITIVITY_IMAGES]
     sensitive = Study.of(

@@ -23,8 +23,10 @@ from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.encoder.split import split_for_target
 from regcache.compiler.job.context import Context, choose_target
 from regcache.compiler.job.options import CompileOptions, RegisterChoice
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision
 from regcache.compiler.parity.first_look import first_look
+from regcache.compiler.plan.steps import planned_steps
 from regcache.compiler.quantization.equalize import (
     Equalized,
     as_it_is,
@@ -38,27 +40,33 @@ from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import staged_folder
 from regcache.passes.model_files import model_files, remove_model
 from regcache.passes.onnx_file import save_graph
+from regcache.runtime.device import Device, computing_on, find_device
 from regcache.runtime.images import ImageFolder, Skipped, list_images
 
 REGISTERS = "registers.npz"
 
 
-def compile_encoder(options: CompileOptions, output: Path, reporter: Reporter) -> Manifest:
+def compile_encoder(
+    options: CompileOptions, output: Path, reporter: Reporter, device: Device | None = None
+) -> Manifest:
     """Compile a source into the artifact folder `output`: docs/architecture.md says what it holds.
 
+    `device`: what computes; None for the one that the options name.
     Peak memory is about 3 x the float model, whatever the number of images. Raises InputError on
     bad input, and then leaves nothing at `output` that was not there before.
     """
+    device = device or find_device(options.device, algebra=True)
     target = choose_target(options)
     paths = list_images(Path(options.images), reporter.warn)
-    with staged_folder(output) as staging:
+    steps = planned_steps(options, len(paths))
+    with reporter.command(*steps), staged_folder(output) as staging, computing_on(device):
         prepared = prepare(options, staging, reporter, threads=options.threads)
         encoder = split_for_target(prepared, target)
         images = ImageFolder(
             paths, encoder.recipe, encoder.batch(options.batch_size), reporter.skipped
         )
         journal = output.absolute().parent / f".{output.name}.search.jsonl"
-        context = Context(options, target, images, staging, journal, reporter)
+        context = Context(options, target, images, staging, journal, reporter, device)
         manifest = _compile(context, encoder, staging)
         manifest.write(staging)
         say_slower(manifest.passes, reporter)
@@ -83,7 +91,6 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
     even = _even(context, placed) if searched is None else searched.also(placed)
     context = replace(context, images=even.calibrated.images)
     placement = keep_float(context, placed, even.equalized, sensitivity, options.share)
-    context.reporter.step(f"quantizing linears ({context.target.why})")
     quantized = quantize(context, even.equalized, placement, even.calibrated.streams)
     _save(quantized, curated, (encoder, placed, even.equalized.encoder), folder)
     parity = first_look(context, encoder, folder / MODEL)
@@ -92,6 +99,7 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
     source = FileRecord.of(*model_files(encoder.path))
     if not options.keep_float:
         remove_model(encoder.path)
+    context.reporter.begin(Stage.SEAL)
     compiled = Compiled(curated, even.equalized, placement, quantized, parity, speed)
     return describe_artifact(context, compiled, source, skipped, folder)
 

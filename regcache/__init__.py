@@ -97,7 +97,8 @@ def compile(  # noqa: A001 - users call it regcache.compile
     `verbose`: tell progress on standard error. Else nothing is told, and what has to be known is a
     Python warning.
     `options`: other fields of `CompileOptions`, as `target="tensorrt-rtx"`, `precision="fp8"`,
-    `registers="off"` or `threads=4`. With `scheduler="processes"` scripts need a `__main__` guard.
+    `registers="off"`, `threads=4` or `device="cuda:0"`. With `scheduler="processes"` scripts need a
+    `__main__` guard.
 
     What a module computes is held against its export. Peak memory is about 3 x the float model.
     Raises InputError, in one line, for a source that cannot be read, traced or understood, an
@@ -127,6 +128,7 @@ def parity(
     class_scores: bool | None = None,
     batch_size: int = 4,
     threads: int | None = None,
+    device: str = "cpu",
     verbose: bool = False,
 ) -> "ParityResult":
     """Measure how close an artifact is to its original, on a folder of images.
@@ -142,6 +144,7 @@ def parity(
     `per_layer`: compare the output of every block, too.
     `gallery`, `query`: folders of class folders, for the accuracy of nearest neighbours.
     `class_scores`: whether the embedding is a score for each class; None: as the manifest says.
+    `device`: "cpu", or "cuda:N" for what ONNX Runtime does not compute in the CPU's integers.
     `verbose`: as in `compile`.
 
     Raises InputError where the folder is no artifact, a byte of it has changed, there is nothing to
@@ -163,6 +166,7 @@ def parity(
         class_scores=class_scores,
         batch_size=batch_size,
         threads=threads,
+        device=device,
         verbose=verbose,
     )
 
@@ -177,6 +181,7 @@ def inspect(
     resolution: int | None = None,
     batch_size: int = 4,
     threads: int | None = None,
+    device: str = "cpu",
     verbose: bool = False,
 ) -> "Inspection":
     """Find the blocks of an encoder and, with images, where its outliers stand.
@@ -184,6 +189,7 @@ def inspect(
     `source`, `example`, `preprocess`, `embedding`, `verbose`: as in `compile`. `resolution`: the
     side of a square input, where the source leaves it open. `batch_size`: images per run.
     `threads`: of ONNX Runtime; all CPUs this process may use by default.
+    `device`: "cpu", or "cuda:N" to run the images on a GPU.
 
     Nothing is written. Raises InputError as `compile` does.
 
@@ -198,19 +204,24 @@ def inspect(
         resolution=resolution,
         batch_size=batch_size,
         threads=threads,
+        device=device,
         verbose=verbose,
     )
 
 
 def load(
-    artifact: "Artifact | str | os.PathLike[str]", *, threads: int | None = None
+    artifact: "Artifact | str | os.PathLike[str]",
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
 ) -> "Embedder":
     """Open an artifact, ready to embed images: `load(ARTIFACT).embed(IMAGES)`, float32 [N, D].
 
     `artifact`: what `compile` returned, or its folder; every file is checked against its hash.
     `threads`: of ONNX Runtime; all CPUs this process may use by default.
-    Raises InputError when the folder is no artifact, a byte of it has changed, or ONNX Runtime
-    cannot load its model.
+    `device`: "cpu", or "cuda:N", which computes in float, rounded as written, whatever the target.
+    Raises InputError when the folder is no artifact, a byte of it has changed, ONNX Runtime cannot
+    load its model, or there is no such device.
 
         with regcache.load("vit-int8") as encoder:
             embeddings = encoder.embed(["a.jpg", "b.jpg"])
@@ -219,4 +230,4 @@ def load(
     from regcache.compiler.artifact.embedder import Embedder
 
     folder = artifact.folder if isinstance(artifact, Artifact) else artifact
-    return Embedder(folder, threads=threads)
+    return Embedder(folder, threads=threads, device=device)

@@ -26,6 +26,7 @@ from regcache.export.suggest import did_you_mean
 from regcache.passes.errors import InputError, one_line
 from regcache.passes.preprocess import Preprocess
 from regcache.passes.quiet import quiet
+from regcache.runtime.device import find_device
 from regcache.runtime.images import list_images
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.thresholds import Thresholds
@@ -78,6 +79,7 @@ def compile_source(
     folder, target = path_of(images, "images"), path_of(output, "output")
     named = NamedSource.of(given.source, given.example)
     chosen = _options(named, given, {"images": str(folder), **options})
+    find_device(chosen.device, algebra=True)
     list_images(folder)  # said before minutes of exporting
     reporter = _reporter(verbose)
     with _written(named, chosen, reporter) as ready:
@@ -95,17 +97,24 @@ def inspect_source(
     resolution: int | None,
     batch_size: int,
     threads: int | None,
+    device: str,
     verbose: bool,
 ) -> Inspection:
     """`regcache.inspect`: see there."""
     folder = None if images is None else path_of(images, "images")
     named = NamedSource.of(given.source, given.example)
     fields = {"resolution": resolution, "batch_size": batch_size, "threads": threads}
-    chosen = _options(named, given, {"images": str(folder or ""), **fields})
+    chosen = _options(named, given, {"images": str(folder or ""), "device": device, **fields})
+    find_device(chosen.device)
     reporter = _reporter(verbose)
     with _written(named, chosen, reporter) as ready:
         return inspect_encoder(
-            ready, folder, reporter, batch_size=chosen.batch_size, threads=chosen.threads
+            ready,
+            folder,
+            reporter,
+            batch_size=chosen.batch_size,
+            threads=chosen.threads,
+            device=chosen.device,
         )
 
 
@@ -122,6 +131,7 @@ def measure_parity(
     class_scores: bool | None,
     batch_size: int,
     threads: int | None,
+    device: str,
     verbose: bool,
 ) -> ParityResult:
     """`regcache.parity`: see there."""
@@ -143,6 +153,7 @@ def measure_parity(
             class_scores=class_scores,
             batch_size=_count(batch_size, "batch_size"),
             threads=None if threads is None else _count(threads, "threads"),
+            device=device,
         )
 
 

@@ -10,7 +10,8 @@ import onnx
 import onnxruntime as ort
 
 from regcache.passes.errors import InputError, first_line
-from regcache.runtime.session import LOG_NOTHING, OrtSession, available_cpus
+from regcache.runtime.device import LOG_NOTHING
+from regcache.runtime.session import OrtSession, available_cpus
 
 # What ONNX Runtime 1.32 makes of a linear between Q/DQ pairs, depending on what is around it.
 _INTEGER_MATMULS = (

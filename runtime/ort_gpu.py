@@ -4,8 +4,6 @@ ONNX Runtime runs on the CPU what a provider does not take, and everything where
 not load, without an error: where every node went is asked, and a product on the CPU is refused.
 """
 
-import contextlib
-import io
 import re
 import time
 from collections import Counter
@@ -19,12 +17,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from regcache.passes.errors import InputError, first_line
+from regcache.runtime.device import CPU_PROVIDER, CUDA, INSTALL_GPU, LOG_NOTHING, load_libraries
 from regcache.runtime.runners import Lap, Loading, Ran, RunnerName
-from regcache.runtime.session import LOG_NOTHING, put_first
+from regcache.runtime.session import put_first
 
-CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 _PROVIDERS = {RunnerName.ORT_CUDA: CUDA, RunnerName.ORT_TENSORRT: TENSORRT}
-_INSTALL = 'pip uninstall -y onnxruntime && pip install "onnxruntime-gpu[cuda,cudnn]"'
 _PRODUCT = re.compile("MatMul|Gemm|Conv|Attention")
 
 
@@ -37,7 +35,7 @@ def check_provider(name: RunnerName) -> None:
     if provider not in found:
         raise InputError(
             f"runner {name}: onnxruntime {ort.__version__} here has no {provider}, only "
-            f"{', '.join(found)}: {_INSTALL}"
+            f"{', '.join(found)}: {INSTALL_GPU}"
         )
 
 
@@ -75,7 +73,7 @@ class OrtDeviceRunner:
         if loaded[0] != provider:
             raise InputError(
                 f"runner {loading.runner}: {provider} does not load and ONNX Runtime fell back to "
-                f"{loaded[0]}: are CUDA, cuDNN and the driver those it was built for? {_INSTALL}"
+                f"{loaded[0]}: are CUDA, cuDNN and the driver those it was built for? {INSTALL_GPU}"
             )
         self.placement: dict[str, int] | None = _placement(self._session, provider, self.name)
         inputs = self._session.get_inputs()
@@ -125,7 +123,7 @@ def _session(loading: Loading, provider: str, options: Mapping[str, str]) -> Any
     settings = ort.SessionOptions()
     settings.log_severity_level = LOG_NOTHING
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if provider != CPU:
+    if provider != CPU_PROVIDER:
         _load_libraries(provider)
     try:
         return ort.InferenceSession(
@@ -138,9 +136,8 @@ def _session(loading: Loading, provider: str, options: Mapping[str, str]) -> Any
 
 
 def _load_libraries(provider: str) -> None:
-    """Load CUDA, and TensorRT, from their wheels, where ONNX Runtime's loader does not look."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        ort.preload_dlls()
+    """Load CUDA, and TensorRT, from their wheels."""
+    load_libraries()
     if provider == TENSORRT and find_spec("tensorrt") is not None:
         import tensorrt  # noqa: F401
 

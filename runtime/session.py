@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: one session per model, and what its integer kernels really compute."""
+"""ONNX Runtime: one session per model, and what the CPU's integer kernels really compute."""
 
 import functools
 import os
@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from regcache.passes.errors import InputError
+from regcache.runtime.device import CPU, LOG_NOTHING, Device, open_session
 
 # The images an encoder may take, by ONNX Runtime's names.
 INPUT_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
 _IMAGE_TYPES = [[name] for name in INPUT_TYPES]
-# Above "error": whatever goes wrong is also raised, and a log line would repeat it.
-LOG_NOTHING = 4
 
 
 class OrtSession:
-    """An encoder loaded into ONNX Runtime's CPU provider.
+    """An encoder loaded into ONNX Runtime, on the CPU or on a GPU.
 
     `model`: an ONNX file (a path keeps the peak memory lowest) or its bytes.
     `threads`: defaults to the CPUs this process may use.
@@ -32,6 +31,7 @@ class OrtSession:
     `arena`: True keeps freed buffers for reuse, as ONNX Runtime does by default.
     `outputs`: the names of those that come first; the others follow in the file's order.
     `inputs`: how many inputs the model has; what the others take comes behind the images.
+    `device`: a GPU has no integer kernels, and computes as for `integers` = False.
     Raises InputError, naming the file and the reason, when the model cannot be loaded, has no such
     output or not so many inputs of float32 (the images may be uint8). Use it as a context manager
     to free the weights early.
@@ -46,18 +46,19 @@ class OrtSession:
         arena: bool = False,
         outputs: Sequence[str] = (),
         inputs: int = 1,
+        device: Device = CPU,
     ) -> None:
         self.name = "the model in memory" if isinstance(model, bytes) else str(model)
         source = model if isinstance(model, bytes) else os.fspath(model)
+        integers = integers and not device.on_gpu
         options = cpu_session_options(threads, integers, arena)
+        # It deletes a Relu before an FP8 QuantizeLinear, as if that began at zero.
+        disabled = None if integers else ["ReluQuantRewrite"]
+        self._device = device
         try:
-            self._session = ort.InferenceSession(
-                source,
-                options,
-                providers=["CPUExecutionProvider"],
-                # It deletes a Relu before an FP8 QuantizeLinear, as if that began at zero.
-                disabled_optimizers=None if integers else ["ReluQuantRewrite"],
-            )
+            self._session = open_session(source, device, options, disabled)
+        except InputError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise InputError(f"{self.name}: ONNX Runtime: {_reason(error)}") from error
         taken = self._session.get_inputs()
@@ -99,6 +100,12 @@ class OrtSession:
         if count < len(images):
             outputs = [output[:count] for output in outputs]
         return outputs
+
+    def at_once(self, wanted: int) -> int:
+        """How many of the `wanted` runs gain by sharing the session: on a GPU, which has a queue
+        and memory of its own, one.
+        """
+        return 1 if self._device.on_gpu else wanted
 
     def filled(self, images: NDArray[Any]) -> NDArray[Any]:
         """The images, with copies of the last up to the batch size that the model fixes."""

@@ -8,6 +8,7 @@ from regcache.compiler.artifact.manifest import Manifest, read_manifest
 from regcache.compiler.encoder.prepare import FLOAT
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
+from regcache.runtime.device import CPU, Device
 from regcache.runtime.session import OrtSession
 
 MODEL, PREPROCESS = "model.onnx", "preprocess.json"
@@ -56,12 +57,21 @@ class Artifact:
         """The names of the embedding and of the hidden state; empty in a manifest of format 4."""
         return self.manifest.encoder.first_outputs
 
-    def session(self, *, threads: int | None = None) -> OrtSession:
-        """The compiled encoder in ONNX Runtime on the CPU, the embedding its first output."""
+    def session(self, *, threads: int | None = None, device: Device = CPU) -> OrtSession:
+        """The compiled encoder in ONNX Runtime, the embedding its first output.
+
+        A GPU computes in float what a CPU does in integers, rounded as written.
+        """
         return OrtSession(
-            self.model, threads=threads, integers=self.runs_integers, outputs=self.first_outputs
+            self.model,
+            threads=threads,
+            integers=self.runs_integers,
+            outputs=self.first_outputs,
+            device=device,
         )
 
-    def float_session(self, *, threads: int | None = None) -> OrtSession:
-        """The float original in ONNX Runtime on the CPU. Raises InputError where there is none."""
-        return OrtSession(self.float_model, threads=threads, outputs=self.first_outputs)
+    def float_session(self, *, threads: int | None = None, device: Device = CPU) -> OrtSession:
+        """The float original in ONNX Runtime. Raises InputError where there is none."""
+        return OrtSession(
+            self.float_model, threads=threads, outputs=self.first_outputs, device=device
+        )

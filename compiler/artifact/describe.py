@@ -8,6 +8,7 @@ from pathlib import Path
 from regcache.compiler.artifact.manifest import (
     LIBRARIES,
     CalibrationRecord,
+    DeviceRecord,
     EncoderRecord,
     FileRecord,
     Manifest,
@@ -54,6 +55,7 @@ def describe_artifact(
         regcache=version("regcache"),
         versions=installed_versions(LIBRARIES),
         options=options,
+        device=DeviceRecord.of(context.device),
         source=SourceRecord(name=options.source, sha256=source.sha256, recipe=encoder.recipe_from),
         encoder=_encoder(encoder),
         calibration=CalibrationRecord(

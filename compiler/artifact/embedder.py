@@ -15,6 +15,7 @@ from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.artifact.manifest import Manifest
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.preprocess import Preprocess
+from regcache.runtime.device import find_device
 from regcache.runtime.images import UnreadableImageError, preprocess_image, read_image
 from regcache.runtime.session import OrtSession
 
@@ -28,18 +29,26 @@ _ONE_IMAGE = (str, os.PathLike, Image.Image)
 
 
 class Embedder:
-    """An artifact opened in ONNX Runtime on the CPU; `regcache.load` makes one.
+    """An artifact opened in ONNX Runtime; `regcache.load` makes one.
 
     `artifact`: a folder that `regcache compile` wrote; every file is checked against its hash.
     `threads`: of ONNX Runtime; all CPUs this process may use by default.
+    `device`: "cpu", or "cuda:N", which computes in float, rounded as written, whatever the target.
     Use it as a context manager, or `close` it, to free the weights early.
-    Raises InputError when the folder is no artifact, a byte of it has changed, or ONNX Runtime
-    cannot load its model.
+    Raises InputError when the folder is no artifact, a byte of it has changed, ONNX Runtime
+    cannot load its model, or there is no such device.
     """
 
-    def __init__(self, artifact: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        artifact: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        place = find_device(device)
         self._artifact = Artifact.open(Path(artifact))
-        self._session: OrtSession | None = self._artifact.session(threads=threads)
+        self._session: OrtSession | None = self._artifact.session(threads=threads, device=place)
 
     @property
     def manifest(self) -> Manifest:

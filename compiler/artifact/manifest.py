@@ -17,13 +17,28 @@ from regcache.compiler.job.record import Record
 from regcache.compiler.quantization.int8_share import ParetoPoint
 from regcache.compiler.staging import MANIFEST
 from regcache.passes.errors import InputError
+from regcache.runtime.device import Device, device_name
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.speed import SpeedRatio
 
 _HASHED = 1 << 20
-LIBRARIES = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "pillow", "torch",
-             "transformers", "timm", "open_clip_torch")  # fmt: skip
+LIBRARIES = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "onnxruntime-gpu", "pillow",
+             "torch", "transformers", "timm", "open_clip_torch")  # fmt: skip
 """What decides, by its version, what an artifact holds."""
+
+
+class DeviceRecord(Record):
+    """What `options.device` turned out to be."""
+
+    gpu: str | None = None
+    """The GPU's name; None on the CPU, and where PyTorch is not there to tell it."""
+    algebra: Literal["numpy", "torch"] = "numpy"
+    """What computed ranges, factors and rounded weights."""
+
+    @classmethod
+    def of(cls, device: Device) -> Self:
+        """The record of a device that was found."""
+        return cls(gpu=device_name(device), algebra="torch" if device.arrays else "numpy")
 
 
 class FileRecord(Record):
@@ -194,6 +209,8 @@ class Manifest(Record):
     """Versions of the libraries that decide what an artifact holds, by name, where installed."""
     options: CompileOptions
     """All that was chosen, by option or by default."""
+    device: DeviceRecord = Field(default_factory=DeviceRecord)
+    """What compiled; not in a manifest that was written before there was a choice."""
     source: SourceRecord
     """Where the encoder came from."""
     encoder: EncoderRecord

@@ -7,6 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from regcache.compiler.artifact.manifest import SpeedRecord
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.runtime.optimised_graph import integer_matmuls, optimised_ops
@@ -34,10 +35,10 @@ def check_speed(
     unless `accept_slower`. A warning takes the error's place then, and where the model is hardly
     slower.
     """
+    reporter.begin(Stage.SPEED)
     kernels = integer_matmuls(optimised_ops(model, threads=threads))
     if kernels < linears:
         reporter.warn(f"ONNX Runtime computes {kernels} of {linears} quantized linears in integers")
-    reporter.step("comparing the speed with float")
     ratios = compare_speed(float_model, model, images, threads=threads, seconds=_SECONDS)
     if _slower(ratios):  # the machine may have been busy
         ratios = compare_speed(float_model, model, images, threads=threads, seconds=_SECONDS_AGAIN)

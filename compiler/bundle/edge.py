@@ -16,7 +16,7 @@ from regcache.compiler.bundle.record import (
 )
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.model_files import model_files
-from regcache.runtime.session import LOG_NOTHING
+from regcache.runtime.device import LOG_NOTHING
 
 RUNNER, ORT_MODEL = "run.py", "model.ort"
 _README = """\

@@ -13,6 +13,7 @@ from regcache.compiler.calibration.observe import (
 from regcache.compiler.calibration.statistics import ChannelRange
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
+from regcache.compiler.job.stages import Stage
 from regcache.passes.encoder import by_tensor
 from regcache.passes.model_files import remove_model
 from regcache.runtime.images import ImageFolder, Skipped
@@ -37,15 +38,14 @@ def calibrate(context: Context, encoder: FloatEncoder, *, with_streams: bool = F
 
     `with_streams`: whether the residual stream is observed too.
     """
-    images, skipped = context.images, list[Skipped]()
-    statistics = halved_statistics(encoder.view, len(images.paths), context.seed)
+    images, count, skipped = context.images, len(context.images.paths), list[Skipped]()
+    statistics = halved_statistics(encoder.view, count, context.seed)
     streams = stream_ranges(encoder.view) if with_streams else {}
-    batches = context.reporter.images(
-        images.telling(skipped.append), len(images.paths), "calibrating"
-    )
+    context.reporter.begin(Stage.CALIBRATE, f"{count} images")
+    batches = context.reporter.images(images.telling(skipped.append), count, Stage.CALIBRATE)
     model = context.scratch / "observed.onnx"
     observers: dict[str, Observer] = {**by_tensor(encoder.view.sites, statistics), **streams}
     pixels = (batch.images for batch in batches)
-    observe(encoder.graph, observers, pixels, model, threads=context.threads)
+    observe(encoder.graph, observers, pixels, model, threads=context.threads, device=context.device)
     remove_model(model)
     return Calibrated(statistics, streams, images.without(skipped))

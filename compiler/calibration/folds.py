@@ -4,11 +4,14 @@ What is chosen on one half is judged on the other.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from regcache.compiler.calibration.algebra import Algebra, Array
+from regcache.compiler.calibration.placing import algebra_of
 
 Floats = NDArray[np.float32]
 
@@ -18,12 +21,12 @@ class Observed:
     """Statistics of an activation [..., K] over some images.
 
     `lows`, `highs` [K]: smallest and largest value of each channel; `rows` [S, K]: a sample of its
-    rows. All float32, and never written to.
+    rows, which may live on a device. All float32, and never written to.
     """
 
     lows: Floats
     highs: Floats
-    rows: Floats
+    rows: Array
 
     @property
     def low(self) -> float:
@@ -37,11 +40,17 @@ class Observed:
 
     def shifted(self, shifts: Floats) -> "Observed":
         """The same activation with `shifts` [K] taken off its channels."""
-        return Observed(self.lows - shifts, self.highs - shifts, self.rows - shifts)
+        rows = self.rows - algebra_of(self.rows).put(shifts)
+        return Observed(self.lows - shifts, self.highs - shifts, rows)
 
     def divided(self, factors: Floats) -> "Observed":
         """The same activation with its channels divided by positive `factors` [K]."""
-        return Observed(self.lows / factors, self.highs / factors, self.rows / factors)
+        rows = self.rows / algebra_of(self.rows).put(factors)
+        return Observed(self.lows / factors, self.highs / factors, rows)
+
+    def on(self, algebra: Algebra) -> "Observed":
+        """The same with its rows where `algebra` computes."""
+        return replace(self, rows=algebra.put(self.rows))
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,13 @@ class Folded:
         """The statistics observed so far."""
         return cls(statistics.whole, statistics.folds)
 
+    def on(self, algebra: Algebra) -> "Folded":
+        """The same with all rows where `algebra` computes; each half goes there once."""
+        halves = {id(half): half for fold in self.folds for half in (fold.fit, fold.other)}
+        there = {key: half.on(algebra) for key, half in halves.items()}
+        folds = (Fold(there[id(fold.fit)], there[id(fold.other)]) for fold in self.folds)
+        return Folded(self.whole.on(algebra), tuple(folds))
+
     @property
     def held_out(self) -> Observed:
         """The statistics of each half as shifted and equalized by the other half's numbers, joined.
@@ -134,5 +150,5 @@ def join(parts: Sequence[Observed]) -> Observed:
     return Observed(
         np.min([part.lows for part in parts], axis=0),
         np.max([part.highs for part in parts], axis=0),
-        np.concatenate([part.rows for part in parts]),
+        algebra_of(parts[0].rows).join([part.rows for part in parts]),
     )

@@ -9,9 +9,9 @@ Doubles = NDArray[np.float64]
 # Rows whose corrections are collected before the rest of the weight is touched.
 _LAZY = 128
 # Shares of a channel's largest weight that its integers may end at.
-_CLIPS = np.linspace(1.0, 0.76, 9)
+CLIPS = np.linspace(1.0, 0.76, 9)
 # Output channels whose normal equations are solved at a time, and what keeps these regular.
-_COLUMNS, _RIDGE = 256, 1e-6
+_COLUMNS, RIDGE = 256, 1e-6
 # A triangle up to this size is inverted as any other matrix.
 _SMALL = 64
 _TINY = float(np.finfo(np.float32).tiny)
@@ -88,7 +88,7 @@ def choose_steps(
     if -lowest > last:
         largest = np.where((peaks > 0) & (blocks.max(axis=1) >= peaks), -largest, largest)
     best, least = largest.copy(), np.full(largest.shape, np.inf, np.float32)
-    for clip in _CLIPS:
+    for clip in CLIPS:
         steps = (largest * np.float32(clip))[:, None]
         rounded = np.clip(np.rint(blocks / steps), lowest, last) * steps
         error = (np.square(rounded - blocks) * counts).sum(axis=1)
@@ -123,7 +123,7 @@ def refit_steps(
             products = rounded * (damped[:, rows] @ rounded[rows])
             matrix[:, :, block] = np.add.reduceat(products, starts, axis=0).T
         diagonal = np.einsum("nbb->nb", matrix)
-        diagonal += np.where(diagonal > 0, diagonal * _RIDGE, 1.0)
+        diagonal += np.where(diagonal > 0, diagonal * RIDGE, 1.0)
         refitted = np.linalg.solve(matrix, wanted.T[..., None])[..., 0].T
         kept = steps[:, part]
         signs = np.sign(refitted) * np.sign(kept)

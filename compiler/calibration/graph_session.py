@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from regcache.compiler.calibration.mapped import LARGE
 from regcache.compiler.calibration.statistics import tokens_per_image
 from regcache.passes.onnx_file import constant_bytes, save_graph
+from regcache.runtime.device import CPU, Device
 from regcache.runtime.session import OrtSession
 
 Floats = NDArray[np.float32]
 
 
 def open_graph(
-    graph: gs.Graph, *, threads: int | None = None, integers: bool = False
+    graph: gs.Graph, *, threads: int | None = None, integers: bool = False, device: Device = CPU
 ) -> OrtSession:
     """A session of a graph; a large one goes through a temporary file, weight by weight.
 
@@ -29,11 +30,11 @@ def open_graph(
     inputs = len(graph.inputs)
     if constant_bytes(graph) < LARGE:
         content = gs.export_onnx(graph).SerializeToString()
-        return OrtSession(content, threads=threads, integers=integers, inputs=inputs)
+        return OrtSession(content, threads=threads, integers=integers, inputs=inputs, device=device)
     with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
         path = Path(folder) / "model.onnx"
         save_graph(graph, path, largest=LARGE)
-        return OrtSession(path, threads=threads, integers=integers, inputs=inputs)
+        return OrtSession(path, threads=threads, integers=integers, inputs=inputs, device=device)
 
 
 def stream(
@@ -45,11 +46,11 @@ def stream(
 ) -> Iterator[list[NDArray[Any]]]:
     """The outputs for `inputs` [N, ...], `batch` images at a time, in order.
 
-    `workers` runs share the session. Where the graph fixes its batch, that size is used instead.
-    `others`: the session's further inputs, [N, ...] each.
+    `workers` runs share the session; on a GPU, one. Where the graph fixes its batch, that size is
+    used instead. `others`: the session's further inputs, [N, ...] each.
     """
     size = session.fixed_batch or batch
-    yield from _map_chunks(session.run, size, (inputs, *others), workers)
+    yield from _map_chunks(session.run, size, (inputs, *others), session.at_once(workers))
 
 
 def stream_tokens(session: OrtSession, inputs: Floats, workers: int = 1) -> Iterator[list[Floats]]:
@@ -62,7 +63,7 @@ def stream_tokens(session: OrtSession, inputs: Floats, workers: int = 1) -> Iter
         full = session.filled(chunk)
         return [tokens_per_image(item, len(full))[: len(chunk)] for item in session.run(full)]
 
-    yield from _map_chunks(run, session.fixed_batch or 1, (inputs,), workers)
+    yield from _map_chunks(run, session.fixed_batch or 1, (inputs,), session.at_once(workers))
 
 
 def _map_chunks(

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.algebra import NUMPY, Algebra, Array, nearest_blocks
 from regcache.compiler.calibration.calibrators import (
     ScaleByValues,
     entropy_scale,
@@ -15,7 +16,6 @@ from regcache.compiler.calibration.calibrators import (
     mse_scale,
     percentile_scale,
 )
-from regcache.compiler.calibration.gptq import choose_steps, refit_steps, round_by_error
 from regcache.compiler.calibration.observe import ActivationStatistics
 from regcache.compiler.calibration.ranges import ErrorMeasure, choose_float8, choose_scale
 from regcache.compiler.job.options import FLOAT8_CALIBRATORS, Calibrator
@@ -27,7 +27,7 @@ from regcache.passes.encoder import Linear, Role
 from regcache.passes.float8 import Float8, Float8Weight, round_weight
 from regcache.passes.pack_weights import BlockWeight, PackWeights
 from regcache.passes.quantize_float8 import QuantizeFloat8
-from regcache.passes.quantize_linears import QuantizeLinears, RoundedWeight, quantize_weight
+from regcache.passes.quantize_linears import QuantizeLinears, RoundedWeight
 from regcache.passes.round_weights import RoundWeights
 
 Floats = NDArray[np.float32]
@@ -46,7 +46,6 @@ _BY_VALUES: Mapping[Calibrator, ScaleByValues] = {
 _BLOCK_DAMPING = 0.05
 # A sixth of a block's weights; at 4 bits they do as much damage as the others together (DINOv2-S).
 _WIDE, _WIDE_BITS = (Role.V, Role.OUT), 8
-_TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -82,15 +81,16 @@ class Read(Protocol):
     rows: int
 
     @property
-    def gram(self) -> Doubles:
-        """X^T X of the rows X, float64 [K, K]."""
+    def gram(self) -> Array:
+        """X^T X of the rows X, float64 [K, K], where the format's algebra computes."""
 
 
 @dataclass(frozen=True)
 class NumberFormat(ABC):
-    """The number formats of a target's activations and weights."""
+    """The number formats of a target's activations and weights; `algebra` tries them."""
 
     target: Target
+    algebra: Algebra = NUMPY
 
     @property
     def symmetric(self) -> bool:
@@ -116,8 +116,8 @@ class NumberFormat(ABC):
         """
 
     @abstractmethod
-    def nearest(self, weight: Floats) -> Floats:
-        """The float32 weight [K, N] after rounding to the nearest and dequantizing."""
+    def nearest(self, weight: Array) -> Array:
+        """The weight [K, N] after rounding to the nearest and dequantizing, where it lives."""
 
     @abstractmethod
     def round(self, linear: Linear, read: Read) -> Weight:
@@ -154,20 +154,21 @@ class Int8(NumberFormat):
         target = self.target
         symmetric, bits = target.activation_symmetric, target.activation_bits
         assert bits is not None
-        rows, low, high = statistics.rows, statistics.low, statistics.high
-        dtype = target.activation_dtype
+        low, high, dtype = statistics.low, statistics.high, target.activation_dtype
         if calibrator in _BY_VALUES:
-            by_values = _BY_VALUES[calibrator]
-            return by_values(rows, low, high, dtype, symmetric=symmetric, bits=bits)
+            by_values, values = _BY_VALUES[calibrator], self.algebra.get(statistics.rows)
+            return by_values(values, low, high, dtype, symmetric=symmetric, bits=bits)
+        rows = self.algebra.put(statistics.rows)
         return choose_scale(rows, error(), low, high, dtype, symmetric=symmetric, bits=bits)
 
-    def nearest(self, weight: Floats) -> Floats:
-        return quantize_weight(weight, self.target.weight_bits).dequantized()
+    def nearest(self, weight: Array) -> Array:
+        return self.algebra.nearest(weight, self.target.weight_bits)
 
     def round(self, linear: Linear, read: Read) -> RoundedWeight:
-        weight, gram, last = linear.weight, read.gram, 2 ** (self.target.weight_bits - 1) - 1
-        steps = choose_steps(weight, np.diag(gram) / read.rows, last)
-        return RoundedWeight(round_by_error(weight, gram, steps, last), steps[0])
+        algebra, last = self.algebra, 2 ** (self.target.weight_bits - 1) - 1
+        weight, gram = algebra.put(linear.weight), read.gram
+        steps = algebra.choose_steps(weight, algebra.diagonal(gram) / read.rows, last)
+        return RoundedWeight(algebra.round_by_error(weight, gram, steps, last), steps[0])
 
     def steps(
         self, scales: Mapping[str, Scale], rounded: Rounded, only: frozenset[str] | None = None
@@ -192,10 +193,11 @@ class Float8Linears(NumberFormat):
         if calibrator is Calibrator.MIN_MAX:
             return Float8.from_range(statistics.low, statistics.high)
         assert calibrator in FLOAT8_CALIBRATORS
-        return choose_float8(statistics.rows, error(), statistics.low, statistics.high)
+        rows = self.algebra.put(statistics.rows)
+        return choose_float8(rows, error(), statistics.low, statistics.high)
 
-    def nearest(self, weight: Floats) -> Floats:
-        return round_weight(weight).dequantized()
+    def nearest(self, weight: Array) -> Array:
+        return self.algebra.nearest_float8(weight)
 
     def round(self, linear: Linear, read: Read) -> Float8Weight:
         return round_weight(linear.weight)
@@ -222,8 +224,8 @@ class WeightsAlone(NumberFormat):
     ) -> Scale:
         raise AssertionError("activations stay float")
 
-    def nearest(self, weight: Floats) -> Floats:
-        return quantize_weight(weight, self.target.weight_bits).dequantized()
+    def nearest(self, weight: Array) -> Array:
+        return self.algebra.nearest(weight, self.target.weight_bits)
 
     def round(self, linear: Linear, read: Read) -> Weight:
         raise AssertionError("weights are rounded to the nearest, by the pass")
@@ -241,8 +243,8 @@ class BlockWeights(WeightsAlone):
     def by_error(self) -> bool:
         return True
 
-    def nearest(self, weight: Floats) -> Floats:
-        return nearest_blocks(weight, self.target.weight_bits, self._size).dequantized()
+    def nearest(self, weight: Array) -> Array:
+        return self.algebra.nearest_blocks(weight, self.target.weight_bits, self._size)
 
     def nearest_weights(self, linears: Iterable[Linear]) -> Rounded:
         return Rounded(
@@ -253,13 +255,15 @@ class BlockWeights(WeightsAlone):
         )
 
     def round(self, linear: Linear, read: Read) -> BlockWeight:
-        weight, gram, bits, size = linear.weight, read.gram, self._bits(linear), self._size
+        algebra, bits, size = self.algebra, self._bits(linear), self._size
+        weight, gram = algebra.put(linear.weight), read.gram
         first, last = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        steps = choose_steps(weight, np.diag(gram) / read.rows, last, size, first=first)
-        integers = round_by_error(
+        moments = algebra.diagonal(gram) / read.rows
+        steps = algebra.choose_steps(weight, moments, last, size, first=first)
+        integers = algebra.round_by_error(
             weight, gram, steps, last, size, first=first, damping=_BLOCK_DAMPING
         )
-        steps = refit_steps(weight, gram, integers, steps, size, _BLOCK_DAMPING)
+        steps = algebra.refit_steps(weight, gram, integers, steps, size, _BLOCK_DAMPING)
         return BlockWeight(integers, steps, size, bits)
 
     def steps(
@@ -281,21 +285,11 @@ def block_bits(linear: Linear, bits: int) -> int:
     return _WIDE_BITS if linear.role in _WIDE else bits
 
 
-def number_format(target: Target) -> NumberFormat:
+def number_format(target: Target, algebra: Algebra = NUMPY) -> NumberFormat:
     """The number format that a target's linears are quantized to."""
     if target.float8:
-        return Float8Linears(target)
+        return Float8Linears(target, algebra)
     if target.block_size is not None:
-        return BlockWeights(target)
-    return Int8(target) if target.activation_bits is not None else WeightsAlone(target)
-
-
-def nearest_blocks(weight: Floats, bits: int, block_size: int) -> BlockWeight:
-    """The integers nearest to a weight [K, N], with steps [blocks, N] that clip nothing."""
-    last = 2 ** (bits - 1) - 1
-    starts = range(0, len(weight), block_size)
-    peaks = np.maximum.reduceat(np.abs(weight), starts, axis=0) / np.float32(last)
-    steps = np.where(peaks > _TINY, peaks, np.float32(1)).astype(np.float32)
-    repeated = np.repeat(steps, block_size, axis=0)[: len(weight)]
-    integers = np.clip(np.rint(weight / repeated), -last, last).astype(np.int8)
-    return BlockWeight(integers, steps, block_size, bits)
+        return BlockWeights(target, algebra)
+    kind = Int8 if target.activation_bits is not None else WeightsAlone
+    return kind(target, algebra)

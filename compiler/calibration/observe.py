@@ -22,6 +22,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.rotate_stream import stream_ends
+from regcache.runtime.device import CPU, Device
 from regcache.runtime.session import OrtSession
 
 
@@ -121,6 +122,7 @@ def observe(
     model_path: Path,
     *,
     threads: int | None = None,
+    device: Device = CPU,
 ) -> int:
     """Run the graph over `batches` [B, 3, H, W] and feed each named tensor to its observer.
 
@@ -130,7 +132,7 @@ def observe(
     """
     save_graph(run(Observe(tuple(observers)), graph).graph, model_path)
     images = 0
-    with OrtSession(model_path, threads=threads) as session:
+    with OrtSession(model_path, threads=threads, device=device) as session:
         for batch in batches:
             full = session.filled(batch)
             for name, activation in zip(session.output_names, session.run(full), strict=True):

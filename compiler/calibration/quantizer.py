@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from regcache.compiler.calibration.algebra import Algebra, Array
 from regcache.compiler.calibration.number_formats import (
     NumberFormat,
     Rounded,
@@ -11,31 +12,39 @@ from regcache.compiler.calibration.number_formats import (
     number_format,
 )
 from regcache.compiler.calibration.observe import ActivationStatistics
-from regcache.compiler.calibration.ranges import ErrorMeasure, Floats, output_error
+from regcache.compiler.calibration.placing import algebra_on
+from regcache.compiler.calibration.ranges import ErrorMeasure, output_error
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Target
 from regcache.passes.base import Pass
 from regcache.passes.encoder import Site, by_tensor
 from regcache.passes.external_weights import let_go
+from regcache.runtime.device import CPU, Device
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A target's number formats, and the calibrator that chooses ranges."""
+    """A target's number formats, the calibrator that chooses ranges, and the device that tries."""
 
     target: Target
     calibrator: Calibrator = Calibrator.OUTPUT_ERROR
+    device: Device = CPU
 
     @classmethod
     def of(cls, context: Context) -> Self:
         """The base quantizer that a compilation asks for."""
-        return cls(context.target, context.options.calibrator)
+        return cls(context.target, context.calibrator, context.device)
 
     @property
     def format(self) -> NumberFormat:
         """The number format of the linears."""
-        return number_format(self.target)
+        return number_format(self.target, self.algebra)
+
+    @property
+    def algebra(self) -> Algebra:
+        """What computes with dense arrays."""
+        return algebra_on(self.device)
 
     @property
     def quantizes_activations(self) -> bool:
@@ -56,9 +65,10 @@ class Quantizer:
                 let_go(weight)
         return scales
 
-    def scale(self, weights: Sequence[Floats], statistics: ActivationStatistics) -> Scale:
+    def scale(self, weights: Sequence[Array], statistics: ActivationStatistics) -> Scale:
         """The scale of an activation that the matrices `weights` [K, N] read, by its statistics."""
-        return self.scale_by(lambda: output_error(weights), statistics)
+        put = self.algebra.put
+        return self.scale_by(lambda: output_error([put(weight) for weight in weights]), statistics)
 
     def scale_by(
         self, error: Callable[[], ErrorMeasure], statistics: ActivationStatistics

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.algebra import Array
+from regcache.compiler.calibration.placing import algebra_of
 from regcache.passes.affine import Affine, IntegerType
 from regcache.passes.float8 import Float8
 
@@ -18,12 +20,12 @@ _FINE_BITS = 8
 _WIDER, _SINGLE = 1.1, (0.9, 0.8, 0.7, 0.6, 0.5)
 
 
-ErrorMeasure = Callable[[Floats], float]
+ErrorMeasure = Callable[[Array], float]
 """||D W||^2, where D [S, K] is what rounding adds to the rows of an activation."""
 
 
 def choose_scale(
-    rows: Floats,
+    rows: Array,
     error: ErrorMeasure,
     low: float,
     high: float,
@@ -49,7 +51,7 @@ def choose_scale(
     )
 
 
-def choose_float8(rows: Floats, error: ErrorMeasure, low: float, high: float) -> Float8:
+def choose_float8(rows: Array, error: ErrorMeasure, low: float, high: float) -> Float8:
     """The E4M3 scale that changes the layers' outputs least; arguments as for choose_scale."""
     make = Float8.from_range
     return make(*_least_disturbing(make, rows, error, low, high, symmetric=True, fine=True))
@@ -57,7 +59,7 @@ def choose_float8(rows: Floats, error: ErrorMeasure, low: float, high: float) ->
 
 def _least_disturbing(
     make: Callable[[float, float], Affine | Float8],
-    rows: Floats,
+    rows: Array,
     error: ErrorMeasure,
     low: float,
     high: float,
@@ -66,8 +68,9 @@ def _least_disturbing(
     fine: bool,
 ) -> Bounds:
     """The range whose scale, made by `make`, changes the layers' outputs least."""
+    round_trip = algebra_of(rows).round_trip
     return search_range(
-        lambda bounds: error(make(*bounds).round_trip(rows) - rows),
+        lambda bounds: error(round_trip(make(*bounds), rows) - rows),
         low,
         high,
         symmetric=symmetric,
@@ -113,10 +116,11 @@ def search_range(
     return best
 
 
-def output_error(weights: Sequence[Floats]) -> ErrorMeasure:
+def output_error(weights: Sequence[Array]) -> ErrorMeasure:
     """||D W||^2 by the matrices [K, N] that read an activation; through W W^T where smaller."""
-    weight = np.concatenate(weights, axis=1) if len(weights) > 1 else weights[0]
+    algebra = algebra_of(weights[0])
+    weight = algebra.join(weights, axis=1) if len(weights) > 1 else weights[0]
     if weight.shape[1] <= weight.shape[0]:
-        return lambda added: float(np.square(added @ weight).sum())
+        return lambda added: algebra.square_sum(added @ weight)
     gram = weight @ weight.T
-    return lambda added: float(np.vdot(added @ gram, added))
+    return lambda added: algebra.dot(added @ gram, added)

@@ -3,7 +3,7 @@
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from regcache.compiler.cli.build import build_command
 from regcache.compiler.cli.bundle import bundle_command
 from regcache.compiler.cli.options import (
     BatchOption,
+    DeviceOption,
     ImagesOption,
     Int8ShareOption,
     JsonOption,
@@ -39,12 +40,16 @@ from regcache.compiler.job.options import (
     AttentionChoice,
     Calibrator,
     CompileOptions,
+    Effort,
     RegisterChoice,
     Rounding,
 )
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision, Simulation, TargetName
 from regcache.compiler.pipeline import compile_encoder
-from regcache.compiler.reporter import Reporter
+from regcache.compiler.plan.forecast import forecast
+from regcache.compiler.plan.table import describe_forecast, forecast_table
+from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import staged_file, write_text
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import RegcacheError, one_line
@@ -80,8 +85,8 @@ def _common(
 def export(source: SourceArgument, out: OutOption, resolution: ResolutionOption = None) -> None:
     """Write a source as ONNX, its preprocessing recipe beside it."""
     reporter = Reporter()
-    reporter.step(f"exporting {source}")
-    with staged_file(out) as staged:
+    with reporter.command(Step(Stage.EXPORT)), staged_file(out) as staged:
+        reporter.begin(Stage.EXPORT, source)
         recipe = export_source(source, staged, resolution, reporter)
         if recipe is not None:
             sidecar(staged).write_text(recipe.to_json(), encoding="utf-8")
@@ -97,6 +102,7 @@ def inspect(
     preprocess: PreprocessOption = None,
     batch_size: BatchOption = 4,
     threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     json: JsonOption = None,
 ) -> None:
     """Print the blocks found and, with --images, where the outliers stand."""
@@ -108,7 +114,7 @@ def inspect(
         preprocess=None if preprocess is None else str(preprocess),
     )
     inspection = inspect_encoder(
-        options, images, Reporter(), batch_size=batch_size, threads=threads
+        options, images, Reporter(), batch_size=batch_size, threads=threads, device=device
     )
     if json is not None:
         write_text(json, inspection.model_dump_json(indent=2) + "\n")
@@ -128,6 +134,7 @@ def compile_command(
     no_float: Annotated[bool, typer.Option("--no-float", help="Keep no float.onnx.")] = False,
     batch_size: BatchOption = 4,
     threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn at random.")] = 0,
     calibrator: Annotated[
         Calibrator, typer.Option(help="How the range of an activation is chosen.")
@@ -142,12 +149,13 @@ def compile_command(
         bool, typer.Option("--equalize/--no-equalize", help="Whether channels are equalized.")
     ] = True,
     rotate: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--rotate/--no-rotate",
-            help="Whether activations are rotated where --int8-share leaves room for it.",
+            help="Whether activations are rotated where --int8-share leaves room for it; by "
+            "default they are, but for --effort fast.",
         ),
-    ] = True,
+    ] = None,
     rounding: Annotated[
         Rounding, typer.Option(help="How weights become integers.")
     ] = Rounding.GPTQ,
@@ -163,10 +171,17 @@ def compile_command(
         bool, typer.Option("--accept-slower", help="Ship it though it is slower than float here.")
     ] = False,
     registers: Annotated[
-        RegisterChoice, typer.Option(help="Whether to search for registers.")
-    ] = RegisterChoice.AUTO,
+        RegisterChoice | None,
+        typer.Option(help="Whether to search for registers; auto by default, fast: off."),
+    ] = None,
+    effort: Annotated[
+        Effort, typer.Option(help="How much is tried; other options go before it (docs/cost.md).")
+    ] = Effort.BALANCED,
     search_budget: SearchBudgetOption = None,
     scheduler: SchedulerOption = "threads",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would take, and write nothing.")
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """Compile a source into an int8 artifact, calibrated on --images."""
@@ -179,27 +194,45 @@ def compile_command(
         preprocess=None if preprocess is None else str(preprocess),
         batch_size=batch_size,
         threads=threads,
+        device=device,
         seed=seed,
         keep_float=not no_float,
         calibrator=calibrator,
         precision=precision,
         simulate=simulate,
         equalize=equalize,
-        rotate=rotate,
         rounding=rounding,
         int8_share=int8_share,
         accept_slower=accept_slower,
         half=half,
         attention=attention,
-        registers=registers,
         search_budget=None if search_budget is None else parse_duration(search_budget),
         scheduler=scheduler,
+        effort=effort,
+        **_given(registers=registers, rotate=rotate),
     )
+    if dry_run:
+        _foretell(options, out, json)
+        return
     manifest = compile_encoder(options, out, Reporter())
     if json is not None:
         write_text(json, manifest.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
         _print_artifact(manifest, out)
+
+
+def _foretell(options: CompileOptions, out: Path, json: Path | None) -> None:
+    found = forecast(options, out, Reporter())
+    if json is not None:
+        write_text(json, found.model_dump_json(indent=2) + "\n")
+    if json != Path("-"):
+        print_tables([forecast_table(found)])
+        Console().print(describe_forecast(found), highlight=False, soft_wrap=True, markup=False)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that somebody gave; the effort decides on the others."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 app.command("build")(build_command)

@@ -33,6 +33,10 @@ BatchOption = Annotated[int, typer.Option(min=1, help="Images per run.")]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads of ONNX Runtime; all CPUs by default.")
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option(metavar="cpu|cuda[:N]", help="What runs the graphs, and PyTorch's algebra."),
+]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write the numbers to this file ('-': to stdout).")
 ]

@@ -9,6 +9,7 @@ import typer
 from regcache.compiler.cli.options import (
     ArtifactArgument,
     BatchOption,
+    DeviceOption,
     ImagesOption,
     JsonOption,
     ThreadsOption,
@@ -63,6 +64,7 @@ def parity_command(
     ] = None,
     batch_size: BatchOption = 4,
     threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     json: JsonOption = None,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit report to this file.")] = None,
     summary: Annotated[
@@ -87,6 +89,7 @@ def parity_command(
         class_scores=class_scores,
         batch_size=batch_size,
         threads=threads,
+        device=device,
     )
     if json == Path("-"):
         write_text(json, result.model_dump_json(indent=2) + "\n")

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from regcache.compiler.cli.options import (
     BatchOption,
+    DeviceOption,
     JsonOption,
     OutputOption,
     PreprocessOption,
@@ -19,7 +20,7 @@ from regcache.compiler.cli.options import (
     listed,
     parse_duration,
 )
-from regcache.compiler.curation.study import LEAST_IMAGES
+from regcache.compiler.job.breadth import LEAST_IMAGES
 from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.targets import Simulation, TargetName
 from regcache.compiler.reporter import Reporter
@@ -87,6 +88,7 @@ def reproduce_command(
     preprocess: PreprocessOption = None,
     batch_size: BatchOption = 4,
     threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     seed: _SeedOption = 0,
     search_budget: SearchBudgetOption = None,
     scheduler: SchedulerOption = "threads",
@@ -109,6 +111,7 @@ def reproduce_command(
         preprocess=None if preprocess is None else str(preprocess),
         batch_size=batch_size,
         threads=threads,
+        device=device,
         seed=seed,
         search_budget=None if search_budget is None else parse_duration(search_budget),
         scheduler=scheduler,

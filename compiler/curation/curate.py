@@ -145,7 +145,8 @@ def _curate(workbench: Workbench, tasks: SearchTasks, reporter: Reporter) -> Cur
     damage = _site_damages(damaged)
     sensitive = most_sensitive_block(workbench, damage)
     candidates, universality = find_candidates(workbench, sensitive)
-    search = Search(tasks, candidates, damage, sensitive, workbench.depth)
+    listed = workbench.study.short_list
+    search = Search(tasks, candidates, damage, sensitive, workbench.depth, listed)
     best = search.run()
     before = float(workbench.baseline.mean())
     improvement = None

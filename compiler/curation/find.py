@@ -6,9 +6,11 @@ from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import Curated, UnsearchableError, curate
 from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.curation.setting import Setting, place_registers
-from regcache.compiler.curation.study import LEAST_IMAGES, ReferenceImages, Study
+from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.job.breadth import LEAST_IMAGES, Breadth
 from regcache.compiler.job.context import Context
+from regcache.compiler.job.stages import Stage
 from regcache.passes.errors import InputError
 
 
@@ -20,7 +22,9 @@ def find_registers(context: Context, encoder: FloatEncoder) -> Curated:
     quantizer = Quantizer.of(context)
     if not quantizer.quantizes_activations:
         return no_registers(encoder, "activations stay float")
-    images = ReferenceImages.of(context.images)
+    context.reporter.begin(Stage.SEARCH)
+    breadth = Breadth.of(context.effort)
+    images = ReferenceImages.of(context.images, breadth.images)
     if images.count < LEAST_IMAGES:
         return no_registers(
             encoder, f"a search needs {LEAST_IMAGES} images, there are {images.count}"
@@ -31,6 +35,9 @@ def find_registers(context: Context, encoder: FloatEncoder) -> Curated:
         quantizer,
         batch=context.images.batch_size,
         seed=context.seed,
+        sensitivity_images=breadth.sensitivity,
+        screening_images=breadth.screening,
+        short_list=breadth.short_list,
         outputs=encoder.outputs.counted,
     )
     try:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from regcache.compiler.calibration.graph_session import open_graph, run_all
 from regcache.passes.cut_graph import cut_graph, needed_before
 from regcache.passes.errors import InputError
+from regcache.runtime.device import CPU, Device
 from regcache.runtime.similarity import row_cosines
 
 Floats = NDArray[np.float32]
@@ -51,11 +52,13 @@ class Part:
         return type(self)(graph, self.start, self.outputs, self.others)
 
     @contextmanager
-    def open(self) -> Iterator[Callable[[State, int], list[Floats]]]:
+    def open(self, device: Device = CPU) -> Iterator[Callable[[State, int], list[Floats]]]:
         """Yield a function of a state and a batch size that computes the part's outputs."""
         made = [output.name for output in self.graph.outputs]
         with ExitStack() as stack:
-            session = stack.enter_context(open_graph(self.graph, threads=1)) if made else None
+            session = None
+            if made:
+                session = stack.enter_context(open_graph(self.graph, threads=1, device=device))
 
             def compute(state: State, batch: int) -> list[Floats]:
                 known = {**state.others, self.start: state.stream}
@@ -69,7 +72,12 @@ class Part:
 
 
 def run_named(
-    graph: gs.Graph, names: Sequence[str], sets: Sequence[Floats], batch: int, workers: int
+    graph: gs.Graph,
+    names: Sequence[str],
+    sets: Sequence[Floats],
+    batch: int,
+    workers: int,
+    device: Device = CPU,
 ) -> list[dict[str, Floats]]:
     """Tensors of a graph for each set of images, by name, float32 [N, ...].
 
@@ -79,7 +87,7 @@ def run_named(
     wanted = [name for name in dict.fromkeys(names) if name != source]
     tensors = [{source: images} if source in names else {} for images in sets]
     if wanted:
-        with open_graph(cut_graph(graph, None, wanted), threads=1) as session:
+        with open_graph(cut_graph(graph, None, wanted), threads=1, device=device) as session:
             for known, images in zip(tensors, sets, strict=True):
                 made = run_all(session, images, batch, workers)
                 known.update(zip(wanted, made, strict=True))

@@ -7,6 +7,7 @@ from regcache.compiler.calibration.graph_session import open_graph
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.register_graph import operand_heads, register_graph
+from regcache.runtime.device import CPU, Device
 
 Floats = NDArray[np.float32]
 
@@ -17,9 +18,16 @@ class RegisterCapture:
     Raises InputError where the blocks cannot be cut out of the graph.
     """
 
-    def __init__(self, view: EncoderView, start: int, end: int, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        view: EncoderView,
+        start: int,
+        end: int,
+        threads: int | None = None,
+        device: Device = CPU,
+    ) -> None:
         self.view, self.blocks = view, view.blocks[start:end]
-        self._session = open_graph(register_graph(view, start, end), threads=threads)
+        self._session = open_graph(register_graph(view, start, end), threads=threads, device=device)
 
     def operands(self, tokens: Floats) -> tuple[Floats, Floats]:
         """Keys and values [blocks, heads, R, head_dim] of tokens [R, width].

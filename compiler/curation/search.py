@@ -25,7 +25,6 @@ R = TypeVar("R")
 # A screen promises something where it takes away this share of what quantization does in all.
 _PROMISE = 0.02
 _REPEATS = (2, 4, 8, 16)
-_SHORT_LIST = 3
 _DELETED = (1, 4)
 
 
@@ -87,13 +86,14 @@ class Search:
     damage: Mapping[str, float]
     sensitive: int
     depth: int
+    short_list: int = 3
     screened: int = 0
     tried: dict[Setting, TrialResult] = field(default_factory=dict)
 
     def run(self) -> Setting:
         """The setting of least true error on the `rank` images, of those that were tried."""
         promising = self._short_list()
-        self._try(promising[:_SHORT_LIST] or self._least_bad())
+        self._try(promising[: self.short_list] or self._least_bad())
         self._try(self._deletions())
         best = self._best(lambda setting: setting.count > 0)
         if best is not None:

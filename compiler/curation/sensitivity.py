@@ -30,13 +30,13 @@ def block_damage(held: HeldStudy, block: int) -> BlockDamage:
     made = [workbench.streams[block + 1], *(name for name in behind if name not in before)]
     part = Part.of(workbench.graph, workbench.streams[block], made)
     names = [site.name for site in workbench.sites(block, block + 1)]
-    with workbench.tail(workbench.depth).open() as heads:
+    with workbench.tail(workbench.depth).open(study.device) as heads:
         reference = heads(workbench.fit_state(workbench.depth), batch)
-    with workbench.tail(block + 1).open() as tail:
+    with workbench.tail(block + 1).open(study.device) as tail:
 
         def damage(quantized: list[str]) -> float:
             step = workbench.quantizing({name: workbench.scales[name] for name in quantized})
-            with part.with_graph(run(step, part.graph).graph).open() as compute:
+            with part.with_graph(run(step, part.graph).graph).open(study.device) as compute:
                 hidden, *more = compute(state, batch)
             others = {**state.others, **dict(zip(made[1:], more, strict=True))}
             outputs = tail(State(hidden, others), batch)

@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.passes.detach_weights import pack_graph, unpack_graph
 from regcache.passes.external_weights import let_go
+from regcache.runtime.device import Device
 from regcache.runtime.images import ImageFolder
 
 Floats = NDArray[np.float32]
-# The fewest images to search with, so that eight are left to decide, and the most looked at.
-LEAST_IMAGES = 16
-_MOST_IMAGES = 48
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,9 @@ class ReferenceImages:
         return cls(images[0::4], images[1::4], half)
 
     @classmethod
-    def of(cls, folder: ImageFolder) -> "ReferenceImages":
-        """At most 48 images from all over a folder. Raises InputError where none can be read."""
-        some = folder.some(_MOST_IMAGES)
+    def of(cls, folder: ImageFolder, most: int) -> "ReferenceImages":
+        """At most so many images from all over a folder. Raises InputError where none is read."""
+        some = folder.some(most)
         return cls.deal(np.concatenate([batch.images for batch in some]))
 
     @property
@@ -56,7 +54,8 @@ class ReferenceImages:
 class Study:
     """Everything that a task of the search needs; it travels to workers by pickle.
 
-    `sensitivity_images`, `screening_images`: how many images those steps look at. `outputs`: names
+    `sensitivity_images`, `screening_images`: how many images those steps look at; `short_list`: how
+    many settings are tried that a screen promises something of. `outputs`: names
     of those that errors are measured at; where there are none, as choose_outputs counts them.
     `key` tells studies apart: equal keys mean equal results.
     """
@@ -68,8 +67,14 @@ class Study:
     seed: int = 0
     sensitivity_images: int = 4
     screening_images: int = 4
+    short_list: int = 3
     outputs: tuple[str, ...] = ()
     key: str = ""
+
+    @property
+    def device(self) -> Device:
+        """What runs the graphs, and computes with dense arrays."""
+        return self.quantizer.device
 
     @classmethod
     def of(
@@ -91,8 +96,8 @@ class Study:
 
     def __reduce__(self) -> tuple[Any, ...]:
         rest = (self.images, self.quantizer, self.batch, self.seed)
-        more = (self.sensitivity_images, self.screening_images, self.outputs, self.key)
-        return _unpack, (pack_graph(self.graph), *rest, *more)
+        more = (self.sensitivity_images, self.screening_images, self.short_list)
+        return _unpack, (pack_graph(self.graph), *rest, *more, self.outputs, self.key)
 
 
 def _unpack(packed: tuple[bytes, dict[str, NDArray[Any]]], *rest: Any) -> Study:

@@ -58,7 +58,7 @@ def try_setting(held: HeldStudy, trial: Trial) -> TrialResult:
         tail = tail.with_graph(run(step, tail.graph).graph)
     except InputError as error:
         return TrialResult(refused=str(error))
-    with tail.open() as compute:
+    with tail.open(study.device) as compute:
         outputs = compute(workbench.quantized_state(first), study.batch)
     return_memory()
     return _result(workbench, "rank", outputs)
@@ -75,7 +75,8 @@ def decide_setting(held: HeldStudy, trial: Trial) -> TrialResult:
         else workbench.scales | _new_scales(workbench, graph, first)
     )
     quantized = run(workbench.quantizing(scales), graph).graph
-    session = open_graph(cut_graph(quantized, None, workbench.outputs), threads=1)
+    wanted = cut_graph(quantized, None, workbench.outputs)
+    session = open_graph(wanted, threads=1, device=study.device)
     return _result(workbench, "decide", run_all(session, study.images.decide, study.batch))
 
 
@@ -93,7 +94,8 @@ def _new_scales(workbench: Workbench, graph: gs.Graph, first: int) -> dict[str, 
     study = workbench.study
     sites = workbench.sites(first, workbench.depth)
     names = [site.tensor.name for site in sites]
-    session = open_graph(cut_graph(graph, workbench.streams[first], names), threads=1)
+    rest = cut_graph(graph, workbench.streams[first], names)
+    session = open_graph(rest, threads=1, device=study.device)
     statistics = site_statistics(workbench.view, len(study.images.fit), study.seed)
     collect(session, workbench.fit[first], sites, statistics)
     return study.quantizer.scales(sites, statistics)

@@ -102,7 +102,7 @@ class Workbench:
 
     def capture(self, start: int, end: int) -> RegisterCapture:
         """What computes keys and values of registers in blocks [start, end)."""
-        make = lambda: RegisterCapture(self.view, start, end, threads=1)  # noqa: E731
+        make = lambda: RegisterCapture(self.view, start, end, 1, self.study.device)  # noqa: E731
         return self.kept(("capture", start, end), make)
 
     def _run_float(self) -> tuple[list[Floats], dict[str, SiteStatistics]]:
@@ -110,7 +110,8 @@ class Workbench:
         statistics = site_statistics(self.view, len(images), self.study.seed)
         sites, count = self.view.sites, len(self.streams)
         names = [*self.streams, *(site.tensor.name for site in sites)]
-        session = open_graph(cut_graph(self.graph, None, names), threads=1)
+        wanted = cut_graph(self.graph, None, names)
+        session = open_graph(wanted, threads=1, device=self.study.device)
         hidden: list[list[Floats]] = []
         for outputs in stream_tokens(session, images, available_cpus()):
             for norms, tokens in zip(self.stream_norms, outputs[:count], strict=True):
@@ -139,7 +140,8 @@ class Workbench:
         return {"rank": rank, "decide": decide}
 
     def _run(self, graph: gs.Graph, names: Sequence[str], *sets: Floats) -> list[dict[str, Floats]]:
-        return run_named(graph, names, sets, self.study.batch, available_cpus())
+        study = self.study
+        return run_named(graph, names, sets, study.batch, available_cpus(), study.device)
 
 
 def _check_layout(graph: gs.Graph, blocks: Iterable[Block]) -> None:

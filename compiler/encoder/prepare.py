@@ -9,6 +9,7 @@ from regcache.compiler.encoder.export_process import export_apart
 from regcache.compiler.encoder.float_encoder import FloatEncoder, RecipeFrom
 from regcache.compiler.encoder.outside_blocks import outside_blocks
 from regcache.compiler.encoder.pass_record import pass_records
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import OnnxFileSource
 from regcache.export.recipe import at_resolution, for_input
@@ -66,7 +67,7 @@ def prepare(
     Raises InputError, naming the source, where it cannot be read, exported or understood.
     """
     path = folder / FLOAT
-    reporter.step(f"exporting {options.source}")
+    reporter.begin(Stage.EXPORT, options.source)
     given = _given(options)
     own = export_source(
         options.source,

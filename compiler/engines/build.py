@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.artifact import MODEL, Artifact
 from regcache.compiler.artifact.engine_record import EngineRecord, inputs_key
 from regcache.compiler.artifact.manifest import Manifest
+from regcache.compiler.encoder.prepare import FLOAT
 from regcache.compiler.engines.signed_model import REWRITE, engine_source, has_zero_points
 from regcache.compiler.engines.toolchain import BuildOptions, Toolchain, open_toolchain
 from regcache.compiler.engines.update import NewEngine, add_engines, model_hashes
 from regcache.compiler.job.record import Record
-from regcache.compiler.reporter import Reporter
+from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import recover
 from regcache.passes.quantized_products import quantized_products
 from regcache.runtime.engine_layers import narrow_products
@@ -46,25 +47,27 @@ def build_engines(folder: Path, options: BuildOptions, reporter: Reporter) -> Bu
     """
     folder = folder.resolve()
     recover(folder)
-    artifact = Artifact.open(folder)
-    manifest = artifact.manifest
-    models = [artifact.model, artifact.float_model] if options.with_float else [artifact.model]
-    toolchain = open_toolchain(options, manifest.options.precision, reporter)
-    seconds: dict[str, float] = {}
-    new: list[NewEngine] = []
-    files: list[str] = []
-    for model in models:
-        key = _key(model, toolchain, artifact)
-        current = _current(manifest, key)
-        if current is not None and not options.force:
-            files.append(current.file)
-            continue
-        engine, taken = _build(model, key, toolchain, artifact, reporter)
-        new.append(engine)
-        files.append(engine.record.file)
-        seconds[engine.record.file] = taken
-    if new:
-        manifest = add_engines(folder, manifest, new)
+    names = [MODEL, FLOAT] if options.with_float else [MODEL]
+    with reporter.command(*(Step(_building(name), images=1) for name in names)):
+        artifact = Artifact.open(folder)
+        manifest = artifact.manifest
+        models = [artifact.model, artifact.float_model] if options.with_float else [artifact.model]
+        toolchain = open_toolchain(options, manifest.options.precision, reporter)
+        seconds: dict[str, float] = {}
+        new: list[NewEngine] = []
+        files: list[str] = []
+        for model in models:
+            key = _key(model, toolchain, artifact)
+            current = _current(manifest, key)
+            if current is not None and not options.force:
+                files.append(current.file)
+                continue
+            engine, taken = _build(model, key, toolchain, artifact, reporter)
+            new.append(engine)
+            files.append(engine.record.file)
+            seconds[engine.record.file] = taken
+        if new:
+            manifest = add_engines(folder, manifest, new)
     records = {record.file: record for record in manifest.engines}
     reports = [
         EngineReport(
@@ -76,6 +79,10 @@ def build_engines(folder: Path, options: BuildOptions, reporter: Reporter) -> Bu
         for file in files
     ]
     return BuildReport(artifact=str(folder), engines=reports)
+
+
+def _building(model: str) -> str:
+    return f"building {model}"
 
 
 def _current(manifest: Manifest, key: str) -> EngineRecord | None:
@@ -91,7 +98,7 @@ def _key(model: Path, toolchain: Toolchain, artifact: Artifact) -> str:
 def _build(
     model: Path, key: str, toolchain: Toolchain, artifact: Artifact, reporter: Reporter
 ) -> tuple[NewEngine, float]:
-    reporter.step(f"building {model.name} with {toolchain.description}")
+    reporter.begin(_building(model.name), f"with {toolchain.description}")
     with engine_source(model, artifact, reporter) as source:
         built = toolchain.build(source)
         quantized = quantized_products(source)

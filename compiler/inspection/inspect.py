@@ -15,10 +15,14 @@ from regcache.compiler.calibration.statistics import (
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.prepare import SourceOptions, prepare
 from regcache.compiler.job.record import Record
-from regcache.compiler.reporter import Reporter
+from regcache.compiler.job.stages import Stage
+from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import unnamed
 from regcache.passes.encoder import Block, EncoderView, Site, by_tensor
+from regcache.runtime.device import Device, find_device
 from regcache.runtime.images import ImageFolder, Skipped, list_images
+
+_INSPECT = "inspecting"
 
 
 class NormSummary(Record):
@@ -154,13 +158,19 @@ def inspect_encoder(
     *,
     batch_size: int = 4,
     threads: int | None = None,
+    device: str = "cpu",
 ) -> Inspection:
     """Find the blocks of a source and, with images, run it once and measure its activations.
 
     Memory is flat in the number of images. Raises InputError on bad input.
     """
+    chosen = find_device(device)
     paths = [] if images is None else list_images(images, reporter.warn)
-    with tempfile.TemporaryDirectory(prefix="regcache-") as scratch, unnamed(Path(scratch)):
+    with (
+        reporter.command(Step(Stage.EXPORT, seconds=5), Step(_INSPECT, images=len(paths))),
+        tempfile.TemporaryDirectory(prefix="regcache-") as scratch,
+        unnamed(Path(scratch)),
+    ):
         encoder = prepare(options, Path(scratch), reporter, verify=False)
         view = encoder.view
         if not paths:
@@ -168,7 +178,7 @@ def inspect_encoder(
         streams = {block.output.name: TokenNorms() for block in view.blocks}
         sites = {site.name: _SiteObserver() for site in view.sites}
         names = _observe(
-            encoder, paths, streams, sites, Path(scratch), reporter, batch_size, threads
+            encoder, paths, streams, sites, Path(scratch), reporter, batch_size, threads, chosen
         )
         place = _Place(view, names)
         blocks = [_describe(block, place, streams, sites) for block in view.blocks]
@@ -184,14 +194,17 @@ def _observe(
     reporter: Reporter,
     batch_size: int,
     threads: int | None,
+    device: Device,
 ) -> list[str]:
     """Run the images through the observers; returns the names of those that could be read."""
     skipped: list[Skipped] = []
     folder = ImageFolder(paths, encoder.recipe, encoder.batch(batch_size), reporter.skipped)
-    batches = reporter.images(folder.telling(skipped.append), len(paths), "inspecting")
+    reporter.begin(_INSPECT, f"{len(paths)} images")
+    batches = reporter.images(folder.telling(skipped.append), len(paths), _INSPECT)
     model = scratch / "observed.onnx"
     observers: dict[str, Observer] = {**streams, **by_tensor(encoder.view.sites, sites)}
-    observe(encoder.graph, observers, (b.images for b in batches), model, threads=threads)
+    pixels = (batch.images for batch in batches)
+    observe(encoder.graph, observers, pixels, model, threads=threads, device=device)
     return [path.name for path in folder.without(skipped).paths]
 
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from regcache.compiler.job.options import CompileOptions
+from regcache.compiler.job.options import Calibrator, CompileOptions, Effort
 from regcache.compiler.job.targets import Target, resolve_target, simulate
 from regcache.compiler.reporter import Reporter
+from regcache.runtime.device import CPU, Device
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.session import u8s8_saturates
 
@@ -31,7 +32,7 @@ class Context:
     `target`: the number formats that follow from the options and this CPU. `images`: the
     calibration images; once the first calibration has read them, without those that cannot be read.
     `scratch`: a folder for temporary files. `journal`: the file where a search notes results until
-    it is done.
+    it is done. `device`: what runs graphs and computes with dense arrays.
     """
 
     options: CompileOptions
@@ -40,6 +41,7 @@ class Context:
     scratch: Path
     journal: Path
     reporter: Reporter
+    device: Device = CPU
 
     @property
     def source(self) -> str:
@@ -55,6 +57,16 @@ class Context:
     def seed(self) -> int:
         """Seed of all that is drawn at random."""
         return self.options.seed
+
+    @property
+    def calibrator(self) -> Calibrator:
+        """How the range of an activation is chosen."""
+        return self.options.calibrator
+
+    @property
+    def effort(self) -> Effort:
+        """How much is tried."""
+        return self.options.effort
 
     @property
     def search(self) -> SearchOptions:

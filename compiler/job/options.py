@@ -1,10 +1,11 @@
 """What a user can choose of a compilation."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from regcache.compiler.job.record import Record
@@ -18,6 +19,7 @@ from regcache.compiler.job.targets import (
 )
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
+from regcache.runtime.device import Device
 
 
 class Calibrator(StrEnum):
@@ -58,6 +60,27 @@ class AttentionChoice(StrEnum):
     INT8 = "int8"
 
 
+class Effort(StrEnum):
+    """How much is tried.
+
+    `fast`: no registers, nothing rotated, and all linears in int8: images are run to calibrate and
+    to round. `thorough`: as `balanced`, and the search and the placement look at more.
+    """
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    THOROUGH = "thorough"
+
+
+# What an effort comes to where the option itself is not given.
+_IMPLIED: Mapping[Effort, Mapping[str, Any]] = {
+    Effort.FAST: {"registers": RegisterChoice.OFF, "rotate": False},
+    Effort.BALANCED: {},
+    Effort.THOROUGH: {},
+}
+_BY_EFFORT = frozenset(name for implied in _IMPLIED.values() for name in implied)
+
+
 class CompileOptions(Record):
     """Everything that decides what `regcache compile` makes of a source."""
 
@@ -79,10 +102,14 @@ class CompileOptions(Record):
     """Images in a run of calibration."""
     threads: int | None = None
     """Threads of ONNX Runtime; None for all CPUs."""
+    device: str = "cpu"
+    """What compiles: `cpu`, or `cuda:N`, the GPU of that number. `cuda` is the first."""
     seed: int = 0
     """Seed of all that is drawn at random."""
     keep_float: bool = True
     """Whether the artifact holds float.onnx."""
+    effort: Effort = Effort.BALANCED
+    """How much is tried; what is given of `registers`, `rotate` and `int8_share` goes before it."""
     calibrator: Calibrator = Calibrator.OUTPUT_ERROR
     """How the range of an activation is chosen."""
     precision: Precision = Precision.INT8
@@ -90,7 +117,7 @@ class CompileOptions(Record):
     simulate: Simulation | None = None
     """Other bit-widths, as fake quantization; None for none."""
     registers: RegisterChoice = RegisterChoice.AUTO
-    """Whether to search for registers."""
+    """Whether to search for registers; `fast` does not unless told."""
     search_budget: float | None = None
     """Seconds that the search may take; None for no limit."""
     scheduler: str = "threads"
@@ -98,12 +125,14 @@ class CompileOptions(Record):
     equalize: bool = True
     """Whether channels are shifted and equalized."""
     rotate: bool = True
-    """Whether activations are rotated where `int8_share` leaves room for it."""
+    """Whether activations are rotated where `int8_share` leaves room for it; `fast` does not unless
+    told.
+    """
     rounding: Rounding = Rounding.GPTQ
     """How weights become integers."""
     int8_share: float | None = None
     """Least share of the multiply-accumulates of linears and rotations that is quantized, 0 to 1;
-    None for the target's default.
+    None for the target's default; all with `fast`.
     """
     accept_slower: bool = False
     """Whether a model that is slower than float here is kept all the same."""
@@ -111,6 +140,27 @@ class CompileOptions(Record):
     """Whether the rest computes in FP16; None for the target's default."""
     attention: AttentionChoice = AttentionChoice.FLOAT
     """Number format of attention's own two products."""
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, text: str) -> str:
+        """The device's full name. Raises InputError for what is none."""
+        return str(Device.parse(text))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_effort(cls, given: Any) -> Any:
+        """Fill in what the effort implies; None stands for not given."""
+        if not isinstance(given, Mapping):
+            return given
+        try:
+            implied = _IMPLIED[Effort(given.get("effort", Effort.BALANCED))]
+        except ValueError:
+            return given  # the field's own check says what is wrong
+        said = {
+            name: one for name, one in given.items() if name not in _BY_EFFORT or one is not None
+        }
+        return {**implied, **said}
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
@@ -126,6 +176,14 @@ class CompileOptions(Record):
             raise InputError(f"the {self.calibrator.value} calibrator is for integers, not for fp8")
         if self.simulate is not None and self.precision is not Precision.INT8:
             raise InputError("--simulate and --precision do not go together")
+        if self.search_budget is not None and self.registers is RegisterChoice.OFF:
+            why = "--effort fast" if self.effort is Effort.FAST else "--registers off"
+            raise InputError(f"--search-budget says nothing with {why}: there is no search")
+        if self.effort is Effort.THOROUGH and not self._looks:
+            raise InputError(
+                "--effort thorough looks more closely for registers and for what stays float: with "
+                "these options there is neither"
+            )
         return self
 
     @property
@@ -135,10 +193,17 @@ class CompileOptions(Record):
 
     @property
     def share(self) -> float:
-        """`int8_share`, or its default: the target's, but 1 where bit-widths are simulated."""
+        """`int8_share`, or its default: the target's, but 1 with `fast` and where simulated."""
         if self.int8_share is not None:
             return self.int8_share
-        return 1.0 if self.simulate is not None else self.profile.int8_share
+        whole = self.simulate is not None or self.effort is Effort.FAST
+        return 1.0 if whole else self.profile.int8_share
+
+    @property
+    def _looks(self) -> bool:
+        """Whether something is searched for or measured that an effort can look at closely."""
+        plain = self.precision is Precision.W4A16 or self.simulate is Simulation.W4A16
+        return not plain and (self.registers is RegisterChoice.AUTO or self.share < 1)
 
     @property
     def rotates(self) -> bool:

@@ -21,11 +21,14 @@ from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import load_model, save_model
 from regcache.passes.rotate_stream import matrix_in
+from regcache.runtime.device import CPU, Device
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.session import OrtSession
 from regcache.runtime.tensor_parity import TensorMeter, TensorParity
 
 Floats = NDArray[np.floating]
+
+BLOCKS = "comparing blocks"
 
 
 def compare_blocks(
@@ -35,6 +38,7 @@ def compare_blocks(
     *,
     float_model: bool = False,
     threads: int | None = None,
+    device: Device = CPU,
 ) -> list[TensorParity]:
     """Compare the output of every block of the artifact with the float ONNX's, in order.
 
@@ -44,6 +48,7 @@ def compare_blocks(
     token in front of them, their mean is compared). Raises InputError where there is no float.onnx,
     or a block's output is not in the model.
     """
+    reporter.begin(BLOCKS)
     model = artifact.float_model if float_model else artifact.model
     integers = artifact.runs_integers or float_model
     graph = canonicalize(load_model(artifact.float_model))
@@ -52,15 +57,21 @@ def compare_blocks(
     prefix = view.prefix_tokens or 0
     meters = [TensorMeter(f"blocks.{block.index}") for block in view.blocks]
     with ExitStack() as sessions:
-        reference = open_graph(run(Observe(tuple(names)), graph).graph, threads=threads)
+        observed = run(Observe(tuple(names)), graph).graph
+        reference = open_graph(observed, threads=threads, device=device)
         sessions.enter_context(reference)
-        del graph, view  # the session has copies of the weights
+        del graph, observed, view  # the session has copies of the weights
         scratch = Path(sessions.enter_context(tempfile.TemporaryDirectory(prefix="regcache-")))
         turn = _observe(model, names, scratch / model.name)
         candidate = sessions.enter_context(
-            OrtSession(scratch / model.name, threads=threads, integers=integers)
+            OrtSession(
+                scratch / model.name,
+                threads=threads,
+                integers=integers,
+                device=CPU if artifact.runs_integers and not float_model else device,
+            )
         )
-        for batch in reporter.images(folder, len(folder.paths), "comparing blocks"):
+        for batch in reporter.images(folder, len(folder.paths), BLOCKS):
             wanted, made = (
                 _hidden_states(session, names, batch.images) for session in (reference, candidate)
             )

@@ -13,6 +13,8 @@ from regcache.passes.preprocess import Preprocess
 from regcache.runtime.images import ImageFolder, labelled_images
 from regcache.runtime.parity import OUTPUT_NAMES, ParityMeter, knn_top1, why_no_cosine
 
+GALLERY, QUERY = "gallery", "query"
+
 Encoder = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]
 """images as the recipe makes them -> outputs, the pooled embedding [B, D] first."""
 
@@ -76,7 +78,8 @@ def compare_knn(
     if missing:
         raise InputError(f"{query}: class {min(missing)!r} is not in the gallery {gallery}")
     embedded = []
-    for items, name in zip(sets, ("gallery", "query"), strict=False):
+    for items, name in zip(sets, (GALLERY, QUERY), strict=False):
+        reporter.begin(name)
         labels = dict(items)
         folder = ImageFolder([path for path, _ in items], recipe, batch_size, reporter.skipped)
         rows: tuple[list[NDArray[Any]], list[NDArray[Any]]] = ([], [])

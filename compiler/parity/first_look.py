@@ -6,7 +6,9 @@ from pathlib import Path
 from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.parity.comparison import compare
+from regcache.runtime.device import CPU
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.session import OrtSession
 
@@ -18,15 +20,18 @@ def first_look(context: Context, encoder: FloatEncoder, model: Path) -> ParityRe
     """Parity of `model` with the float ONNX of `encoder`.
 
     Both are run one after the other: dequantized, a large model takes as much memory as the float
-    one.
+    one. Integer kernels are the CPU's; all else runs on the context's device.
     """
+    integers = context.target.profile.integers
     session = partial(OrtSession, threads=context.threads, outputs=encoder.outputs.first)
     images = context.images.some(_PARITY_IMAGES)
-    with session(model, integers=context.target.profile.integers) as candidate:
+    context.reporter.begin(Stage.PARITY)
+    device = CPU if integers else context.device
+    with session(model, integers=integers, device=device) as candidate:
         names = candidate.output_names
         outputs = iter([candidate.run(batch.images) for batch in images])
     return_memory()
-    with session(encoder.path) as reference:
+    with session(encoder.path, device=context.device) as reference:
         meter = compare(
             reference.run,
             lambda _: next(outputs),
@@ -36,6 +41,6 @@ def first_look(context: Context, encoder: FloatEncoder, model: Path) -> ParityRe
             prefix_tokens=encoder.outputs.leading,
             tokens=encoder.outputs.tokens is not None,
             class_scores=encoder.outputs.class_scores,
-            label="first look at parity",
+            label=Stage.PARITY,
         )
     return meter.result(reference="float-onnx")

@@ -8,15 +8,18 @@ from pathlib import Path
 
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.encoder.prepare import FLOAT
-from regcache.compiler.parity.blocks import compare_blocks
-from regcache.compiler.parity.comparison import Encoder, compare, compare_knn
-from regcache.compiler.reporter import Reporter
+from regcache.compiler.parity.blocks import BLOCKS, compare_blocks
+from regcache.compiler.parity.comparison import GALLERY, QUERY, Encoder, compare, compare_knn
+from regcache.compiler.reporter import Reporter, Step
 from regcache.export.extras import uncollected
 from regcache.export.source import is_onnx, open_source, refuse_memory
 from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
+from regcache.runtime.device import CPU, Device, find_device
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.parity import OUTPUT_NAMES, ParityResult, Reference
 from regcache.runtime.thresholds import Thresholds
+
+_LOAD, _COMPARE = "loading both encoders", "comparing"
 
 
 class ReferenceChoice(StrEnum):
@@ -47,61 +50,87 @@ def measure_artifact(
     class_scores: bool | None = None,
     batch_size: int = 4,
     threads: int | None = None,
+    device: str = "cpu",
 ) -> ParityResult:
     """Run an artifact and its original over a folder of images.
 
     `per_layer` also compares the output of every block with the float ONNX's. `labelled` is
     (gallery, query) for nearest-neighbour accuracy. `class_scores`: whether the embedding is a
-    score for each class; None: as the manifest says. Raises InputError when the artifact's files
-    are not those of its manifest, where there is nothing to compare with, and for a threshold of
-    something that is not measured.
+    score for each class; None: as the manifest says. `device`: what runs ONNX Runtime's graphs, but
+    for the CPU's integer kernels. Raises InputError where there is no such device, when the
+    artifact's files are not those of its manifest, where there is nothing to compare with, and for
+    a threshold of something that is not measured.
     """
     thresholds.ask_for(knn=labelled is not None, blocks=per_layer)
-    opened = Artifact.open(artifact)
-    encoder = opened.manifest.encoder
-    scores = encoder.class_scores if class_scores is None else class_scores
-    thresholds.ask_for(knn=labelled is not None, blocks=per_layer, scores=scores)
-    paths = list_images(images, reporter.warn)
-    with ExitStack() as sessions:
-        candidate = sessions.enter_context(
-            opened.session(threads=threads)
-            if against is Against.ARTIFACT
-            else opened.float_session(threads=threads)
-        )
-        names = candidate.output_names
-        kind, reference = _reference(opened, choice, against, sessions, threads, reporter)
-        if kind == "pytorch" and names[0] == OUTPUT_NAMES[1]:
-            reference = _turned(reference)
-        batch_size = candidate.fixed_batch or batch_size
-        folder = ImageFolder(paths, opened.recipe, batch_size, reporter.skipped)
-        meter = compare(
-            reference,
-            candidate.run,
-            folder,
-            reporter,
-            names,
-            prefix_tokens=encoder.leading_tokens,
-            tokens=encoder.gives_tokens,
-            class_scores=scores,
-        )
-        knn = (
-            (None, None)
-            if labelled is None
-            else compare_knn(
-                reference, candidate.run, *labelled, opened.recipe, reporter, batch_size=batch_size
+    place = find_device(device)
+    with reporter.command(*_steps(labelled is not None, per_layer)):
+        reporter.begin(_LOAD)
+        opened = Artifact.open(artifact)
+        encoder = opened.manifest.encoder
+        scores = encoder.class_scores if class_scores is None else class_scores
+        thresholds.ask_for(knn=labelled is not None, blocks=per_layer, scores=scores)
+        paths = list_images(images, reporter.warn)
+        with ExitStack() as sessions:
+            candidate = sessions.enter_context(
+                opened.session(threads=threads, device=CPU if opened.runs_integers else place)
+                if against is Against.ARTIFACT
+                else opened.float_session(threads=threads, device=place)
             )
+            names = candidate.output_names
+            kind, reference = _reference(
+                opened, choice, against, sessions, threads, place, reporter
+            )
+            if kind == "pytorch" and names[0] == OUTPUT_NAMES[1]:
+                reference = _turned(reference)
+            batch_size = candidate.fixed_batch or batch_size
+            folder = ImageFolder(paths, opened.recipe, batch_size, reporter.skipped)
+            reporter.begin(_COMPARE, f"{len(paths)} images")
+            meter = compare(
+                reference,
+                candidate.run,
+                folder,
+                reporter,
+                names,
+                prefix_tokens=encoder.leading_tokens,
+                tokens=encoder.gives_tokens,
+                class_scores=scores,
+            )
+            knn = (
+                (None, None)
+                if labelled is None
+                else compare_knn(
+                    reference,
+                    candidate.run,
+                    *labelled,
+                    opened.recipe,
+                    reporter,
+                    batch_size=batch_size,
+                )
+            )
+        said = replace(folder, on_skip=None)
+        blocks = (
+            compare_blocks(
+                opened,
+                said,
+                reporter,
+                float_model=against is Against.FLOAT,
+                threads=threads,
+                device=place,
+            )
+            if per_layer
+            else None
         )
-    said = replace(folder, on_skip=None)
-    blocks = (
-        compare_blocks(
-            opened, said, reporter, float_model=against is Against.FLOAT, threads=threads
-        )
-        if per_layer
-        else None
-    )
     return meter.result(
         thresholds, kind, knn_top1_float=knn[0], knn_top1_quantized=knn[1], blocks=blocks
     )
+
+
+def _steps(labelled: bool, per_layer: bool) -> list[Step]:
+    """What takes long; images of other folders take as long as the first do, for all we know."""
+    steps = [Step(_LOAD), Step(_COMPARE, images=1)]
+    if labelled:
+        steps += [Step(GALLERY, images=1), Step(QUERY, images=1)]
+    return [*steps, Step(BLOCKS, images=1)] if per_layer else steps
 
 
 def _reference(
@@ -110,6 +139,7 @@ def _reference(
     against: Against,
     sessions: ExitStack,
     threads: int | None,
+    device: Device,
     reporter: Reporter,
 ) -> tuple[Reference, Encoder]:
     """The original to compare with: the PyTorch one where asked for, else the float ONNX.
@@ -133,7 +163,8 @@ def _reference(
                 return "pytorch", original
             if choice is ReferenceChoice.PYTORCH or itself:
                 raise InputError(f"{options.source}: is an ONNX file, there is no PyTorch original")
-    return "float-onnx", sessions.enter_context(artifact.float_session(threads=threads)).run
+    session = sessions.enter_context(artifact.float_session(threads=threads, device=device))
+    return "float-onnx", session.run
 
 
 def _turned(original: Encoder) -> Encoder:

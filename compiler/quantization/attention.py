@@ -11,10 +11,15 @@ from regcache.passes.base import run
 from regcache.passes.encoder import EncoderView
 from regcache.passes.observe import Observe
 from regcache.passes.quantize_attention import attention_operands
+from regcache.runtime.device import CPU, Device
 
 
 def attention_scales(
-    view: EncoderView, batches: Iterable[NDArray[np.float32]], *, threads: int | None = None
+    view: EncoderView,
+    batches: Iterable[NDArray[np.float32]],
+    *,
+    threads: int | None = None,
+    device: Device = CPU,
 ) -> dict[str, Affine]:
     """Signed int8 scales of queries, keys and values, by the names of their tensors.
 
@@ -22,7 +27,8 @@ def attention_scales(
     """
     names = [name for four in attention_operands(view).values() for name in four[:3]]
     peaks = dict.fromkeys(names, 0.0)
-    with open_graph(run(Observe(tuple(names)), view.graph).graph, threads=threads) as session:
+    observed = run(Observe(tuple(names)), view.graph).graph
+    with open_graph(observed, threads=threads, device=device) as session:
         for images in batches:
             for name, values in zip(session.output_names, session.run(images), strict=True):
                 if name in peaks:

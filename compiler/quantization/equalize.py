@@ -14,6 +14,7 @@ from regcache.compiler.calibration.mapped import go_on_with
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.quantization.factors import (
     Equalization,
     Standing,
@@ -21,6 +22,7 @@ from regcache.compiler.quantization.factors import (
     rules_for,
 )
 from regcache.compiler.quantization.shifts import Shift, choose_shift, refine_shift
+from regcache.compiler.reporter import Reporter
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass, run_all
 from regcache.passes.encoder import EncoderView, Site, by_tensor
@@ -59,8 +61,11 @@ class Equalized:
 
 def equalize(context: Context, encoder: FloatEncoder, calibrated: Calibrated) -> Equalized:
     """Shift channels and equalize them where that helps; the encoder computes the same."""
+    context.reporter.begin(Stage.EQUALIZE)
     quantizer = Quantizer.of(context)
-    equalized = equalize_encoder(encoder, calibrated.statistics, quantizer, context.threads)
+    equalized = equalize_encoder(
+        encoder, calibrated.statistics, quantizer, context.threads, context.reporter
+    )
     go_on_with(equalized.encoder.graph, encoder.graph, context.scratch)
     return equalized
 
@@ -86,6 +91,7 @@ def equalize_encoder(
     statistics: Mapping[str, Halved],
     quantizer: Quantizer,
     threads: int | None = None,
+    reporter: Reporter | None = None,
 ) -> Equalized:
     """Shift channels and equalize them where that helps.
 
@@ -102,6 +108,8 @@ def equalize_encoder(
     sites = encoder.view.sites
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or available_cpus()) as pool:
         chosen = pool.map(choose, sites)
+        if reporter is not None:
+            chosen = reporter.progress(chosen, len(sites), Stage.EQUALIZE)
         choices = {site.name: choice for site, choice in zip(sites, chosen, strict=True)}
     return _apply(encoder, statistics, choices)
 
@@ -121,7 +129,7 @@ def _choose(site: Site, statistics: Halved, quantizer: Quantizer, view: EncoderV
     now = Standing.untouched(site, folded, quantizer)
     shift = choose_shift(now, quantizer)
     if shift is not None:
-        now = replace(now, statistics=folded.shifted(shift.values), error=shift.error)
+        now = replace(now, statistics=now.statistics.shifted(shift.values), error=shift.error)
     even = choose_equalization(now, quantizer, free=free)
     if even is not None:
         now = replace(now, factors=even.factors, error=even.error)

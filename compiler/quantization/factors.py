@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.folds import Folded, Halved, Observed, Suggested
 from regcache.compiler.calibration.number_formats import BlockWeights, Scale
+from regcache.compiler.calibration.placing import algebra_of
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.quantization.sampled_weight import SampledWeight
 from regcache.passes.encoder import Site
@@ -48,7 +49,7 @@ class Rule:
         """
         sizes = np.maximum(np.abs(statistics.lows), np.abs(statistics.highs)).astype(np.float64)
         if self.mean:
-            sizes = np.abs(statistics.rows).mean(axis=0, dtype=np.float64)
+            sizes = algebra_of(statistics.rows).magnitudes(statistics.rows)
         tiny = float(np.finfo(np.float32).tiny)
         powers = np.maximum(sizes, max(sizes.max() * _LEAST_RANGE, tiny)) ** self.exponent
         if self.smooth:
@@ -91,7 +92,8 @@ class Standing:
     @classmethod
     def untouched(cls, site: Site, statistics: Folded, quantizer: Quantizer) -> Self:
         """The activation before anything is chosen: no shift, and factors of 1."""
-        weight = SampledWeight.of([linear.weight for linear in site.linears])
+        statistics = statistics.on(quantizer.algebra)
+        weight = SampledWeight.of([linear.weight for linear in site.linears], quantizer.algebra)
         ones = Suggested.everywhere(1, statistics)
         return cls(site, statistics, weight, ones, folds_error(ones, weight, statistics, quantizer))
 
@@ -154,13 +156,15 @@ def rounding_error(
     That part is the mean over the rows. `scale`: None for the best one, which may be chosen by the
     same rows: it is a single number.
     """
-    rows = statistics.rows / factors
+    algebra = quantizer.algebra
+    by = algebra.put(factors)
+    rows = statistics.rows / by
     if quantizer.quantizes_activations:
         scale = scale or equalized_scale(factors, weight, statistics.divided(factors), quantizer)
-        rows = scale.round_trip(rows)
-    scaled = np.asarray(weight.columns * factors[:, None], np.float32)
-    difference = rows @ quantizer.format.nearest(scaled) - statistics.rows @ weight.columns
-    return float(np.square(difference - difference.mean(axis=0), dtype=np.float64).sum())
+        rows = algebra.round_trip(scale, rows)
+    scaled = weight.columns * by[:, None]
+    nearest = quantizer.format.nearest(scaled)
+    return algebra.spread(rows @ nearest - statistics.rows @ weight.columns)
 
 
 def equalized_scale(
@@ -168,4 +172,5 @@ def equalized_scale(
 ) -> Scale:
     """The best scale of an activation divided by `factors` [K], by its statistics `even`."""
     # What is added to X / f comes out of f W as f times that would come out of W.
-    return quantizer.scale_by(lambda: lambda added: weight.error(added * factors), even)
+    by = quantizer.algebra.put(factors)
+    return quantizer.scale_by(lambda: lambda added: weight.error(added * by), even)

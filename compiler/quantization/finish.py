@@ -19,6 +19,7 @@ from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.pass_record import PassRecord, pass_records
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.options import AttentionChoice, Rounding
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.quantization.attention import attention_scales
 from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.int8_share import Placement
@@ -33,7 +34,7 @@ from regcache.passes.quantize_attention import QuantizeAttention
 Floats = NDArray[np.float32]
 
 # Images that weights are rounded by: more add time and no accuracy.
-_ROUNDING_IMAGES = 128
+ROUNDING_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,10 @@ def quantize(
     """
     quantizer, encoder = Quantizer.of(context), equalized.encoder
     sites = [site for site in encoder.view.sites if site.name not in placement.left_float]
+    context.reporter.begin(Stage.RANGES, f"({context.target.why})")
     scales = _scales(quantizer, sites, equalized)
     rounded = _rounded(context, quantizer, encoder, sites, scales)
+    context.reporter.begin(Stage.WRITE)
     names = frozenset(linear.name for site in sites for linear in site.linears)
     steps = quantizer.format.steps(by_tensor(sites, scales), rounded, names)
     steps += _rest(context, equalized, streams)
@@ -89,8 +92,10 @@ def _rest(
     """The passes behind the linears: attention in int8, FP16, and Adds apart for ONNX Runtime."""
     options, view = context.options, equalized.encoder.view
     if options.attention is AttentionChoice.INT8:
-        images = (batch.images for batch in context.images.some(_ROUNDING_IMAGES))
-        yield QuantizeAttention(attention_scales(view, images, threads=context.threads))
+        images = (batch.images for batch in context.images.some(ROUNDING_IMAGES))
+        yield QuantizeAttention(
+            attention_scales(view, images, threads=context.threads, device=context.device)
+        )
     if options.in_half:
         known = equalized.activations.items()
         bounds = {
@@ -128,11 +133,13 @@ def _rounded(
 
 def _round(context: Context, encoder: FloatEncoder, scales: Mapping[str, Scale | None]) -> Rounded:
     """GPTQ of the linears of the sites that `scales` names."""
-    some = context.images.some(_ROUNDING_IMAGES)
+    some = context.images.some(ROUNDING_IMAGES)
     count = len(some.paths)
 
+    context.reporter.begin(Stage.ROUND, f"by {count} images")
+
     def batches() -> Iterable[Floats]:
-        counted = context.reporter.images(some, count, "rounding weights")
+        counted = context.reporter.images(some, count, "reading")
         return (batch.images for batch in counted)
 
     path = context.scratch / "rounded.onnx"
@@ -146,6 +153,8 @@ def _round(context: Context, encoder: FloatEncoder, scales: Mapping[str, Scale |
         images=count,
         seed=context.seed,
         threads=context.threads,
+        device=context.device,
+        reporter=context.reporter,
     )
     remove_model(path)
     return rounded

@@ -10,14 +10,13 @@ from regcache.compiler.curation.curate import UnsearchableError, measure_sensiti
 from regcache.compiler.curation.record import SensitivityRecord
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.job.breadth import Breadth
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.record import Record
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.quantization.equalize import Equalized, without_shifts
 from regcache.compiler.quantization.rotation import rotation_work
 from regcache.passes.encoder import Site
-
-# Images that ranges are chosen on where only sensitivity is measured.
-_SENSITIVITY_IMAGES = 16
 
 
 class ParetoPoint(Record):
@@ -72,7 +71,9 @@ def keep_float(
 def _sensitivity(
     context: Context, encoder: FloatEncoder, equalized: Equalized
 ) -> list[SensitivityRecord]:
-    some = context.images.some(_SENSITIVITY_IMAGES)
+    context.reporter.begin(Stage.PLACE)
+    breadth = Breadth.of(context.effort)
+    some = context.images.some(breadth.placement)
     images = np.concatenate([batch.images for batch in some])
     study = Study.of(
         without_shifts(context, encoder, equalized).graph,
@@ -80,6 +81,7 @@ def _sensitivity(
         Quantizer.of(context),
         batch=some.batch_size,
         seed=context.seed,
+        sensitivity_images=breadth.sensitivity,
         outputs=encoder.outputs.counted,
     )
     try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from regcache.compiler.calibration.mapped import go_on_with
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
+from regcache.compiler.job.stages import Stage
 from regcache.passes.base import Pass
 from regcache.passes.encoder import EncoderView
 from regcache.passes.rotate_hidden import RotateHidden, hidden_sites, rotated_channels
@@ -36,6 +37,8 @@ class Rotations:
 def rotate(context: Context, encoder: FloatEncoder, least_share: float) -> FloatEncoder:
     """The encoder with rotated activations where `least_share` leaves room for their products."""
     steps = choose_rotations(encoder.view, least_share).steps(context.seed)
+    if steps:
+        context.reporter.begin(Stage.ROTATE)
     rotated = encoder.after(steps)
     if rotated.graph is not encoder.graph:
         go_on_with(rotated.graph, encoder.graph, context.scratch)

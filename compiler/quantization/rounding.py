@@ -8,11 +8,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.algebra import NUMPY, Algebra, Array
 from regcache.compiler.calibration.number_formats import Rounded, Scale, Weight, number_format
 from regcache.compiler.calibration.observe import observe
+from regcache.compiler.calibration.placing import algebra_on
 from regcache.compiler.job.targets import Target
+from regcache.compiler.reporter import Reporter
 from regcache.passes.encoder import Linear, Site, by_tensor
 from regcache.passes.external_weights import let_go
+from regcache.runtime.device import CPU, Device
 
 Floats = NDArray[np.float32]
 
@@ -32,15 +36,17 @@ class LayerInput:
     Counts the first token of every image, which is the class token where there is one, and tokens
     drawn at random, `rows_of_an_image` together. `total`, `float_total` [K]: sums over all `rows`
     of the input, rounded and not. `store`: a file for the rows of inputs with many channels, from
-    which the Gram matrix is made at the end; None: it is summed in memory.
+    which the Gram matrix is made at the end; None: it is summed in memory. `algebra`: where Gram
+    matrices live.
     """
 
     scale: Scale | None
     rows_of_an_image: int
     random: np.random.Generator
     store: Path | None = None
+    algebra: Algebra = NUMPY
     rows: int = 0
-    products: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    products: Array = field(default_factory=lambda: np.zeros((0, 0)))
     total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     float_total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
@@ -50,12 +56,13 @@ class LayerInput:
             channels = tokens.shape[-1]
             self.total, self.float_total = np.zeros(channels), np.zeros(channels)
             if self.store is None or channels < _MANY_CHANNELS:
-                self.products = np.zeros((channels, channels))
+                self.products = self.algebra.zeros(channels)
         drawn = [image[self._drawn(len(image))] for image in tokens]
         plain = np.concatenate(drawn)
         rounded = plain if self.scale is None else self.scale.round_trip(plain)
         if self.store is None or len(self.products):
-            self.products += rounded.T @ rounded
+            placed = self.algebra.put(rounded)
+            self.products += placed.T @ placed
         else:
             with self.store.open("ab") as file:
                 np.ascontiguousarray(rounded).tofile(file)
@@ -64,11 +71,11 @@ class LayerInput:
         self.rows += len(plain)
 
     @property
-    def gram(self) -> NDArray[np.float64]:
-        """X^T X of all rows X, float64 [K, K]."""
+    def gram(self) -> Array:
+        """X^T X of all rows X, float64 [K, K], where `algebra` computes."""
         if self.store is not None and not len(self.products):
             rows = np.fromfile(self.store, np.float32).reshape(self.rows, -1)
-            self.products = (rows.T @ rows).astype(np.float64)
+            self.products = self.algebra.gram(self.algebra.put(rows))
         return self.products
 
     def close(self) -> None:
@@ -93,16 +100,19 @@ def round_weights(
     images: int,
     seed: int = 0,
     threads: int | None = None,
+    device: Device = CPU,
+    reporter: Reporter | None = None,
 ) -> Rounded:
     """GPTQ rounding and bias correction of the linears of the sites that `scales` names.
 
     `scales`: by the site's name; None leaves the activation in float. Weights of E4M3 are rounded
     to the nearest, and only their biases corrected. `batches`: gives the images [B, 3, H, W], anew
     on each call: one pass over them for every half GB of Gram matrices. `images`: how many there
-    are.
+    are. `device`: what runs the graph and rounds.
     """
     of_an_image = max(_ROWS // max(images, 1), _LEAST_ROWS_OF_AN_IMAGE)
-    rounded, form = Rounded(), number_format(target)
+    algebra = algebra_on(device)
+    rounded, form = Rounded(), number_format(target, algebra)
     for group in _groups([site for site in sites if site.name in scales]):
         inputs = {
             site.name: LayerInput(
@@ -110,11 +120,13 @@ def round_weights(
                 of_an_image,
                 np.random.default_rng(seed),
                 model_path.with_name(f"rows{number}.bin"),
+                algebra,
             )
             for number, site in enumerate(group)
         }
-        observe(graph, by_tensor(group, inputs), batches(), model_path, threads=threads)
-        for site in group:
+        tensors = by_tensor(group, inputs)
+        observe(graph, tensors, batches(), model_path, threads=threads, device=device)
+        for site in group if reporter is None else reporter.progress(group, len(group), "rounding"):
             read = inputs.pop(site.name)
             for linear in site.linears:
                 _note(linear, read, form.round(linear, read), rounded)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.algebra import NUMPY, Algebra, Array
 from regcache.compiler.calibration.ranges import ErrorMeasure, output_error
 
 Floats = NDArray[np.float32]
@@ -23,13 +24,13 @@ class SampledWeight:
     which rounding adds to the activation.
     """
 
-    columns: Floats
+    columns: Array
     peaks: Floats
     error: ErrorMeasure
 
     @classmethod
-    def of(cls, weights: Sequence[Floats]) -> "SampledWeight":
-        """A sample of the matrices [K, N] that read one activation."""
+    def of(cls, weights: Sequence[Floats], algebra: Algebra = NUMPY) -> "SampledWeight":
+        """A sample of the matrices [K, N] that read one activation, where `algebra` computes."""
         total = sum(weight.shape[1] for weight in weights)
         chosen = np.arange(min(total, _COLUMNS)) * total // min(total, _COLUMNS)
         parts, start = [], 0
@@ -37,6 +38,6 @@ class SampledWeight:
             here = chosen[(start <= chosen) & (chosen < start + weight.shape[1])] - start
             parts.append(weight[:, here])
             start += weight.shape[1]
-        columns = np.concatenate(parts, axis=1)
+        columns = algebra.put(np.concatenate(parts, axis=1))
         peaks = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
         return cls(columns, peaks, output_error([columns]))

@@ -19,9 +19,10 @@ from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.encoder.split import split_for_target
 from regcache.compiler.job.context import Context, choose_target
 from regcache.compiler.job.options import Calibrator, CompileOptions
+from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Simulation
 from regcache.compiler.quantization.plain import quantize_plainly
-from regcache.compiler.reporter import Reporter
+from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.reproduce.table import Recipe, Row, Table
 from regcache.compiler.reproduce.tasks import (
     Embedded,
@@ -32,11 +33,16 @@ from regcache.compiler.reproduce.tasks import (
 from regcache.export.text_tower import embed_texts
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.preprocess import Preprocess
+from regcache.runtime.device import computing_on, find_device
 from regcache.runtime.images import ImageFolder, evenly, list_images
 from regcache.runtime.session import OrtSession
 from regcache.runtime.similarity import row_cosines
 
 Floats = NDArray[np.float32]
+
+_READ, _MEASURE = "reading the tasks", "measuring all encoders"
+# Images through the float model that take as long as a search.
+_SEARCH = 700.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,22 @@ class Plan:
     calibrators: Sequence[Calibrator]
     calibration_images: int = 128
 
+    @property
+    def steps(self) -> list[Step]:
+        """What takes long, in order."""
+        variants = [
+            Step(_variant(simulation, calibrator), images=_SEARCH)
+            for simulation in self.simulations
+            if simulation.activation_bits is not None
+            for calibrator in self.calibrators
+        ]
+        calibrate = Step(Stage.CALIBRATE, images=self.calibration_images)
+        return [Step(_READ), Step(Stage.EXPORT), calibrate, *variants, Step(_MEASURE)]
+
+
+def _variant(simulation: Simulation, calibrator: Calibrator) -> str:
+    return f"{simulation.value}, {calibrator.value}"
+
 
 def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
     """Quantize the source in every way and measure all encoders in one pass over the images.
@@ -59,27 +81,41 @@ def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
     where no task is given, and where a task needs texts but the source has no text encoder.
     """
     options = plan.options
+    device = find_device(options.device, algebra=True)
     available = list_images(Path(options.images), reporter.warn)
     paths = evenly(available, plan.calibration_images)
-    loaded = load_tasks(tasks, lambda texts: embed_texts(options.source, texts), reporter)
-    with tempfile.TemporaryDirectory(prefix="regcache-") as scratch, ExitStack() as stack:
+    with (
+        reporter.command(*plan.steps),
+        tempfile.TemporaryDirectory(prefix="regcache-") as scratch,
+        ExitStack() as stack,
+    ):
+        stack.enter_context(computing_on(device))
+        reporter.begin(_READ)
+        loaded = load_tasks(tasks, lambda texts: embed_texts(options.source, texts), reporter)
         encoder = prepare(options, Path(scratch), reporter)
         target = choose_target(options)
         encoder = split_for_target(encoder, target)
         batch = encoder.batch(options.batch_size)
         folder = ImageFolder(paths, encoder.recipe, batch, reporter.skipped)
         journal = Path(scratch) / "search.jsonl"
-        context = Context(options, target, folder, Path(scratch), journal, reporter)
+        context = Context(options, target, folder, Path(scratch), journal, reporter, device)
         workshop = _Workshop.of(context, encoder)
         variants = list(workshop.make(plan))
         files = list(dict.fromkeys(path for _, path in variants))
         sessions = [
-            OrtSession(path, threads=options.threads, integers=False, outputs=encoder.outputs.first)
+            OrtSession(
+                path,
+                threads=options.threads,
+                integers=False,
+                outputs=encoder.outputs.first,
+                device=device,
+            )
             for path in files
         ]
         for session in sessions:
             stack.enter_context(session)
         passes = _OnePass(sessions, encoder.recipe, batch, reporter)
+        reporter.begin(_MEASURE)
         metrics = measure(loaded, passes, reporter, options.seed)
     measured = dict(zip(files, zip(passes.cosines, metrics, strict=True), strict=True))
     rows = []
@@ -143,7 +179,7 @@ class _Workshop:
     ) -> Iterator[tuple[Recipe, Path]]:
         """The base quantizer without registers, then with those that the search decides on."""
         off = Recipe(bits=simulation.value, quantizer=calibrator.value)
-        self.context.reporter.step(f"{off.bits}, {off.quantizer}")
+        self.context.reporter.begin(_variant(simulation, calibrator))
         context = self._simulating(simulate=simulation, calibrator=calibrator)
         without = self._save(off, self.encoder, self.statistics, context)
         yield off, without

@@ -24,6 +24,7 @@ from regcache.passes.detach_weights import detach_weights, pack_graph, unpack_gr
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.passes.splice_registers import SpliceRegisters
+from regcache.runtime.device import Device
 
 WIDE = Spec(width=64, heads=4, hidden=256)
 QUANTIZER = Quantizer(resolve_target(TargetName.ORT_CPU, u8s8_saturates=False))
@@ -135,6 +136,8 @@ def test_each_part_of_a_study_changes_its_key() -> None:
     ]
     quantizers = [
         Quantizer(QUANTIZER.target, Calibrator.MIN_MAX),
+        Quantizer(QUANTIZER.target, device=Device(gpu=0)),
+        Quantizer(QUANTIZER.target, device=Device(gpu=0, arrays="cuda:0")),
         Quantizer(resolve_target(TargetName.ORT_CPU, u8s8_saturates=True)),
         Quantizer(resolve_target(TargetName.TENSORRT, u8s8_saturates=False)),
         *(Quantizer(simulate(QUANTIZER.target, bits)) for bits in Simulation),

@@ -17,7 +17,9 @@ from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.errors import InputError
 from regcache.runtime import ort_gpu
-from regcache.runtime.ort_gpu import CPU, CUDA, TENSORRT, OrtDeviceRunner, provider_of
+from regcache.runtime.device import CPU_PROVIDER as CPU
+from regcache.runtime.device import CUDA
+from regcache.runtime.ort_gpu import TENSORRT, OrtDeviceRunner, provider_of
 from regcache.runtime.runners import Loading, RunnerName
 from regcache.runtime.session import silence_runtime
 

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.algebra import Algebra, Array
 from regcache.compiler.calibration.folds import Fold, Folded, Observed, Suggested, join
 
 Floats = NDArray[np.float32]
@@ -45,3 +46,26 @@ def test_held_out_is_each_half_as_the_other_would_have_it(seed: int, channels: i
     assert_seen(found.held_out, np.concatenate([fitted(other, one), fitted(one, other)]))
     assert (found.held_out.highs > 0).all()  # what was fitted to the one is too small for the other
     assert_seen(seen.held_out, np.concatenate([other, one]))  # nothing was written to
+
+
+class Elsewhere(Algebra):
+    """Marks what it is given by a copy of its own."""
+
+    def __init__(self) -> None:
+        self.given: list[Floats] = []
+
+    def put(self, values: Array) -> Array:
+        self.given.append(values)
+        return values.copy()
+
+
+def test_rows_go_to_a_device_once() -> None:
+    one, other = (see(rows) for rows in draw_halves(0, 3))
+    seen, algebra = Folded(join([one, other]), (Fold(one, other), Fold(other, one))), Elsewhere()
+    there = seen.on(algebra)
+    assert len(algebra.given) == 3
+    assert there.folds[0].fit is there.folds[1].other
+    assert there.folds[0].other is there.folds[1].fit
+    for found, wanted in ((there.whole, seen.whole), (there.folds[0].fit, one)):
+        assert found.rows is not wanted.rows
+        assert_seen(found, wanted.rows)

@@ -12,10 +12,12 @@ from support.rounding_cases import IMAGES, TARGETS, make_case
 from support.tiny_vit import Spec
 
 from regcache.compiler.calibration.number_formats import Rounded
+from regcache.compiler.calibration.placing import algebra_of, algebra_on
 from regcache.compiler.quantization import rounding
 from regcache.compiler.quantization.rounding import LayerInput, round_weights
 from regcache.passes.affine import Affine
 from regcache.passes.quantize_linears import quantize_weight
+from regcache.runtime.device import Device
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -171,3 +173,21 @@ def test_rows_of_many_channels_wait_on_disk(
         for seen in found:
             seen.close()
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.torch
+def test_gram_matrices_live_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are made of rows on disk, too."""
+    monkeypatch.setattr(rounding, "_MANY_CHANNELS", 7)
+    algebra = algebra_on(Device(arrays="cpu"))
+    for channels in (6, 7):
+        draw = np.random.default_rng(0).normal(size=(5, 9, channels)).astype(np.float32)
+        here = LayerInput(None, 4, np.random.default_rng(1))
+        there = LayerInput(None, 4, np.random.default_rng(1), tmp_path / f"{channels}", algebra)
+        for seen in (here, there):
+            seen.update(draw[:3])
+            seen.update(draw[3:])
+        assert algebra_of(there.gram) is algebra
+        np.testing.assert_allclose(algebra.get(there.gram), here.gram, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(there.total, here.total)
+        there.close()

@@ -14,7 +14,8 @@ from support.number_formats import FP8, W4A16
 from support.rounding_cases import IMAGES, Case, make_case
 from support.tiny_vit import Spec
 
-from regcache.compiler.calibration.number_formats import Rounded, Scale, block_bits, nearest_blocks
+from regcache.compiler.calibration.algebra import nearest_blocks
+from regcache.compiler.calibration.number_formats import Rounded, Scale, block_bits
 from regcache.compiler.job.targets import Target
 from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.encoder import Linear

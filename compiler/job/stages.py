@@ -1,0 +1,20 @@
+"""What the stages of a compilation are called where a user reads how far it is."""
+
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """The steps of a compilation, in words."""
+
+    EXPORT = "exporting"
+    CALIBRATE = "calibrating"
+    EQUALIZE = "equalizing"
+    SEARCH = "searching for registers"
+    ROTATE = "rotating"
+    PLACE = "choosing what stays float"
+    RANGES = "choosing ranges"
+    ROUND = "rounding weights"
+    WRITE = "writing the model"
+    PARITY = "first look at parity"
+    SPEED = "comparing the speed with float"
+    SEAL = "writing the manifest"

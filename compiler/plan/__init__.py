@@ -1,0 +1,1 @@
+"""What a compilation will do, step by step, and what that costs."""

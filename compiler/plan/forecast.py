@@ -1,0 +1,173 @@
+"""`regcache compile --dry-run`: what every step will take, by a quick look at this machine."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from regcache.compiler.calibration.mapped import LARGE
+from regcache.compiler.job.breadth import Breadth
+from regcache.compiler.job.options import CompileOptions
+from regcache.compiler.job.record import Record
+from regcache.compiler.job.stages import Stage
+from regcache.compiler.job.targets import Precision
+from regcache.compiler.plan.measure import TIMING, Look, Sizes, look
+from regcache.compiler.plan.steps import planned_steps
+from regcache.compiler.reporter import Reporter, Step
+from regcache.compiler.staging import unnamed
+from regcache.runtime.device import find_device
+from regcache.runtime.images import list_images
+
+# Steps that decode every calibration image.
+_DECODING = frozenset({Stage.CALIBRATE, Stage.ROUND})
+# What a step holds at most: float weights, fewer where the graph lies on disk; and what linears
+# read, of so many images and, where it says, of a batch more. Measured on DINOv2-S with
+# benchmarks/compile_cost.py, and a little more than that.
+_WEIGHTS, _MAPPED_WEIGHTS, _MORE = 3, 2, 1.1
+_ACTIVATIONS: Mapping[str, float] = {
+    Stage.CALIBRATE: 7, Stage.EQUALIZE: 13, Stage.SEARCH: 17, Stage.ROTATE: 11, Stage.PLACE: 25,
+    Stage.RANGES: 9, Stage.ROUND: 19, Stage.WRITE: 14, Stage.PARITY: 13, Stage.SPEED: 20,
+}  # fmt: skip
+_BATCHES = frozenset({Stage.CALIBRATE, Stage.ROUND})
+# Bytes of a linear's weight.
+_WEIGHT_BYTES = {Precision.INT8: 1.0, Precision.FP8: 1.0, Precision.W4A16: 0.625}
+
+
+class StepForecast(Record):
+    """What one step is expected to take."""
+
+    name: str
+    """What is done, in words."""
+    sure: bool
+    """Whether it is done for certain; false where the search decides."""
+    seconds: float
+    """How long, in seconds."""
+    memory: int
+    """The most memory meanwhile, in bytes."""
+    disk: int
+    """Bytes on disk meanwhile, files that do not last among them."""
+
+
+class Forecast(Record):
+    """What a compilation is expected to take on this machine, as busy as it is just now."""
+
+    source: str
+    """The source as it was named."""
+    images: int
+    """Calibration images in the folder."""
+    weights: int
+    """Bytes of the float model."""
+    image_seconds: float
+    """Seconds that the float model took for an image."""
+    steps: list[StepForecast]
+    """Every step, in order."""
+    seconds: float
+    """How long the sure steps take, in seconds."""
+    memory: int
+    """The most memory of any step, in bytes."""
+    disk: int
+    """The most bytes on disk at any time."""
+    artifact: int
+    """Bytes of the artifact, which stay."""
+    free: int
+    """Bytes that are free where the artifact goes."""
+
+
+def forecast(options: CompileOptions, output: Path, reporter: Reporter) -> Forecast:
+    """What compiling to the folder `output` is expected to take; nothing is written there.
+
+    Only the float model tells its size and its speed: the source is exported into a temporary
+    folder. Raises InputError as compiling does, as far as that goes.
+    """
+    device = find_device(options.device, algebra=True)
+    paths = list_images(Path(options.images), reporter.warn)
+    with (
+        reporter.command(Step(Stage.EXPORT, seconds=5), Step(TIMING, seconds=1)),
+        tempfile.TemporaryDirectory(prefix="regcache-") as scratch,
+        unnamed(Path(scratch)),
+    ):
+        seen = look(options, paths, Path(scratch), reporter, device)
+    steps = foretell(options, len(paths), seen)
+    kept = seen.sizes.weights if options.keep_float else 0
+    return Forecast(
+        source=options.source,
+        images=len(paths),
+        weights=seen.sizes.weights,
+        image_seconds=seen.image_seconds,
+        steps=steps,
+        seconds=sum(step.seconds for step in steps if step.sure),
+        memory=max(step.memory for step in steps),
+        disk=max(step.disk for step in steps),
+        artifact=model_bytes(seen.sizes, options) + kept,
+        free=shutil.disk_usage(_existing(output)).free,
+    )
+
+
+def foretell(options: CompileOptions, images: int, seen: Look) -> list[StepForecast]:
+    """What every step takes of an encoder that was looked at, for so many images."""
+    disk = _Disk(seen.sizes, model_bytes(seen.sizes, options))
+    return [
+        StepForecast(
+            name=step.name,
+            sure=step.sure,
+            seconds=_seconds(step, images, seen),
+            memory=_memory(step, options, images, seen),
+            disk=disk.during(step),
+        )
+        for step in planned_steps(options, images, tokens=seen.sizes.tokens)
+    ]
+
+
+def model_bytes(sizes: Sizes, options: CompileOptions) -> int:
+    """Bytes of model.onnx, with all linears quantized."""
+    rest = sizes.weights - 4 * sizes.linears
+    linears = sizes.linears * _WEIGHT_BYTES[options.precision]
+    return round(linears + max(rest, 0) / (2 if options.in_half else 1))
+
+
+def _seconds(step: Step, images: int, seen: Look) -> float:
+    if step.name == Stage.EXPORT:
+        return seen.export_seconds
+    decoding = images * seen.decode_seconds if step.name in _DECODING else 0.0
+    return step.seconds + step.images * seen.image_seconds + decoding
+
+
+def _memory(step: Step, options: CompileOptions, images: int, seen: Look) -> int:
+    sizes = seen.sizes
+    if step.name == Stage.EXPORT:
+        return max(seen.exporting, seen.process + sizes.weights)
+    held: float = (_MAPPED_WEIGHTS if sizes.weights >= LARGE else _WEIGHTS) * sizes.weights
+    batch = options.batch_size if step.name in _BATCHES else 0
+    held += (_ACTIVATIONS.get(step.name, 0) + batch) * sizes.activations
+    if step.name == Stage.SEARCH:
+        reference = min(images, Breadth.of(options.effort).images)
+        held += reference * (sizes.pixels + sizes.streams // 2)
+    return round(_MORE * (seen.process + held))
+
+
+@dataclass
+class _Disk:
+    """Bytes on disk, step by step: the float file, a large graph's weights, what a step writes."""
+
+    sizes: Sizes
+    model: int
+    kept: int = 0
+
+    def during(self, step: Step) -> int:
+        """While a step is done; what it leaves counts from then on."""
+        weights = self.sizes.weights
+        if step.name == Stage.EXPORT:
+            self.kept = weights
+        elif step.name in (Stage.EQUALIZE, Stage.ROTATE) and weights >= LARGE:
+            self.kept += weights
+        elif step.name == Stage.WRITE:
+            self.kept += self.model
+        passing = weights if step.name in (Stage.CALIBRATE, Stage.ROUND) else 0
+        return self.kept + passing
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that there is."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,0 +1,76 @@
+"""The steps that `regcache compile` takes with given options, and what each usually costs."""
+
+from collections.abc import Iterator
+
+from regcache.compiler.calibration.number_formats import number_format
+from regcache.compiler.job.breadth import LEAST_IMAGES, Breadth
+from regcache.compiler.job.context import choose_target
+from regcache.compiler.job.options import CompileOptions, RegisterChoice, Rounding
+from regcache.compiler.job.stages import Stage
+from regcache.compiler.quantization.finish import ROUNDING_IMAGES
+from regcache.compiler.reporter import Step
+
+# Images through the float model that take as long, measured with benchmarks/compile_cost.py on
+# DINOv2-S and 50 photographs: for one image that is calibrated on, or in all.
+_CALIBRATE, _EQUALIZE, _SEARCH, _ROTATE, _PLACE = 1.6, 110.0, 9.0, 7.0, 190.0
+_RANGES, _ROUND, _SOLVE, _WRITE, _PARITY, _SPEED = 10.0, 1.3, 45.0, 4.0, 28.0, 20.0
+# Of the search and of the placement, what grows with the images that sensitivity is measured on.
+_SENSITIVITY = 0.4
+# Of what looks at a fixed number of tokens, images have this many there.
+TOKENS = 257
+# Whatever the model, in seconds.
+_START, _TIMING, _HASHING = 5.0, 3.0, 1.0
+
+
+def planned_steps(options: CompileOptions, images: int, *, tokens: int = TOKENS) -> list[Step]:
+    """The steps for so many calibration images of `tokens` tokens, in order.
+
+    Of those that are not `sure`, the search decides whether they are needed: registers change the
+    encoder, and what was known of it.
+    """
+    return list(_steps(options, images, TOKENS / tokens))
+
+
+def _steps(options: CompileOptions, images: int, fewer: float) -> Iterator[Step]:
+    """`fewer`: images for the same number of tokens, beside those that costs were measured on."""
+    yield Step(Stage.EXPORT, seconds=_START)
+    breadth = Breadth.of(options.effort)
+    closer = breadth.sensitivity / Breadth().sensitivity * _SENSITIVITY + 1 - _SENSITIVITY
+    rotates, searches = may_rotate(options), may_search(options, images)
+    target = choose_target(options)
+    places = options.share < 1 and target.activation_bits is not None
+    if searches:
+        yield from _even(options, images, fewer, sure=True)
+        yield Step(Stage.SEARCH, images=closer * _SEARCH * min(images, breadth.images))
+    if rotates:
+        yield Step(Stage.ROTATE, images=_ROTATE)
+    again = rotates or not searches
+    yield from _even(options, images, fewer, sure=again)
+    if places:
+        yield Step(Stage.PLACE, images=closer * _PLACE, sure=again)
+    yield Step(Stage.RANGES, images=_RANGES * fewer)
+    if options.rounding is Rounding.GPTQ and number_format(target).by_error:
+        read = _ROUND * min(images, ROUNDING_IMAGES)
+        yield Step(Stage.ROUND, images=read + _SOLVE * fewer)
+    yield Step(Stage.WRITE, images=_WRITE)
+    yield Step(Stage.PARITY, images=_PARITY)
+    if options.profile.integers and options.simulate is None:
+        yield Step(Stage.SPEED, images=_SPEED, seconds=_TIMING)
+    yield Step(Stage.SEAL, seconds=_HASHING)
+
+
+def _even(options: CompileOptions, images: int, fewer: float, *, sure: bool) -> Iterator[Step]:
+    yield Step(Stage.CALIBRATE, images=_CALIBRATE * images, sure=sure)
+    if options.equalize:
+        yield Step(Stage.EQUALIZE, images=_EQUALIZE * fewer, sure=sure)
+
+
+def may_search(options: CompileOptions, images: int) -> bool:
+    """Whether so many images are searched for registers."""
+    quantizes = choose_target(options).activation_bits is not None
+    return options.registers is RegisterChoice.AUTO and quantizes and images >= LEAST_IMAGES
+
+
+def may_rotate(options: CompileOptions) -> bool:
+    """Whether activations are rotated, if the encoder's form allows."""
+    return options.rotates and options.share < 1

@@ -1,0 +1,106 @@
+"""What options come to together: by effort, and which of them contradict one another."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command_line import assert_refused, run_regcache
+
+from regcache.compiler.job.options import CompileOptions, Effort, RegisterChoice
+from regcache.passes.errors import InputError
+
+
+def options(**given: Any) -> CompileOptions:
+    """Options of a source that is never read."""
+    return CompileOptions(source="x.onnx", images="photos", **given)
+
+
+@pytest.mark.parametrize(
+    ("effort", "registers", "rotate", "share"),
+    [
+        (Effort.FAST, RegisterChoice.OFF, False, 1.0),
+        (Effort.BALANCED, RegisterChoice.AUTO, True, 0.95),
+        (Effort.THOROUGH, RegisterChoice.AUTO, True, 0.95),
+    ],
+)
+def test_an_effort_decides_what_is_not_given(
+    effort: Effort, registers: RegisterChoice, rotate: bool, share: float
+) -> None:
+    found = options(effort=effort)
+    assert (found.registers, found.rotate, found.share) == (registers, rotate, share)
+    assert options(effort=effort.value, registers=None, rotate=None) == found
+
+
+def test_balanced_is_the_default_and_changes_nothing() -> None:
+    assert options() == options(effort="balanced")
+    assert options().registers is RegisterChoice.AUTO
+    assert options().rotate
+
+
+def test_what_is_given_goes_before_the_effort() -> None:
+    found = options(effort="fast", registers="auto", rotate=True, int8_share=0.9)
+    assert found.registers is RegisterChoice.AUTO
+    assert found.rotate
+    assert found.share == 0.9
+    plain = options(effort="thorough", registers="off", rotate=False)
+    assert plain.registers is RegisterChoice.OFF
+    assert not plain.rotate
+
+
+@pytest.mark.parametrize("effort", list(Effort))
+@pytest.mark.parametrize("rotate", [True, False])
+def test_what_was_done_is_written_and_read_again(effort: Effort, rotate: bool) -> None:
+    found = options(effort=effort, registers="auto", rotate=rotate)
+    written = found.model_dump(mode="json")
+    assert (written["effort"], written["registers"], written["rotate"]) == (effort, "auto", rotate)
+    assert CompileOptions.model_validate_json(found.model_dump_json()) == found
+
+
+def test_options_from_before_there_were_efforts_are_read() -> None:
+    written = options(registers="off", rotate=False).model_dump(mode="json")
+    del written["effort"]
+    found = CompileOptions.model_validate(written)
+    assert found.effort is Effort.BALANCED
+    assert found.registers is RegisterChoice.OFF
+    assert not found.rotate
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"effort": "fast", "search_budget": 60.0}, "--search-budget says nothing with --effort"),
+        ({"registers": "off", "search_budget": 60.0}, "nothing with --registers off"),
+        ({"effort": "thorough", "precision": "w4a16"}, "there is neither"),
+        ({"effort": "thorough", "simulate": "w4a16"}, "there is neither"),
+        ({"effort": "thorough", "registers": "off", "int8_share": 1.0}, "there is neither"),
+        ({"effort": "thorough", "registers": "off", "target": "tensorrt"}, "there is neither"),
+    ],
+)
+def test_contradictions_are_refused(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        options(**given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"effort": "fast", "registers": "auto", "search_budget": 60.0},
+        {"effort": "thorough", "registers": "off"},
+        {"effort": "thorough", "target": "tensorrt"},
+        {"effort": "thorough", "precision": "fp8", "target": "tensorrt"},
+        {"effort": "fast", "precision": "w4a16"},
+        {"effort": "fast", "simulate": "w6a6"},
+    ],
+)
+def test_what_goes_together_is_not(given: dict[str, Any]) -> None:
+    assert options(**given).effort == given["effort"]
+
+
+def test_an_effort_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="effort"):
+        options(effort="heroic")
+    command = ("compile", "x.onnx", "--images", tmp_path, "-o", tmp_path / "out")
+    assert_refused(
+        run_regcache(*command, "--effort", "fast", "--search-budget", "5m"), "there is no search"
+    )
+    assert run_regcache(*command, "--effort", "heroic").code == 2

@@ -1,7 +1,7 @@
 """Parity of the hidden states behind each block, which shows where an error arises."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -54,6 +54,7 @@ def compare_blocks(
     graph = canonicalize(load_model(artifact.float_model))
     view = view_encoder(graph)
     names = [block.output.name for block in view.blocks]
+    ranks = {block.output.name: len(block.output.shape or ()) for block in view.blocks}
     prefix = view.prefix_tokens or 0
     meters = [TensorMeter(f"blocks.{block.index}") for block in view.blocks]
     with ExitStack() as sessions:
@@ -62,7 +63,7 @@ def compare_blocks(
         sessions.enter_context(reference)
         del graph, observed, view  # the session has copies of the weights
         scratch = Path(sessions.enter_context(tempfile.TemporaryDirectory(prefix="regcache-")))
-        turn = _observe(model, names, scratch / model.name)
+        turn = _observe(model, ranks, scratch / model.name)
         candidate = sessions.enter_context(
             OrtSession(
                 scratch / model.name,
@@ -82,24 +83,32 @@ def compare_blocks(
     return [meter.result() for meter in meters]
 
 
-def _observe(model: Path, names: Sequence[str], path: Path) -> Floats | None:
-    """Write the model to `path` with the tensors `names` as further outputs.
+def _observe(model: Path, ranks: Mapping[str, int], path: Path) -> Floats | None:
+    """Write the model to `path` with the tensors that `ranks` names as further outputs.
 
     Returns what its residual stream is rotated by, if it is.
     """
     proto = onnx.load(model)
     made = {name for node in proto.graph.node for name in node.output}
-    missing = [name for name in names if name not in made]
+    missing = [name for name in ranks if name not in made]
     if missing:
         raise InputError(f"{model}: no tensor {missing[0]!r}: its blocks are not float.onnx's")
     present = {output.name for output in proto.graph.output}
-    wanted = [name for name in names if name not in present]
+    wanted = [name for name in ranks if name not in present]
     typed = {info.name: info for info in proto.graph.value_info}
     if not typed.keys() >= set(wanted):  # somebody else's file
         typed = {info.name: info for info in infer_shapes(proto).graph.value_info}
-    proto.graph.output.extend(typed[name] for name in wanted)
+    proto.graph.output.extend(_output(typed.get(name), name, ranks[name]) for name in wanted)
     save_model(proto, path)
     return matrix_in(proto)
+
+
+def _output(info: onnx.ValueInfoProto | None, name: str, rank: int) -> onnx.ValueInfoProto:
+    """A tensor as an output, which needs a shape; behind operators not ONNX's none is inferred."""
+    if info is not None and info.type.tensor_type.HasField("shape"):
+        return info
+    dtype = onnx.TensorProto.FLOAT if info is None else info.type.tensor_type.elem_type
+    return onnx.helper.make_tensor_value_info(name, dtype, [None] * rank)
 
 
 def _hidden_states(session: OrtSession, names: Sequence[str], images: Floats) -> list[Floats]:

@@ -139,10 +139,10 @@ def test_what_comes_after_moves_too(
     assert cuda.ran(on_gpu=True) == {"observed.onnx", ""}
     for kind, moves in (("int8", True), ("w4a16", False)):
         cuda.clear()
-        plain = regcache.parity(folder / f"cpu-{kind}", images, per_layer=moves)
+        plain = regcache.parity(folder / f"cpu-{kind}", images, per_layer=True)
         assert not cuda.ran(on_gpu=True)
         cuda.clear()
-        moved = regcache.parity(folder / f"cpu-{kind}", images, per_layer=moves, device="cuda")
+        moved = regcache.parity(folder / f"cpu-{kind}", images, per_layer=True, device="cuda")
         assert moved.cosine_mean == pytest.approx(plain.cosine_mean, abs=1e-6)
         assert cuda.ran(on_gpu=True) == {"float.onnx", ""} | ({"model.onnx"} if moves else set())
         assert cuda.ran(on_gpu=False) == (set() if moves else {"model.onnx"})

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import onnx
 import pytest
 from numpy.random import default_rng
 from support.command_line import assert_refused, run_regcache
@@ -98,6 +99,29 @@ def test_per_layer_names_the_block_that_broke(artifact: Path, images: Path, tmp_
     forge(broken)
     run_regcache("parity", broken, *base)
     assert measured(tmp_path / "p.json")["first_jump"] in {"blocks.0", "blocks.1"}
+
+
+def test_per_layer_goes_through_operators_that_are_not_onnxs(
+    artifact: Path, images: Path, tmp_path: Path
+) -> None:
+    """Behind MatMulNBits no shape is inferred, with or without what the file says of tensors."""
+    packed = tmp_path / "packed"
+    options = ("--images", images, "--precision", "w4a16", "--accept-slower", "--threads", 1)
+    assert run_regcache("compile", artifact.parent / "tiny.onnx", "-o", packed, *options).code == 0
+    bare = copy_artifact(packed, tmp_path / "bare")
+    model = onnx.load(bare / "model.onnx")
+    assert any(node.op_type == "MatMulNBits" for node in model.graph.node)
+    del model.graph.value_info[:]
+    onnx.save(model, bare / "model.onnx")
+    forge(bare)
+    found = []
+    for folder in (packed, bare):
+        base = ("--images", images, "--per-layer", "--json", tmp_path / "p.json")
+        assert run_regcache("parity", folder, *base).code == 0
+        found.append(measured(tmp_path / "p.json")["blocks"])
+    assert [block["name"] for block in found[0]] == ["blocks.0", "blocks.1"]
+    assert all(0 < block["relative_error"] < 0.1 for block in found[0])
+    assert found[0] == found[1]
 
 
 def test_outputs_are_compared_one_by_one(artifact: Path, images: Path, tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from regcache.runtime.session import OrtSession
 
 
 class OrtCpuRunner:
-    """A model in ONNX Runtime as it would be deployed: default optimisations, with the arena."""
+    """A model in ONNX Runtime as it would be deployed: its own optimisations and threads."""
 
     placement: dict[str, int] | None = None
 
     def __init__(self, loading: Loading) -> None:
         self._session = OrtSession(
-            loading.model, threads=loading.threads, arena=True, outputs=loading.outputs
+            loading.model, threads=loading.threads, deployed=True, outputs=loading.outputs
         )
         self.name = self._session.name
         self.fixed_batch = self._session.fixed_batch

@@ -28,7 +28,8 @@ class OrtSession:
     `integers`: False computes linears between Q/DQ pairs in float, rounded as written.
     `fixed_batch` is the model's batch size where the graph fixes it, else None; `input_dtype` that
     of the images it takes.
-    `arena`: True keeps freed buffers for reuse, as ONNX Runtime does by default.
+    `deployed`: True runs as ONNX Runtime does by default: freed buffers are kept for reuse, and
+    threads spin while they wait for work. False leaves both to what else the machine does.
     `outputs`: the names of those that come first; the others follow in the file's order.
     `inputs`: how many inputs the model has; what the others take comes behind the images.
     `device`: a GPU has no integer kernels, and computes as for `integers` = False.
@@ -43,7 +44,7 @@ class OrtSession:
         *,
         threads: int | None = None,
         integers: bool = True,
-        arena: bool = False,
+        deployed: bool = False,
         outputs: Sequence[str] = (),
         inputs: int = 1,
         device: Device = CPU,
@@ -51,7 +52,7 @@ class OrtSession:
         self.name = "the model in memory" if isinstance(model, bytes) else str(model)
         source = model if isinstance(model, bytes) else os.fspath(model)
         integers = integers and not device.on_gpu
-        options = cpu_session_options(threads, integers, arena)
+        options = cpu_session_options(threads, integers, deployed)
         # It deletes a Relu before an FP8 QuantizeLinear, as if that began at zero.
         disabled = None if integers else ["ReluQuantRewrite"]
         self._device = device
@@ -167,7 +168,7 @@ def u8_matmul_exact(weight: type[np.integer[Any]]) -> bool:
         exact = images.astype(np.int64) @ weights.astype(np.int64)
         session = ort.InferenceSession(
             _probe_model(weights),
-            cpu_session_options(threads=1, integers=True, arena=False),
+            cpu_session_options(threads=1, integers=True, deployed=False),
             providers=["CPUExecutionProvider"],
         )
         if any(not np.array_equal(found, exact) for found in session.run(None, {"x": images})):
@@ -203,14 +204,17 @@ def _probe_model(weights: NDArray[np.integer[Any]]) -> bytes:
 
 
 def cpu_session_options(
-    threads: int | None, integers: bool = True, arena: bool = False
+    threads: int | None, integers: bool = True, deployed: bool = False
 ) -> ort.SessionOptions:
     """Options of a silent session on the CPU; see OrtSession for what they mean."""
     options = ort.SessionOptions()
     options.log_severity_level = LOG_NOTHING
     options.intra_op_num_threads = threads or available_cpus()
     # Measured on DINOv2-S: the arena and its pattern planner cost memory and save no time.
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = deployed
+    if not deployed:
+        # A third of what several sessions take side by side, and all that a busy machine lacks.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not integers:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options

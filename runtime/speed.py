@@ -62,7 +62,7 @@ def compare_speed(
     up to four times `seconds`, and beyond that to finish 3; pairs come in twos.
 
     What else the machine does slows neighbouring runs alike, so the ratio holds better than the
-    milliseconds. Both models are in memory at once, with ONNX Runtime's arena.
+    milliseconds. Both models are in memory at once, as they would be deployed.
     Raises InputError when a model cannot be loaded or run, takes images of another shape, the two
     fix different batches, or there is nothing to measure.
     """
@@ -72,8 +72,8 @@ def compare_speed(
     if min(batches, default=0) < 1:
         raise InputError(f"batch sizes must be positive, not {list(batches)}")
     with (
-        OrtSession(float_model, threads=threads, arena=True) as original,
-        OrtSession(quantized_model, threads=threads, arena=True) as quantized,
+        OrtSession(float_model, threads=threads, deployed=True) as original,
+        OrtSession(quantized_model, threads=threads, deployed=True) as quantized,
     ):
         found = []
         for batch in possible_batches(original, quantized, batches):

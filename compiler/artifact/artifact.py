@@ -57,10 +57,13 @@ class Artifact:
         """The names of the embedding and of the hidden state; empty in a manifest of format 4."""
         return self.manifest.encoder.first_outputs
 
-    def session(self, *, threads: int | None = None, device: Device = CPU) -> OrtSession:
+    def session(
+        self, *, threads: int | None = None, device: Device = CPU, deployed: bool = False
+    ) -> OrtSession:
         """The compiled encoder in ONNX Runtime, the embedding its first output.
 
-        A GPU computes in float what a CPU does in integers, rounded as written.
+        A GPU computes in float what a CPU does in integers, rounded as written. `deployed`: see
+        OrtSession.
         """
         return OrtSession(
             self.model,
@@ -68,6 +71,7 @@ class Artifact:
             integers=self.runs_integers,
             outputs=self.first_outputs,
             device=device,
+            deployed=deployed,
         )
 
     def float_session(self, *, threads: int | None = None, device: Device = CPU) -> OrtSession:

@@ -48,7 +48,9 @@ class Embedder:
     ) -> None:
         place = find_device(device)
         self._artifact = Artifact.open(Path(artifact))
-        self._session: OrtSession | None = self._artifact.session(threads=threads, device=place)
+        self._session: OrtSession | None = self._artifact.session(
+            threads=threads, device=place, deployed=True
+        )
 
     @property
     def manifest(self) -> Manifest:

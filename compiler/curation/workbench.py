@@ -29,14 +29,12 @@ T = TypeVar("T")
 
 
 class Workbench:
-    """A study, run once in float and once quantized, with its hidden states at block boundaries.
+    """A study, run once in float, and once quantized where a search asks for that.
 
-    `streams`: names of the residual stream at the input of every block, then after the last. `fit`,
-    `quantized`: these hidden states, float32 [N, T, width] each, of the `fit` images in float and
-    of the `rank` images quantized. `stream_norms`: norms of their tokens in float. `outputs`: names
-    of the outputs that errors are measured at. `before`: for each stream, names of the tensors from
-    before it that the outputs need. `references`: float outputs of the `rank` and `decide` images.
-    `baseline` [N]: the error of each `rank` image quantized.
+    `streams`: names of the residual stream at the input of every block, then after the last. `fit`:
+    these hidden states, float32 [N, T, width] each, of the `fit` images in float. `stream_norms`:
+    norms of their tokens. `outputs`: names of the outputs that errors are measured at. `before`:
+    for each stream, names of the tensors from before it that the outputs need.
 
     By the site's name: `scales`; `site_norms`, norms of the tokens of its activation;
     `patch_norms`, l-infinity norms of the patches alone.
@@ -62,13 +60,7 @@ class Workbench:
         self.scales: dict[str, Scale] = study.quantizer.scales(self.view.sites, statistics)
         few = self.study.images.fit[: study.sensitivity_images]
         self._fit_others = self._run(self.graph, self._others, few)[0]
-        tensors = self._run_quantized()
-        self.quantized = [tensors[name] for name in self.streams]
-        self._quantized_others = {name: tensors[name] for name in self._others}
-        self.references = self._run_references()
         return_memory()
-        quantized = [tensors[name] for name in self.outputs]
-        self.baseline = output_errors(self.references["rank"], quantized)
 
     def sites(self, start: int, end: int) -> list[Site]:
         """The sites of blocks [start, end)."""
@@ -97,8 +89,28 @@ class Workbench:
 
     def quantized_state(self, block: int) -> State:
         """The state at the input of a block, quantized, of the `rank` images."""
-        others = {name: self._quantized_others[name] for name in self.before[block]}
+        others = {name: self._quantized[name] for name in self.before[block]}
         return State(self.quantized[block], others)
+
+    @property
+    def quantized(self) -> list[Floats]:
+        """Hidden states [N, T, width] of the `rank` images, quantized, at `streams`."""
+        return [self._quantized[name] for name in self.streams]
+
+    @property
+    def references(self) -> dict[str, list[Floats]]:
+        """Float outputs of the images to `rank` and to `decide`, by that name, at `outputs`."""
+        return self.kept("references", self._run_references)
+
+    @property
+    def baseline(self) -> NDArray[np.float64]:
+        """The error of each of the `rank` images [N], quantized, without registers."""
+        quantized = [self._quantized[name] for name in self.outputs]
+        return self.kept("baseline", lambda: output_errors(self.references["rank"], quantized))
+
+    @property
+    def _quantized(self) -> dict[str, Floats]:
+        return self.kept("quantized", self._run_quantized)
 
     def capture(self, start: int, end: int) -> RegisterCapture:
         """What computes keys and values of registers in blocks [start, end)."""

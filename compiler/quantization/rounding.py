@@ -1,22 +1,25 @@
 """Round weights and correct biases by the layers' inputs, in one pass over the images."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from regcache.compiler.calibration.algebra import NUMPY, Algebra, Array
-from regcache.compiler.calibration.number_formats import Rounded, Scale, Weight, number_format
+from regcache.compiler.calibration.number_formats import NumberFormat, Rounded, Scale, number_format
 from regcache.compiler.calibration.observe import observe
 from regcache.compiler.calibration.placing import algebra_on
 from regcache.compiler.job.targets import Target
 from regcache.compiler.reporter import Reporter
-from regcache.passes.encoder import Linear, Site, by_tensor
+from regcache.passes.encoder import Site, by_tensor
 from regcache.passes.external_weights import let_go
 from regcache.runtime.device import CPU, Device
+from regcache.runtime.session import available_cpus
 
 Floats = NDArray[np.float32]
 
@@ -126,20 +129,43 @@ def round_weights(
         }
         tensors = by_tensor(group, inputs)
         observe(graph, tensors, batches(), model_path, threads=threads, device=device)
-        for site in group if reporter is None else reporter.progress(group, len(group), "rounding"):
-            read = inputs.pop(site.name)
-            for linear in site.linears:
-                _note(linear, read, form.round(linear, read), rounded)
-                let_go(linear.weight)
-            read.close()
+        found = _round_sites(group, inputs, form, threads)
+        if reporter is not None:
+            found = reporter.progress(found, len(group), "rounding")
+        for site in found:
+            rounded.weights.update(site.weights)
+            rounded.biases.update(site.biases)
     return rounded
 
 
-def _note(linear: Linear, read: LayerInput, weight: Weight, rounded: Rounded) -> None:
-    """Add a linear's rounded weight and the correction of its bias to `rounded`."""
-    rounded.weights[linear.name] = weight
-    lost = read.float_total @ linear.weight - read.total @ weight.dequantized()
-    rounded.biases[linear.name] = np.asarray(lost / read.rows, np.float32)
+def _round_sites(
+    group: Sequence[Site],
+    inputs: dict[str, LayerInput],
+    form: NumberFormat,
+    threads: int | None,
+) -> Iterator[Rounded]:
+    """The rounded linears of each site in turn; `inputs` is emptied on the way.
+
+    As many sites at a time as there are `threads`, each by one thread, so that nothing depends on
+    their number. Gram matrices too large to be held for all of them are taken one by one.
+    """
+
+    def round_site(site: Site) -> Rounded:
+        rounded, read = Rounded(), inputs.pop(site.name)
+        for linear in site.linears:
+            weight = form.round(linear, read)
+            lost = read.float_total @ linear.weight - read.total @ weight.dequantized()
+            rounded.weights[linear.name] = weight
+            rounded.biases[linear.name] = np.asarray(lost / read.rows, np.float32)
+            let_go(linear.weight)
+        read.close()
+        return rounded
+
+    if any(site.linears[0].weight_shape[0] >= _MANY_CHANNELS for site in group):
+        yield from map(round_site, group)
+        return
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or available_cpus()) as pool:
+        yield from pool.map(round_site, group)
 
 
 def _groups(sites: list[Site]) -> Iterator[list[Site]]:

@@ -67,7 +67,7 @@ def test_graph_is_static_but_for_the_batch(name: str, folder: Path) -> None:
 
 
 def _depth(name: str) -> int:
-    return 12 if name in ("clip-b16", "openclip-siglip-b16") else zoo_models.DEPTH
+    return 12 if name == "openclip-siglip-b16" else zoo_models.DEPTH
 
 
 @pytest.mark.parametrize(

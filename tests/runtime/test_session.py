@@ -34,11 +34,11 @@ def model_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("integers", [True, False])
-@pytest.mark.parametrize("arena", [True, False])
-def test_runs_from_a_path_and_from_bytes(model_file: Path, integers: bool, arena: bool) -> None:
+@pytest.mark.parametrize("deployed", [True, False])
+def test_runs_from_a_path_and_from_bytes(model_file: Path, integers: bool, deployed: bool) -> None:
     images = np.random.default_rng(0).normal(size=(5, 3, 4, 6)).astype(np.float32)
     for model in (model_file, model_file.read_bytes()):
-        with OrtSession(model, threads=1, integers=integers, arena=arena) as encode:
+        with OrtSession(model, threads=1, integers=integers, deployed=deployed) as encode:
             assert encode.input_name == "images"
             assert encode.input_shape == ("batch", 3, "h", "w")
             assert encode.output_names == ["pooled", "flat"]
@@ -128,6 +128,7 @@ def test_threads_default_to_the_cpus_of_this_process(monkeypatch: pytest.MonkeyP
     assert available_cpus() == 3
     options = session.cpu_session_options(None, True, False)
     assert options.intra_op_num_threads == 3
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     monkeypatch.delattr("os.sched_getaffinity")
     monkeypatch.setattr("os.cpu_count", lambda: None)
     assert available_cpus() == 1

@@ -162,7 +162,7 @@ def compare(**options: Any) -> list[SpeedRatio]:
 def test_images_are_repeated_to_fill_every_batch(sessions: type[FakeSession]) -> None:
     rows = compare(threads=3)
     assert [(row.batch, row.threads, row.rounds) for row in rows] == [(1, 3, 4), (8, 3, 4)]
-    assert sessions.options == [{"threads": 3, "arena": True}] * 2
+    assert sessions.options == [{"threads": 3, "deployed": True}] * 2
     assert {len(images) for _, images in sessions.seen} == {1, 8}
     for _, images in sessions.seen:
         np.testing.assert_array_equal(images, IMAGES[np.arange(len(images)) % 3])

@@ -187,3 +187,11 @@ def test_sequence_first_hidden_states_are_refused() -> None:
     )
     with pytest.raises(InputError, match=r"block 0.* does not have the batch in front"):
         Workbench(Study.of(graph, images, case.study.quantizer))
+
+
+def test_sensitivity_alone_quantizes_no_whole_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search alone needs images to rank and to decide."""
+    monkeypatch.setattr(Workbench, "_run_quantized", lambda _: pytest.fail("quantized"))
+    monkeypatch.setattr(Workbench, "_run_references", lambda _: pytest.fail("ran references"))
+    damage = block_damage(HeldStudy(make_case().study), 0)
+    assert damage.whole > 0

@@ -53,7 +53,7 @@ def test_graph_is_static_but_for_the_batch(name: str, folder: Path) -> None:
     path = zoo.export_family(name, folder).path
     counts = op_counts(path)
     assert not UNWANTED & counts.keys()
-    pools = counts["Softmax"] - _depth(name)
+    pools = counts["Softmax"] - zoo_models.DEPTH
     assert pools == (1 if "siglip" in name else 0)
     model = onnx.load(path)
     weights = {weight.name for weight in model.graph.initializer}
@@ -64,10 +64,6 @@ def test_graph_is_static_but_for_the_batch(name: str, folder: Path) -> None:
     assert batch.dim_param == "batch"
     assert [side.dim_value for side in rest] == [3, zoo.SIDE, zoo.SIDE]
     assert str(Path(zoo.__file__).parent).encode() not in path.read_bytes()
-
-
-def _depth(name: str) -> int:
-    return 12 if name == "openclip-siglip-b16" else zoo_models.DEPTH
 
 
 @pytest.mark.parametrize(

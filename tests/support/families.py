@@ -30,7 +30,7 @@ EXPECTED = {
     "timm-deit3-s16": (2, 1, 6, "gelu", FUSED),
     "openclip-b16": (2, 1, 12, "gelu", SEPARATE),
     "openclip-b16-quickgelu": (2, 1, 12, "quick_gelu", SEPARATE),
-    "openclip-siglip-b16": (12, 0, 12, "gelu", FUSED),
+    "openclip-siglip-b16": (2, 0, 12, "gelu", FUSED),
 }
 
 

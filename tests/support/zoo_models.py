@@ -146,6 +146,18 @@ def _timm(name: str) -> Callable[[Path], Source]:
     return lambda _: UntrainedTimmSource(f"timm:{name}", TimmName(name))
 
 
+def _shallow_timm(name: str) -> str:
+    """Make timm know a model by another name, with fewer blocks; that name."""
+
+    def create(pretrained: bool = False, **options: Any) -> Any:
+        return timm.create_model(name, pretrained=pretrained, depth=DEPTH, **options)
+
+    create.__name__, create.__module__ = f"{name}_shallow", __name__
+    if not timm.is_model(create.__name__):
+        timm.models.register_model(create)
+    return create.__name__
+
+
 def _open_clip(architecture: str) -> Callable[[Path], Source]:
     """The architecture with fewer blocks, and a checkpoint file that holds its vision tower."""
 
@@ -153,7 +165,9 @@ def _open_clip(architecture: str) -> Callable[[Path], Source]:
         folder.mkdir(exist_ok=True)
         config = open_clip.get_model_config(architecture)
         vision = config["vision_cfg"]
-        if "timm_model_name" not in vision:
+        if "timm_model_name" in vision:
+            vision["timm_model_name"] = _shallow_timm(vision["timm_model_name"])
+        else:
             vision["layers"] = DEPTH
         shallow = folder / f"{architecture}-shallow.json"
         with written_whole(shallow) as partial:

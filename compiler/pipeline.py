@@ -52,8 +52,8 @@ def compile_encoder(
     """Compile a source into the artifact folder `output`: docs/architecture.md says what it holds.
 
     `device`: what computes; None for the one that the options name.
-    Peak memory is about 3 x the float model, whatever the number of images. Raises InputError on
-    bad input, and then leaves nothing at `output` that was not there before.
+    Peak memory does not grow with the number of images (docs/cost.md says what it is). Raises
+    InputError on bad input, and then leaves nothing at `output` that was not there before.
     """
     device = device or find_device(options.device, algebra=True)
     target = choose_target(options)

@@ -60,6 +60,7 @@ class Workbench:
         self.scales: dict[str, Scale] = study.quantizer.scales(self.view.sites, statistics)
         few = self.study.images.fit[: study.sensitivity_images]
         self._fit_others = self._run(self.graph, self._others, few)[0]
+        self._run(self.graph, self.outputs, few[:1])  # refuses outputs without the batch in front
         return_memory()
 
     def sites(self, start: int, end: int) -> list[Site]:

@@ -1,17 +1,16 @@
 """The stage that shifts the channels of activations and equalizes them."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from regcache.compiler.calibration.calibrate import Calibrated
 from regcache.compiler.calibration.folds import Folded, Halved, Observed
 from regcache.compiler.calibration.mapped import go_on_with
 from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.calibration.side_by_side import side_by_side
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.stages import Stage
@@ -29,7 +28,6 @@ from regcache.passes.encoder import EncoderView, Site, by_tensor
 from regcache.passes.equalize import Equalize, foldable
 from regcache.passes.external_weights import let_go
 from regcache.passes.shift_activations import ShiftActivations
-from regcache.runtime.session import available_cpus
 
 Floats = NDArray[np.float32]
 
@@ -106,11 +104,10 @@ def equalize_encoder(
         return chosen
 
     sites = encoder.view.sites
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or available_cpus()) as pool:
-        chosen = pool.map(choose, sites)
-        if reporter is not None:
-            chosen = reporter.progress(chosen, len(sites), Stage.EQUALIZE)
-        choices = {site.name: choice for site, choice in zip(sites, chosen, strict=True)}
+    chosen = side_by_side(choose, sites, threads)
+    if reporter is not None:
+        chosen = reporter.progress(chosen, len(sites), Stage.EQUALIZE)
+    choices = {site.name: choice for site, choice in zip(sites, chosen, strict=True)}
     return _apply(encoder, statistics, choices)
 
 

@@ -1,25 +1,23 @@
 """Round weights and correct biases by the layers' inputs, in one pass over the images."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from regcache.compiler.calibration.algebra import NUMPY, Algebra, Array
 from regcache.compiler.calibration.number_formats import NumberFormat, Rounded, Scale, number_format
 from regcache.compiler.calibration.observe import observe
 from regcache.compiler.calibration.placing import algebra_on
+from regcache.compiler.calibration.side_by_side import side_by_side
 from regcache.compiler.job.targets import Target
 from regcache.compiler.reporter import Reporter
 from regcache.passes.encoder import Site, by_tensor
 from regcache.passes.external_weights import let_go
 from regcache.runtime.device import CPU, Device
-from regcache.runtime.session import available_cpus
 
 Floats = NDArray[np.float32]
 
@@ -146,8 +144,7 @@ def _round_sites(
 ) -> Iterator[Rounded]:
     """The rounded linears of each site in turn; `inputs` is emptied on the way.
 
-    As many sites at a time as there are `threads`, each by one thread, so that nothing depends on
-    their number. Gram matrices too large to be held for all of them are taken one by one.
+    `threads` sites at a time, but one by one where Gram matrices are too large for several.
     """
 
     def round_site(site: Site) -> Rounded:
@@ -164,8 +161,7 @@ def _round_sites(
     if any(site.linears[0].weight_shape[0] >= _MANY_CHANNELS for site in group):
         yield from map(round_site, group)
         return
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or available_cpus()) as pool:
-        yield from pool.map(round_site, group)
+    yield from side_by_side(round_site, group, threads)
 
 
 def _groups(sites: list[Site]) -> Iterator[list[Site]]:

@@ -83,45 +83,10 @@ class Algebra:
         """The diagonal [K] of a matrix, in NumPy."""
         return np.diag(gram)
 
-    def choose_steps(
-        self,
-        weight: Array,
-        moments: Doubles,
-        last: int,
-        block_size: int | None = None,
-        *,
-        first: int | None = None,
-    ) -> Floats:
-        """See gptq.choose_steps; `moments` and the answer in NumPy."""
-        return gptq.choose_steps(weight, moments, last, block_size, first=first)
-
-    def round_by_error(
-        self,
-        weight: Array,
-        gram: Array,
-        steps: Floats,
-        last: int,
-        block_size: int | None = None,
-        *,
-        first: int | None = None,
-        damping: float = 0.01,
-    ) -> NDArray[np.int8]:
-        """See gptq.round_by_error; `steps` and the answer in NumPy."""
-        return gptq.round_by_error(
-            weight, gram, steps, last, block_size, first=first, damping=damping
-        )
-
-    def refit_steps(
-        self,
-        weight: Array,
-        gram: Array,
-        integers: NDArray[np.int8],
-        steps: Floats,
-        block_size: int,
-        damping: float,
-    ) -> Floats:
-        """See gptq.refit_steps; `integers`, `steps` and the answer in NumPy."""
-        return gptq.refit_steps(weight, gram, integers, steps, block_size, damping)
+    # `weight` and `gram` lie where this algebra computes, all else and the answers in NumPy.
+    choose_steps = staticmethod(gptq.choose_steps)
+    round_by_error = staticmethod(gptq.round_by_error)
+    refit_steps = staticmethod(gptq.refit_steps)
 
 
 NUMPY = Algebra()

@@ -81,7 +81,7 @@ def find_device(text: str, *, algebra: bool = False) -> Device:
     device = Device.parse(text)
     if not device.on_gpu:
         return device
-    _check_provider(device)
+    check_offered(CUDA, f"device {device}")
     if algebra and find_spec("torch") is not None:
         _check_torch(device)
         device = replace(device, arrays=str(device))
@@ -143,21 +143,30 @@ def open_session(
         disabled_optimizers=disabled,
         enable_fallback=0,
     )
-    loaded = session.get_providers()[0]
-    if loaded != device.providers[0][0]:
-        raise InputError(
-            f"device {device}: {CUDA} does not load and ONNX Runtime fell back to {loaded}: are "
-            f"CUDA, cuDNN and the driver those it was built for? {INSTALL_GPU}"
-        )
+    check_loaded(session, device.providers[0][0], f"device {device}")
     return session
 
 
-def _check_provider(device: Device) -> None:
+def check_offered(provider: str, who: str) -> None:
+    """Raise InputError, for `who` asks, where the installed ONNX Runtime has no such provider.
+
+    The message ends with the command that installs one.
+    """
     found = ort.get_available_providers()
-    if CUDA not in found:
+    if provider not in found:
         raise InputError(
-            f"device {device}: onnxruntime {ort.__version__} here has no {CUDA}, only "
+            f"{who}: onnxruntime {ort.__version__} here has no {provider}, only "
             f"{', '.join(found)}: {INSTALL_GPU}"
+        )
+
+
+def check_loaded(session: Any, provider: str, who: str) -> None:
+    """Raise InputError, for `who` asks, where a session went on without the provider."""
+    loaded = session.get_providers()[0]
+    if loaded != provider:
+        raise InputError(
+            f"{who}: {provider} does not load and ONNX Runtime fell back to {loaded}: are "
+            f"CUDA, cuDNN and the driver those it was built for? {INSTALL_GPU}"
         )
 
 

@@ -17,7 +17,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from regcache.passes.errors import InputError, first_line
-from regcache.runtime.device import CPU_PROVIDER, CUDA, INSTALL_GPU, LOG_NOTHING, load_libraries
+from regcache.runtime.device import (
+    CPU_PROVIDER,
+    CUDA,
+    LOG_NOTHING,
+    check_loaded,
+    check_offered,
+    load_libraries,
+)
 from regcache.runtime.runners import Lap, Loading, Ran, RunnerName
 from regcache.runtime.session import put_first
 
@@ -31,12 +38,7 @@ def check_provider(name: RunnerName) -> None:
 
     Raises InputError with the command that installs such a one.
     """
-    provider, found = _PROVIDERS[name], ort.get_available_providers()
-    if provider not in found:
-        raise InputError(
-            f"runner {name}: onnxruntime {ort.__version__} here has no {provider}, only "
-            f"{', '.join(found)}: {INSTALL_GPU}"
-        )
+    check_offered(_PROVIDERS[name], f"runner {name}")
 
 
 def provider_of(loading: Loading) -> tuple[str, dict[str, str], str]:
@@ -69,12 +71,7 @@ class OrtDeviceRunner:
         self.name = str(loading.model)
         self._device = device
         self._session = _session(loading, provider, options)
-        loaded = self._session.get_providers()
-        if loaded[0] != provider:
-            raise InputError(
-                f"runner {loading.runner}: {provider} does not load and ONNX Runtime fell back to "
-                f"{loaded[0]}: are CUDA, cuDNN and the driver those it was built for? {INSTALL_GPU}"
-            )
+        check_loaded(self._session, provider, f"runner {loading.runner}")
         self.placement: dict[str, int] | None = _placement(self._session, provider, self.name)
         inputs = self._session.get_inputs()
         self._input = inputs[0].name

@@ -15,7 +15,7 @@ from regcache.compiler.calibration.statistics import (
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.prepare import SourceOptions, prepare
 from regcache.compiler.job.record import Record
-from regcache.compiler.job.stages import Stage
+from regcache.compiler.job.stages import EXPORTING
 from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import unnamed
 from regcache.passes.encoder import Block, EncoderView, Site, by_tensor
@@ -167,7 +167,7 @@ def inspect_encoder(
     chosen = find_device(device)
     paths = [] if images is None else list_images(images, reporter.warn)
     with (
-        reporter.command(Step(Stage.EXPORT, seconds=5), Step(_INSPECT, images=len(paths))),
+        reporter.command(EXPORTING, Step(_INSPECT, images=len(paths))),
         tempfile.TemporaryDirectory(prefix="regcache-") as scratch,
         unnamed(Path(scratch)),
     ):

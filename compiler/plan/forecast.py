@@ -10,7 +10,7 @@ from regcache.compiler.calibration.mapped import LARGE
 from regcache.compiler.job.breadth import Breadth
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.record import Record
-from regcache.compiler.job.stages import Stage
+from regcache.compiler.job.stages import EXPORTING, Stage
 from regcache.compiler.job.targets import Precision
 from regcache.compiler.plan.measure import TIMING, Look, Sizes, look
 from regcache.compiler.plan.steps import planned_steps
@@ -83,7 +83,7 @@ def forecast(options: CompileOptions, output: Path, reporter: Reporter) -> Forec
     device = find_device(options.device, algebra=True)
     paths = list_images(Path(options.images), reporter.warn)
     with (
-        reporter.command(Step(Stage.EXPORT, seconds=5), Step(TIMING, seconds=1)),
+        reporter.command(EXPORTING, Step(TIMING, seconds=1)),
         tempfile.TemporaryDirectory(prefix="regcache-") as scratch,
         unnamed(Path(scratch)),
     ):

@@ -6,7 +6,7 @@ from regcache.compiler.calibration.number_formats import number_format
 from regcache.compiler.job.breadth import LEAST_IMAGES, Breadth
 from regcache.compiler.job.context import choose_target
 from regcache.compiler.job.options import CompileOptions, RegisterChoice, Rounding
-from regcache.compiler.job.stages import Stage
+from regcache.compiler.job.stages import EXPORTING, Stage
 from regcache.compiler.quantization.finish import ROUNDING_IMAGES
 from regcache.compiler.reporter import Step
 
@@ -19,7 +19,7 @@ _SENSITIVITY = 0.4
 # Of what looks at a fixed number of tokens, images have this many there.
 TOKENS = 257
 # Whatever the model, in seconds.
-_START, _TIMING, _HASHING = 5.0, 3.0, 1.0
+_TIMING, _HASHING = 3.0, 1.0
 
 
 def planned_steps(options: CompileOptions, images: int, *, tokens: int = TOKENS) -> list[Step]:
@@ -33,7 +33,7 @@ def planned_steps(options: CompileOptions, images: int, *, tokens: int = TOKENS)
 
 def _steps(options: CompileOptions, images: int, fewer: float) -> Iterator[Step]:
     """`fewer`: images for the same number of tokens, beside those that costs were measured on."""
-    yield Step(Stage.EXPORT, seconds=_START)
+    yield EXPORTING
     breadth = Breadth.of(options.effort)
     closer = breadth.sensitivity / Breadth().sensitivity * _SENSITIVITY + 1 - _SENSITIVITY
     rotates, searches = may_rotate(options), may_search(options, images)

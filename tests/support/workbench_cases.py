@@ -18,6 +18,7 @@ from regcache.compiler.calibration.observe import SiteStatistics, site_statistic
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
+from regcache.compiler.curation.trial import Trial, decide_setting, try_setting
 from regcache.compiler.curation.workbench import HeldStudy, Workbench
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Simulation, simulate
@@ -166,3 +167,15 @@ def assert_errors(found: Any, wanted: NDArray[np.float64]) -> None:
     apart = np.abs(np.asarray(found) / wanted - 1)
     assert np.mean(apart < 1e-3) > 0.5
     assert apart.max() < 0.5
+
+
+def check_trial(case: Case, setting: Setting) -> None:
+    """Tried and decided on, a setting has the errors of the whole encoder with it."""
+    tokens = random_tokens(case.vit.spec, setting.count)
+    quantized = case.quantized(case.placed(setting, tokens))
+    images = case.study.images
+    for function, some in ((try_setting, images.rank), (decide_setting, images.decide)):
+        result = function(case.held, Trial(setting, tokens))
+        assert result.refused is None
+        assert_errors(result.errors, case.errors(quantized, some))
+        assert result.mean == pytest.approx(np.mean(result.errors))

@@ -16,6 +16,7 @@ from support.workbench_cases import (
     Case,
     Floats,
     assert_errors,
+    check_trial,
     random_tokens,
     run_named,
 )
@@ -24,7 +25,7 @@ from regcache.compiler.curation.parts import Part, State
 from regcache.compiler.curation.sensitivity import block_damage
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
-from regcache.compiler.curation.trial import Trial, decide_setting, try_setting
+from regcache.compiler.curation.trial import Trial, try_setting
 from regcache.compiler.curation.workbench import HeldStudy, Workbench
 from regcache.passes.base import run
 from regcache.passes.canonicalize import canonicalize
@@ -151,16 +152,6 @@ def test_a_trial_is_the_whole_encoder_with_the_setting(
     form: str, name: str, batch: int | None
 ) -> None:
     check_trial(make_case(form, batch), SETTINGS[name])
-
-
-def check_trial(case: ManyCase, setting: Setting) -> None:
-    tokens = random_tokens(SPEC, setting.count)
-    quantized = case.quantized(case.placed(setting, tokens))
-    images = case.study.images
-    for function, some in ((try_setting, images.rank), (decide_setting, images.decide)):
-        result = function(case.held, Trial(setting, tokens))
-        assert result.refused is None
-        assert_errors(result.errors, case.errors(quantized, some))
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,17 @@
 
 import re
 
-import numpy as np
 import pytest
 from support.spellings import SPELLINGS
-from support.workbench_cases import SETTINGS, Case, assert_errors, make_case, random_tokens
+from support.workbench_cases import (
+    SETTINGS,
+    check_trial,
+    make_case,
+    random_tokens,
+)
 
 from regcache.compiler.curation.setting import Setting
-from regcache.compiler.curation.trial import Trial, decide_setting, try_setting
-
-
-def check_trial(case: Case, setting: Setting) -> None:
-    tokens = random_tokens(case.vit.spec, setting.count)
-    quantized = case.quantized(case.placed(setting, tokens))
-    images = case.study.images
-    for function, some in ((try_setting, images.rank), (decide_setting, images.decide)):
-        result = function(case.held, Trial(setting, tokens))
-        assert result.refused is None
-        assert_errors(result.errors, case.errors(quantized, some))
-        assert result.mean == pytest.approx(np.mean(result.errors))
+from regcache.compiler.curation.trial import Trial, try_setting
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ from regcache.passes.copy_graph import copy_graph
 
 # Shape arithmetic lives in tiny constants; anything larger is a weight whose values do not matter.
 LARGEST_KEPT = 1024
+# ONNX Runtime's reader of shapes wants to find theirs in the message.
+_LARGEST_IN_MESSAGE = 256
 
 Weights = dict[str, NDArray[Any]]
 
@@ -38,6 +40,30 @@ def unpack_graph(model: bytes, weights: Weights) -> gs.Graph:
     graph = gs.import_onnx(onnx.load_from_string(model))
     attach_weights(graph, weights)
     return graph
+
+
+def lend_weights(graph: gs.Graph) -> tuple[bytes, Weights]:
+    """A graph as ONNX bytes whose large initializers lie elsewhere, and these, by name.
+
+    They are the graph's own arrays, not copies; who runs the bytes is given them. An array of a
+    type that NumPy itself does not have stays in the bytes.
+    """
+    bare, weights = detach_weights(graph, _LARGEST_IN_MESSAGE)
+    lent = {name: values for name, values in weights.items() if values.dtype.kind in "fiu"}
+    attach_weights(bare, {name: weights[name] for name in weights.keys() - lent.keys()})
+    model = gs.export_onnx(bare, do_type_check=False)
+    inputs = [item for item in model.graph.input if item.name not in lent]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    for name, values in lent.items():
+        stored = model.graph.initializer.add(
+            name=name,
+            dims=values.shape,
+            data_type=onnx.helper.np_dtype_to_tensor_dtype(values.dtype),
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        stored.external_data.add(key="location", value="lent")
+    return model.SerializeToString(), lent
 
 
 def attach_weights(graph: gs.Graph, weights: Weights) -> None:

@@ -1,19 +1,16 @@
 """Sessions of graphs in memory, and hidden states that stream through them."""
 
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration.mapped import LARGE
 from regcache.compiler.calibration.statistics import tokens_per_image
-from regcache.passes.onnx_file import constant_bytes, save_graph
+from regcache.passes.detach_weights import lend_weights
 from regcache.runtime.device import CPU, Device
 from regcache.runtime.session import OrtSession
 
@@ -23,18 +20,16 @@ Floats = NDArray[np.float32]
 def open_graph(
     graph: gs.Graph, *, threads: int | None = None, integers: bool = False, device: Device = CPU
 ) -> OrtSession:
-    """A session of a graph; a large one goes through a temporary file, weight by weight.
-
-    As a message it would be in memory four times: as arrays, message, bytes and the session's own.
-    """
-    inputs = len(graph.inputs)
-    if constant_bytes(graph) < LARGE:
-        content = gs.export_onnx(graph).SerializeToString()
-        return OrtSession(content, threads=threads, integers=integers, inputs=inputs, device=device)
-    with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
-        path = Path(folder) / "model.onnx"
-        save_graph(graph, path, largest=LARGE)
-        return OrtSession(path, threads=threads, integers=integers, inputs=inputs, device=device)
+    """A session of a graph, which shares its weights."""
+    content, weights = lend_weights(graph)
+    return OrtSession(
+        content,
+        threads=threads,
+        integers=integers,
+        inputs=len(graph.inputs),
+        weights=weights,
+        device=device,
+    )
 
 
 def stream(

@@ -1,8 +1,8 @@
 """One streaming pass of the float model over the calibration images."""
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.folds import Fold, Observed, join
+from regcache.compiler.calibration.graph_session import open_graph
 from regcache.compiler.calibration.statistics import (
     ChannelRange,
     Floats,
@@ -20,10 +21,9 @@ from regcache.passes.base import run
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.observe import Observe
-from regcache.passes.onnx_file import save_graph
 from regcache.passes.rotate_stream import stream_ends
 from regcache.runtime.device import CPU, Device
-from regcache.runtime.session import OrtSession
+from regcache.runtime.session import available_cpus
 
 
 class ActivationStatistics(Protocol):
@@ -119,28 +119,38 @@ def observe(
     graph: gs.Graph,
     observers: Mapping[str, Observer],
     batches: Iterable[NDArray[np.float32]],
-    model_path: Path,
     *,
     threads: int | None = None,
     device: Device = CPU,
 ) -> int:
     """Run the graph over `batches` [B, 3, H, W] and feed each named tensor to its observer.
 
-    The graph with the tensors as outputs is written to `model_path` first, so that ONNX Runtime
-    reads it from there and memory holds one copy. Returns the number of images. Raises
-    InputError, naming the tensor, when an activation is not finite or has no token axis.
+    Returns the number of images. Raises InputError, naming the tensor, when an activation is not
+    finite or has no token axis.
     """
-    save_graph(run(Observe(tuple(observers)), graph).graph, model_path)
+    observed = run(Observe(tuple(observers)), graph).graph
     images = 0
-    with OrtSession(model_path, threads=threads, device=device) as session:
+    with (
+        open_graph(observed, threads=threads, device=device) as session,
+        ThreadPoolExecutor(threads or available_cpus()) as pool,
+    ):
         for batch in batches:
             full = session.filled(batch)
-            for name, activation in zip(session.output_names, session.run(full), strict=True):
-                if name in observers:
-                    tokens = _finite_tokens(name, activation, len(full))
-                    observers[name].update(tokens[: len(batch)])
+            found = zip(session.output_names, session.run(full), strict=True)
+            updates = [
+                pool.submit(_update, name, values, observers[name], len(batch), len(full))
+                for name, values in found
+                if name in observers
+            ]
+            for done in updates:
+                done.result()
             images += len(batch)
     return images
+
+
+def _update(name: str, activation: Floats, observer: Observer, taken: int, ran: int) -> None:
+    """Show an observer the first `taken` of the `ran` images that an activation holds."""
+    observer.update(_finite_tokens(name, activation, ran)[:taken])
 
 
 def _finite_tokens(name: str, activation: Floats, batch: int) -> Floats:

@@ -177,9 +177,7 @@ def inspect_encoder(
             return _report(options.source, encoder, [_describe(block) for block in view.blocks], 0)
         streams = {block.output.name: TokenNorms() for block in view.blocks}
         sites = {site.name: _SiteObserver() for site in view.sites}
-        names = _observe(
-            encoder, paths, streams, sites, Path(scratch), reporter, batch_size, threads, chosen
-        )
+        names = _observe(encoder, paths, streams, sites, reporter, batch_size, threads, chosen)
         place = _Place(view, names)
         blocks = [_describe(block, place, streams, sites) for block in view.blocks]
         return _report(options.source, encoder, blocks, len(names))
@@ -190,7 +188,6 @@ def _observe(
     paths: list[Path],
     streams: dict[str, TokenNorms],
     sites: dict[str, _SiteObserver],
-    scratch: Path,
     reporter: Reporter,
     batch_size: int,
     threads: int | None,
@@ -201,10 +198,9 @@ def _observe(
     folder = ImageFolder(paths, encoder.recipe, encoder.batch(batch_size), reporter.skipped)
     reporter.begin(_INSPECT, f"{len(paths)} images")
     batches = reporter.images(folder.telling(skipped.append), len(paths), _INSPECT)
-    model = scratch / "observed.onnx"
     observers: dict[str, Observer] = {**streams, **by_tensor(encoder.view.sites, sites)}
     pixels = (batch.images for batch in batches)
-    observe(encoder.graph, observers, pixels, model, threads=threads, device=device)
+    observe(encoder.graph, observers, pixels, threads=threads, device=device)
     return [path.name for path in folder.without(skipped).paths]
 
 

@@ -71,7 +71,7 @@ def measure_file(path: Path, folder: Path, *, resolution: int | None = None) -> 
     view = view_encoder(canonicalize_graph(adopted.graph))
     embedding = choose_outputs(view, None).embedding
     images = np.random.default_rng(0).standard_normal((8, 3, SIDE, SIDE), np.float32)
-    save_graph(_quantized(view, images, folder / "observed.onnx"), compiled)
+    save_graph(_quantized(view, images), compiled)
     with OriginalSession(path, adopted.image.name, threads=1) as original:
         (wanted,) = original.run(images, [embedding])
     with OrtSession(compiled, threads=1, outputs=(embedding,)) as session:
@@ -85,12 +85,12 @@ def measure_file(path: Path, folder: Path, *, resolution: int | None = None) -> 
     )
 
 
-def _quantized(view: EncoderView, images: Floats, observed: Path) -> gs.Graph:
+def _quantized(view: EncoderView, images: Floats) -> gs.Graph:
     statistics = site_statistics(view, len(images), seed=0)
     size = view.graph.inputs[0].shape[0]
     size = size if isinstance(size, int) else len(images)
     batches = (images[start : start + size] for start in range(0, len(images), size))
-    observe(view.graph, by_tensor(view.sites, statistics), batches, observed, threads=1)
+    observe(view.graph, by_tensor(view.sites, statistics), batches, threads=1)
     target = resolve_target(TargetName.ORT_CPU, u8s8_saturates=u8s8_saturates())
     quantizer = Quantizer(target, Calibrator.MIN_MAX)
     step = quantizer.step(view.sites, quantizer.scales(view.sites, statistics))

@@ -56,7 +56,7 @@ def observed(graph: gs.Graph, images: Floats, folder: Path) -> dict[str, HalvedS
     statistics = halved_statistics(view, len(images), seed=0)
     batches = [images[start : start + 5] for start in range(0, len(images), 5)]
     observers = by_tensor(view.sites, statistics)
-    observe(graph, observers, batches, folder / "observed.onnx", threads=1)
+    observe(graph, observers, batches, threads=1)
     return statistics
 
 

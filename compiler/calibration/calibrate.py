@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from regcache.compiler.calibration.number_formats import number_format
 from regcache.compiler.calibration.observe import (
     HalvedStatistics,
     Observer,
@@ -10,12 +11,13 @@ from regcache.compiler.calibration.observe import (
     observe,
     stream_ranges,
 )
-from regcache.compiler.calibration.statistics import ChannelRange
+from regcache.compiler.calibration.statistics import ChannelRange, Floats
+from regcache.compiler.calibration.stored_rows import StoredRows, stored_rows
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
+from regcache.compiler.job.options import Rounding
 from regcache.compiler.job.stages import Stage
 from regcache.passes.encoder import by_tensor
-from regcache.passes.model_files import remove_model
 from regcache.runtime.images import ImageFolder, Skipped
 
 
@@ -25,27 +27,42 @@ class Calibrated:
 
     `statistics`: of every site's activation, by the site's name. `streams`: ranges of the residual
     stream, by the name of the tensor; empty unless asked for, as FP16 needs them. `images`: the
-    calibration images, without those that cannot be read.
+    calibration images, without those that cannot be read. `rows`: of every site's activation, by
+    the site's name; empty unless weights are rounded by them.
     """
 
     statistics: Mapping[str, HalvedStatistics]
     streams: Mapping[str, ChannelRange]
     images: ImageFolder
+    rows: Mapping[str, StoredRows]
 
 
-def calibrate(context: Context, encoder: FloatEncoder, *, with_streams: bool = False) -> Calibrated:
-    """Run the images through the encoder once. Raises InputError as `observe` does.
+@dataclass(frozen=True)
+class _Together:
+    """Observers of one activation."""
 
-    `with_streams`: whether the residual stream is observed too.
-    """
+    observers: tuple[Observer, ...]
+
+    def update(self, tokens: Floats) -> None:
+        for observer in self.observers:
+            observer.update(tokens)
+
+
+def calibrate(context: Context, encoder: FloatEncoder) -> Calibrated:
+    """Run the images through the encoder once. Raises InputError as `observe` does."""
     images, count, skipped = context.images, len(context.images.paths), list[Skipped]()
+    sites, options = encoder.view.sites, context.options
     statistics = halved_statistics(encoder.view, count, context.seed)
-    streams = stream_ranges(encoder.view) if with_streams else {}
+    streams = stream_ranges(encoder.view) if options.in_half else {}
+    rounds = options.rounding is Rounding.GPTQ and number_format(context.target).by_error
+    rows = stored_rows(sites, context.scratch, count, context.seed) if rounds else {}
     context.reporter.begin(Stage.CALIBRATE, f"{count} images")
     batches = context.reporter.images(images.telling(skipped.append), count, Stage.CALIBRATE)
-    model = context.scratch / "observed.onnx"
-    observers: dict[str, Observer] = {**by_tensor(encoder.view.sites, statistics), **streams}
+    seen: dict[str, Observer] = {
+        name: _Together((one, rows[name])) if name in rows else one
+        for name, one in statistics.items()
+    }
+    observers: dict[str, Observer] = {**by_tensor(sites, seen), **streams}
     pixels = (batch.images for batch in batches)
-    observe(encoder.graph, observers, pixels, model, threads=context.threads, device=context.device)
-    remove_model(model)
-    return Calibrated(statistics, streams, images.without(skipped))
+    observe(encoder.graph, observers, pixels, threads=context.threads, device=context.device)
+    return Calibrated(statistics, streams, images.without(skipped), rows)

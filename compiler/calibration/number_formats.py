@@ -1,7 +1,7 @@
 """The number formats of linears: each chooses scales, rounds weights and makes its pass."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,9 +76,11 @@ class Rounded:
 
 
 class Read(Protocol):
-    """Second moments of a linear's rounded input over `rows` rows."""
+    """Second moments of the rounded input of linears."""
 
-    rows: int
+    @property
+    def rows(self) -> int:
+        """Over how many rows."""
 
     @property
     def gram(self) -> Array:
@@ -102,6 +104,11 @@ class NumberFormat(ABC):
         """Whether weights, or biases, are chosen by the error at the layers' outputs."""
         return True
 
+    @property
+    def by_gram(self) -> bool:
+        """Whether weights are rounded by the Gram matrix of what their linears read."""
+        return True
+
     @abstractmethod
     def scale(
         self,
@@ -120,8 +127,11 @@ class NumberFormat(ABC):
         """The weight [K, N] after rounding to the nearest and dequantizing, where it lives."""
 
     @abstractmethod
-    def round(self, linear: Linear, read: Read) -> Weight:
-        """A linear's weight, rounded by GPTQ where the format allows that; `read`: its input."""
+    def round(self, linears: Sequence[Linear], read: Read) -> dict[str, Weight]:
+        """The weights of a site's linears, by name, rounded by GPTQ where the format allows that.
+
+        `read`: what they all read.
+        """
 
     @abstractmethod
     def steps(
@@ -164,11 +174,15 @@ class Int8(NumberFormat):
     def nearest(self, weight: Array) -> Array:
         return self.algebra.nearest(weight, self.target.weight_bits)
 
-    def round(self, linear: Linear, read: Read) -> RoundedWeight:
+    def round(self, linears: Sequence[Linear], read: Read) -> dict[str, Weight]:
         algebra, last = self.algebra, 2 ** (self.target.weight_bits - 1) - 1
-        weight, gram = algebra.put(linear.weight), read.gram
+        weight, gram = _side_by_side(linears, algebra), read.gram
         steps = algebra.choose_steps(weight, algebra.diagonal(gram) / read.rows, last)
-        return RoundedWeight(algebra.round_by_error(weight, gram, steps, last), steps[0])
+        integers = algebra.round_by_error(weight, gram, steps, last)
+        return {
+            linear.name: RoundedWeight(np.ascontiguousarray(integers[:, part]), steps[0, part])
+            for linear, part in _parts(linears)
+        }
 
     def steps(
         self, scales: Mapping[str, Scale], rounded: Rounded, only: frozenset[str] | None = None
@@ -199,8 +213,12 @@ class Float8Linears(NumberFormat):
     def nearest(self, weight: Array) -> Array:
         return self.algebra.nearest_float8(weight)
 
-    def round(self, linear: Linear, read: Read) -> Float8Weight:
-        return round_weight(linear.weight)
+    @property
+    def by_gram(self) -> bool:
+        return False
+
+    def round(self, linears: Sequence[Linear], read: Read) -> dict[str, Weight]:
+        return {linear.name: round_weight(linear.weight) for linear in linears}
 
     def steps(
         self, scales: Mapping[str, Scale], rounded: Rounded, only: frozenset[str] | None = None
@@ -227,7 +245,7 @@ class WeightsAlone(NumberFormat):
     def nearest(self, weight: Array) -> Array:
         return self.algebra.nearest(weight, self.target.weight_bits)
 
-    def round(self, linear: Linear, read: Read) -> Weight:
+    def round(self, linears: Sequence[Linear], read: Read) -> dict[str, Weight]:
         raise AssertionError("weights are rounded to the nearest, by the pass")
 
     def steps(
@@ -254,9 +272,19 @@ class BlockWeights(WeightsAlone):
             }
         )
 
-    def round(self, linear: Linear, read: Read) -> BlockWeight:
-        algebra, bits, size = self.algebra, self._bits(linear), self._size
-        weight, gram = algebra.put(linear.weight), read.gram
+    def round(self, linears: Sequence[Linear], read: Read) -> dict[str, Weight]:
+        rounded = dict[str, Weight]()
+        for bits in dict.fromkeys(map(self._bits, linears)):
+            alike = [linear for linear in linears if self._bits(linear) == bits]
+            whole = self._round(_side_by_side(alike, self.algebra), bits, read)
+            for linear, part in _parts(alike):
+                integers = np.ascontiguousarray(whole.integers[:, part])
+                steps = np.ascontiguousarray(whole.scales[:, part])
+                rounded[linear.name] = BlockWeight(integers, steps, whole.block_size, bits)
+        return rounded
+
+    def _round(self, weight: Array, bits: int, read: Read) -> BlockWeight:
+        algebra, size, gram = self.algebra, self._size, read.gram
         first, last = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         moments = algebra.diagonal(gram) / read.rows
         steps = algebra.choose_steps(weight, moments, last, size, first=first)
@@ -278,6 +306,20 @@ class BlockWeights(WeightsAlone):
 
     def _bits(self, linear: Linear) -> int:
         return block_bits(linear, self.target.weight_bits)
+
+
+def _side_by_side(linears: Sequence[Linear], algebra: Algebra) -> Array:
+    """The weights [K, N] of linears that read the same as one [K, sum of N]."""
+    return algebra.put(np.concatenate([linear.weight for linear in linears], axis=1))
+
+
+def _parts(linears: Sequence[Linear]) -> Iterator[tuple[Linear, slice]]:
+    """Each linear's output channels among those of all."""
+    start = 0
+    for linear in linears:
+        end = start + linear.weight_shape[1]
+        yield linear, slice(start, end)
+        start = end
 
 
 def block_bits(linear: Linear, bits: int) -> int:

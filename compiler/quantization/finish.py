@@ -1,12 +1,13 @@
 """The stage that quantizes: scales, rounded weights, Q/DQ, biases, and the rest in FP16."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.calibrate import Calibrated
 from regcache.compiler.calibration.number_formats import (
     BlockWeights,
     Rounded,
@@ -15,26 +16,25 @@ from regcache.compiler.calibration.number_formats import (
 )
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.calibration.statistics import ChannelRange
-from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.pass_record import PassRecord, pass_records
 from regcache.compiler.job.context import Context
-from regcache.compiler.job.options import AttentionChoice, Rounding
+from regcache.compiler.job.options import AttentionChoice
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.quantization.attention import attention_scales
 from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.int8_share import Placement
+from regcache.compiler.quantization.layer_input import LayerInput
 from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.base import Pass, run_all
 from regcache.passes.encoder import Site, by_tensor
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.keep_bias_apart import KeepBiasApart
-from regcache.passes.model_files import remove_model
 from regcache.passes.quantize_attention import QuantizeAttention
 
 Floats = NDArray[np.float32]
 
-# Images that weights are rounded by: more add time and no accuracy.
-ROUNDING_IMAGES = 128
+# Images that attention's ranges are chosen by.
+_ATTENTION_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -54,34 +54,37 @@ def quantize(
     context: Context,
     equalized: Equalized,
     placement: Placement,
-    streams: Mapping[str, ChannelRange],
+    calibrated: Calibrated,
 ) -> Quantized:
     """Choose scales, round weights, quantize the linears and correct their biases.
 
-    `streams`: ranges of the residual stream, by tensor, where the rest is to compute in FP16.
+    `calibrated`: of the encoder before it was equalized.
     """
     quantizer, encoder = Quantizer.of(context), equalized.encoder
     sites = [site for site in encoder.view.sites if site.name not in placement.left_float]
     context.reporter.begin(Stage.RANGES, f"({context.target.why})")
-    scales = _scales(quantizer, sites, equalized)
-    rounded = _rounded(context, quantizer, encoder, sites, scales)
+    scales = _scales(quantizer, sites, equalized, context.threads)
+    rounded = _rounded(context, quantizer, sites, scales, equalized, calibrated)
     context.reporter.begin(Stage.WRITE)
     names = frozenset(linear.name for site in sites for linear in site.linears)
     steps = quantizer.format.steps(by_tensor(sites, scales), rounded, names)
-    steps += _rest(context, equalized, streams)
+    steps += _rest(context, equalized, calibrated.streams)
     graph, ran = run_all(steps, encoder.graph)
     linears = sum(len(site.linears) for site in sites if site.name in scales)
     return Quantized(graph, scales, linears, pass_records(ran))
 
 
-def _scales(quantizer: Quantizer, sites: Sequence[Site], equalized: Equalized) -> dict[str, Scale]:
+def _scales(
+    quantizer: Quantizer, sites: Sequence[Site], equalized: Equalized, threads: int | None
+) -> dict[str, Scale]:
     """The scale of every site's activation, by the site's name; empty where all stay float."""
     known = {site.name: equalized.activations[site.name] for site in sites}
     fixed = {
         name: activation.scale for name, activation in known.items() if activation.scale is not None
     }
     free = [site for site in sites if site.name not in fixed]
-    chosen = quantizer.scales(free, {site.name: known[site.name].for_scale for site in free})
+    statistics = {site.name: known[site.name].for_scale for site in free}
+    chosen = quantizer.scales(free, statistics, threads)
     every = chosen | (fixed if quantizer.quantizes_activations else {})
     return {site.name: every[site.name] for site in sites if site.name in every}
 
@@ -92,7 +95,7 @@ def _rest(
     """The passes behind the linears: attention in int8, FP16, and Adds apart for ONNX Runtime."""
     options, view = context.options, equalized.encoder.view
     if options.attention is AttentionChoice.INT8:
-        images = (batch.images for batch in context.images.some(ROUNDING_IMAGES))
+        images = (batch.images for batch in context.images.some(_ATTENTION_IMAGES))
         yield QuantizeAttention(
             attention_scales(view, images, threads=context.threads, device=context.device)
         )
@@ -116,45 +119,28 @@ def _rest(
 def _rounded(
     context: Context,
     quantizer: Quantizer,
-    encoder: FloatEncoder,
     sites: Sequence[Site],
     scales: Mapping[str, Scale],
+    equalized: Equalized,
+    calibrated: Calibrated,
 ) -> Rounded:
     """The rounded weights, by GPTQ or each to the nearest, as the options ask for.
 
     `scales`: by the name of the site; empty for a format of weights alone, whose linears read
     floats.
     """
-    if context.options.rounding is not Rounding.GPTQ or not quantizer.format.by_error:
+    if not calibrated.rows:
         return quantizer.format.nearest_weights(linear for site in sites for linear in site.linears)
-    known = {site.name: scales.get(site.name) for site in sites}
-    return _round(context, encoder, known)
-
-
-def _round(context: Context, encoder: FloatEncoder, scales: Mapping[str, Scale | None]) -> Rounded:
-    """GPTQ of the linears of the sites that `scales` names."""
-    some = context.images.some(ROUNDING_IMAGES)
-    count = len(some.paths)
-
-    context.reporter.begin(Stage.ROUND, f"by {count} images")
-
-    def batches() -> Iterable[Floats]:
-        counted = context.reporter.images(some, count, "reading")
-        return (batch.images for batch in counted)
-
-    path = context.scratch / "rounded.onnx"
-    rounded = round_weights(
-        encoder.graph,
-        encoder.view.sites,
-        scales,
-        batches,
-        path,
+    context.reporter.begin(Stage.ROUND, f"by {len(context.images.paths)} images")
+    inputs = {}
+    for site in sites:
+        rows, known = calibrated.rows[site.name], equalized.activations[site.name]
+        inputs[site.name] = LayerInput(rows, scales.get(site.name), known.shifts, known.factors)
+    return round_weights(
+        sites,
+        inputs,
         target=context.target,
-        images=count,
-        seed=context.seed,
         threads=context.threads,
         device=context.device,
         reporter=context.reporter,
     )
-    remove_model(path)
-    return rounded

@@ -1,9 +1,8 @@
 """Tiny encoders to round, with all that their layers read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -12,15 +11,17 @@ from support.canonical import canonical_graph
 from support.number_formats import S8S8, U8S8, affines
 from support.tiny_vit import Spec, TinyVit
 
-from regcache.compiler.calibration.number_formats import Rounded
+from regcache.compiler.calibration.number_formats import Rounded, Scale
 from regcache.compiler.calibration.observe import observe, site_statistics
 from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.calibration.stored_rows import stored_rows
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import (
     Simulation,
     Target,
     simulate,
 )
+from regcache.compiler.quantization.layer_input import LayerInput
 from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.affine import Affine
 from regcache.passes.encoder import EncoderView, Linear, Site, by_tensor
@@ -63,15 +64,19 @@ class Case:
     target: Target
     folder: Path
 
-    def batches(self) -> Iterator[Floats]:
-        yield from np.array_split(self.images, 5)
+    def inputs(
+        self, scales: Mapping[str, Scale | None], images: int = IMAGES, seed: int = 0
+    ) -> dict[str, LayerInput]:
+        """What the linears of the sites that `scales` names read, stored batch by batch."""
+        rows = stored_rows(self.view.sites, self.folder, images, seed)
+        for name, store in rows.items():
+            for batch in np.array_split(self.seen[name].tokens, 5):
+                store.update(batch)
+        return {name: LayerInput(rows[name], scale) for name, scale in scales.items()}
 
-    def round(self, **more: int) -> Rounded:
-        options: dict[str, Any] = {"images": len(self.images), "target": self.target, "threads": 1}
-        path = self.folder / "rounded.onnx"
-        return round_weights(
-            self.graph, self.view.sites, self.scales, self.batches, path, **options | more
-        )
+    def round(self, seed: int = 0, threads: int = 1) -> Rounded:
+        inputs = self.inputs(self.scales, seed=seed)
+        return round_weights(self.view.sites, inputs, target=self.target, threads=threads)
 
     @property
     def linears(self) -> Iterator[tuple[Site, Linear]]:
@@ -97,8 +102,7 @@ def make_case(folder: Path, spec: Spec | None = None, target: str = "u8s8") -> C
     graph = canonical_graph(vit.model())
     view, images = view_encoder(graph), vit.images(IMAGES)
     seen = {site.name: Recorder() for site in view.sites}
-    path = folder / "observed.onnx"
-    observe(graph, by_tensor(view.sites, seen), np.array_split(images, 5), path, threads=1)
+    observe(graph, by_tensor(view.sites, seen), np.array_split(images, 5), threads=1)
     statistics = site_statistics(view, IMAGES, seed=0)
     for name, recorder in seen.items():
         statistics[name].update(recorder.tokens)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from support.float8_numbers import nearest
 from support.number_formats import FP8, W4A16
-from support.rounding_cases import IMAGES, Case, make_case
+from support.rounding_cases import Case, make_case
 from support.tiny_vit import Spec
 
 from regcache.compiler.calibration.algebra import nearest_blocks
@@ -32,10 +32,7 @@ SPECS = {
 
 
 def rounded_in(case: Case, target: Target, scales: dict[str, Scale | None]) -> Rounded:
-    return round_weights(
-        case.graph, case.view.sites, scales, case.batches, case.folder / "rounded.onnx",
-        images=IMAGES, target=target, threads=1,
-    )  # fmt: skip
+    return round_weights(case.view.sites, case.inputs(scales), target=target, threads=1)
 
 
 def in_blocks(case: Case) -> Rounded:

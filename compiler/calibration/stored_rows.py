@@ -1,0 +1,75 @@
+"""Rows of what linears read, kept on disk from calibration on, to round weights by."""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.passes.encoder import Site
+
+Floats = NDArray[np.float32]
+
+# About as many rows as the Gram matrix of the widest layer needs to be more than noise.
+ROWS = 4096
+LEAST_ROWS_OF_AN_IMAGE = 8
+# Rows that are read at a time.
+_CHUNK = 1024
+
+
+@dataclass
+class StoredRows:
+    """Some rows of the activation [..., K] at a site, float32, in a file without a name.
+
+    Of every `stride`-th image: the first token, which is the class token where there is one, and
+    tokens drawn at random, `of_an_image` together. The file goes with this object.
+    """
+
+    file: BinaryIO
+    of_an_image: int
+    random: np.random.Generator
+    stride: int = 1
+    images: int = 0
+    count: int = 0
+    channels: int = 0
+
+    @classmethod
+    def of(cls, folder: Path, images: int, seed: int) -> "StoredRows":
+        """No rows yet, sized for so many images; the file lies in `folder`."""
+        of_an_image = max(ROWS // max(images, 1), LEAST_ROWS_OF_AN_IMAGE)
+        stride = max(1, images * LEAST_ROWS_OF_AN_IMAGE // ROWS)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it stays open
+        return cls(file, of_an_image, np.random.default_rng(seed), stride)
+
+    def update(self, tokens: Floats) -> None:
+        """Take in activations [B, T, K]."""
+        self.channels = tokens.shape[-1]
+        for image in tokens:
+            if self.images % self.stride == 0:
+                kept = np.ascontiguousarray(image[self._drawn(len(image))], np.float32)
+                self.file.write(kept.data)
+                self.count += len(kept)
+            self.images += 1
+
+    def chunks(self) -> Iterator[Floats]:
+        """All rows in order, [n, K] at a time."""
+        self.file.seek(0)
+        for start in range(0, self.count, _CHUNK):
+            rows = min(_CHUNK, self.count - start)
+            content = self.file.read(4 * rows * self.channels)
+            yield np.frombuffer(content, np.float32).reshape(rows, self.channels)
+
+    def _drawn(self, tokens: int) -> NDArray[np.intp]:
+        others = min(self.of_an_image, tokens) - 1
+        chosen = self.random.permutation(tokens - 1)[:others] + 1
+        return np.concatenate([np.zeros(1, np.intp), chosen])
+
+
+def stored_rows(
+    sites: Iterable[Site], folder: Path, images: int, seed: int
+) -> dict[str, StoredRows]:
+    """No rows yet for every site, by its name, sized for so many images."""
+    return {site.name: StoredRows.of(folder, images, seed) for site in sites}

@@ -1,0 +1,56 @@
+"""Second moments of what a site's linears read once the activation is rounded."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcache.compiler.calibration.algebra import Algebra, Array
+from regcache.compiler.calibration.number_formats import Scale
+from regcache.compiler.calibration.stored_rows import StoredRows
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of `rows` rows of a site's rounded input X [rows, K].
+
+    `gram`: X^T X, float64 [K, K], where an algebra computes. `total`, `float_total` [K]: sums of
+    the rows, rounded and not.
+    """
+
+    rows: int
+    gram: Array
+    total: Doubles
+    float_total: Doubles
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """The input [..., K] of a site's linears, by rows that calibration stored.
+
+    `shifts`, `factors` [K]: what was taken off its channels since, and what they were divided by
+    then; None for nothing. `scale`: rounds it; None leaves it in float.
+    """
+
+    stored: StoredRows
+    scale: Scale | None = None
+    shifts: Floats | None = None
+    factors: Floats | None = None
+
+    def moments(self, algebra: Algebra, *, with_gram: bool = True) -> Moments:
+        """The moments of all rows. Without a Gram matrix that is empty, [0, 0]."""
+        channels = self.stored.channels
+        total, float_total = np.zeros(channels), np.zeros(channels)
+        gram = algebra.zeros(channels if with_gram else 0)
+        for rows in self.stored.chunks():
+            plain = rows if self.shifts is None else rows - self.shifts
+            plain = plain if self.factors is None else plain / self.factors
+            rounded = plain if self.scale is None else self.scale.round_trip(plain)
+            if with_gram:
+                gram += algebra.gram(algebra.put(rounded))
+            total += rounded.sum(axis=0, dtype=np.float64)
+            float_total += plain.sum(axis=0, dtype=np.float64)
+        return Moments(self.stored.count, gram, total, float_total)

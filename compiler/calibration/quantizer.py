@@ -13,7 +13,8 @@ from regcache.compiler.calibration.number_formats import (
 )
 from regcache.compiler.calibration.observe import ActivationStatistics
 from regcache.compiler.calibration.placing import algebra_on
-from regcache.compiler.calibration.ranges import ErrorMeasure, output_error
+from regcache.compiler.calibration.ranges import ErrorMeasure, output_error, some_columns
+from regcache.compiler.calibration.side_by_side import side_by_side
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Target
@@ -52,23 +53,32 @@ class Quantizer:
         return self.target.activation_bits is not None
 
     def scales(
-        self, sites: Iterable[Site], statistics: Mapping[str, ActivationStatistics]
+        self,
+        sites: Sequence[Site],
+        statistics: Mapping[str, ActivationStatistics],
+        threads: int | None = None,
     ) -> dict[str, Scale]:
-        """The scale of every site's activation; `statistics` and scales go by the site's name."""
+        """The scale of every site's activation; `statistics` and scales go by the site's name.
+
+        `threads` of them are chosen at a time.
+        """
         if not self.quantizes_activations:
             return {}
-        scales = {}
-        for site in sites:
+
+        def choose(site: Site) -> Scale:
             weights = [linear.weight for linear in site.linears]
-            scales[site.name] = self.scale(weights, statistics[site.name])
+            scale = self.scale(weights, statistics[site.name])
             for weight in weights:
                 let_go(weight)
-        return scales
+            return scale
+
+        chosen = side_by_side(choose, sites, threads)
+        return {site.name: scale for site, scale in zip(sites, chosen, strict=True)}
 
     def scale(self, weights: Sequence[Array], statistics: ActivationStatistics) -> Scale:
         """The scale of an activation that the matrices `weights` [K, N] read, by its statistics."""
-        put = self.algebra.put
-        return self.scale_by(lambda: output_error([put(weight) for weight in weights]), statistics)
+        error = lambda: output_error([self.algebra.put(some_columns(weights))])  # noqa: E731
+        return self.scale_by(error, statistics)
 
     def scale_by(
         self, error: Callable[[], ErrorMeasure], statistics: ActivationStatistics

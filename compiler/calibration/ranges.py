@@ -20,6 +20,10 @@ _FINE_BITS = 8
 _WIDER, _SINGLE = 1.1, (0.9, 0.8, 0.7, 0.6, 0.5)
 
 
+# Output channels that stand for all: errors of so many tell candidates apart as those of all do.
+COLUMNS = 192
+
+
 ErrorMeasure = Callable[[Array], float]
 """||D W||^2, where D [S, K] is what rounding adds to the rows of an activation."""
 
@@ -114,6 +118,18 @@ def search_range(
         tighten([(first, last * _WIDER)])
         tighten((first, last * share) for share in _SINGLE)
     return best
+
+
+def some_columns(weights: Sequence[Array], most: int = COLUMNS) -> Array:
+    """At most so many output channels [K, n] from all over the matrices [K, N]."""
+    total = sum(weight.shape[1] for weight in weights)
+    chosen = np.arange(min(total, most)) * total // min(total, most)
+    parts, start = [], 0
+    for weight in weights:
+        here = chosen[(start <= chosen) & (chosen < start + weight.shape[1])] - start
+        parts.append(weight[:, here])
+        start += weight.shape[1]
+    return algebra_of(weights[0]).join(parts, axis=1)
 
 
 def output_error(weights: Sequence[Array]) -> ErrorMeasure:

@@ -2,11 +2,23 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from regcache.runtime.session import available_cpus
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """While it is open, NumPy's products take one thread each.
+
+    More would add in another order, and spin against one another on a busy machine.
+    """
+    with threadpool_limits(1, "blas"):
+        yield
+
 
 X = TypeVar("X")
 R = TypeVar("R")
@@ -17,8 +29,7 @@ def side_by_side(
 ) -> Iterator[R]:
     """`function` of every item, in order; `threads` of them at a time, all CPUs by default.
 
-    Each is computed by one thread of BLAS: more would add in another order, and spin against one
-    another.
+    Each is computed by one thread of BLAS (see one_blas_thread).
     """
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or available_cpus()) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(threads or available_cpus()) as pool:
         yield from pool.map(function, items)

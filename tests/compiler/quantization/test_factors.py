@@ -105,11 +105,14 @@ def test_the_error_left_is_that_of_the_other_half(tmp_path: Path, quantizer: str
         weights = [linear.weight for linear in site.linears]
         weight = np.concatenate(weights, axis=1)
         peaks = np.abs(weight).max(axis=1)
+        # Ranges are chosen by 32 output channels from all over.
+        total = weight.shape[1]
+        some = weight[:, np.arange(min(total, 32)) * total // min(total, 32)]
         errors = np.zeros(2)
         for fit, other in (seen.observed, seen.observed[::-1]):
             for slot, factors in enumerate((one.rule.factors(fit, peaks), np.ones(len(weight)))):
                 by = np.asarray(factors, np.float32)
-                scale = affine(how.scale([weight * by[:, None]], other.divided(by)))
+                scale = affine(how.scale([some * by[:, None]], other.divided(by)))
                 bits = how.target.weight_bits
                 errors[slot] += layer_error(scale, weights, by, other.rows, bits)
         assert one.error_left == pytest.approx(errors[0] / errors[1], rel=0.02)

@@ -25,7 +25,8 @@ def test_channels_from_all_over_the_weights(inputs: int, outputs: list[int], mos
     weights = [draw(number, inputs, count) for number, count in enumerate(outputs)]
     whole = np.concatenate(weights, axis=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampled_weight, "_COLUMNS", most)
+        patch.setattr(sampled_weight, "COLUMNS", most)
+        patch.setattr(sampled_weight, "_FEWER", most)
         found = SampledWeight.of(weights)
     np.testing.assert_array_equal(found.peaks, np.abs(whole).max(axis=1))
     count = min(most, whole.shape[1])

@@ -4,8 +4,9 @@ A stage is a function of the context and of the encoder as it stands; it changes
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from regcache.compiler.artifact.manifest import FileRecord, Manifest, SpeedRecor
 from regcache.compiler.artifact.speed_check import check_speed
 from regcache.compiler.calibration.calibrate import Calibrated, calibrate
 from regcache.compiler.calibration.mapped import let_graph_go, return_memory
+from regcache.compiler.calibration.side_by_side import one_blas_thread
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.find import find_registers, no_registers, splice
 from regcache.compiler.encoder.float_encoder import FloatEncoder
@@ -59,7 +61,12 @@ def compile_encoder(
     target = choose_target(options)
     paths = list_images(Path(options.images), reporter.warn)
     steps = planned_steps(options, len(paths))
-    with reporter.command(*steps), staged_folder(output) as staging, computing_on(device):
+    with (
+        reporter.command(*steps),
+        staged_folder(output) as staging,
+        computing_on(device),
+        one_blas_thread(),
+    ):
         prepared = prepare(options, staging, reporter, threads=options.threads)
         encoder = split_for_target(prepared, target)
         images = ImageFolder(
@@ -77,21 +84,16 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
     """Every stage behind the float encoder; writes the artifact's files but for the manifest."""
     options, skipped = context.options, list[Skipped]()
     context = replace(context, images=context.images.telling(skipped.append))
-    searched, curated = None, no_registers(encoder, "not asked for")
-    if options.registers is RegisterChoice.AUTO:
-        searched = _even(context, encoder)
-        context = replace(context, images=searched.calibrated.images)
-        curated = find_registers(context, searched.plain(context))
-    placed = splice(encoder, curated)
-    if options.rotates:
-        placed = rotate(context, placed, options.share)
-    sensitivity = curated.record.sensitivity
-    if placed.graph is not encoder.graph:
-        searched, sensitivity = None, []  # they are of another encoder, and their memory is free
-    even = _even(context, placed) if searched is None else searched.also(placed)
+    rotated = rotate(context, encoder, options.share) if options.rotates else encoder
+    even, curated = _even(context, rotated), no_registers(encoder, "not asked for")
     context = replace(context, images=even.calibrated.images)
-    placement = keep_float(context, placed, even.equalized, sensitivity, options.share)
-    quantized = quantize(context, even.equalized, placement, even.calibrated.streams)
+    if options.registers is RegisterChoice.AUTO:
+        curated = find_registers(context, without_shifts(context, rotated, even.equalized))
+    placed, sensitivity = splice(rotated, curated), curated.record.sensitivity
+    if placed.graph is not rotated.graph:
+        even, sensitivity = _even(context, placed), []  # known is only what was without registers
+    placement = keep_float(context, placed, even, sensitivity, options.share)
+    quantized = quantize(context, even.equalized, placement, even.calibrated)
     _save(quantized, curated, (encoder, placed, even.equalized.encoder), folder)
     parity = first_look(context, encoder, folder / MODEL)
     speed = _speed(context, encoder, folder / MODEL, quantized.linears)
@@ -104,32 +106,19 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
     return describe_artifact(context, compiled, source, skipped, folder)
 
 
-@dataclass(frozen=True)
-class _Even:
-    """An encoder, its calibration, and the encoder that equalizing made of it."""
+class _Even(NamedTuple):
+    """The calibration of an encoder, and the encoder that equalizing made of it."""
 
-    encoder: FloatEncoder
     calibrated: Calibrated
     equalized: Equalized
-
-    def plain(self, context: Context) -> FloatEncoder:
-        """The encoder to search in: equalized, but not shifted."""
-        return without_shifts(context, self.encoder, self.equalized)
-
-    def also(self, encoder: FloatEncoder) -> "_Even":
-        """The same of `encoder`, whose graph is the same but which more passes have looked at."""
-        after = self.equalized.encoder
-        passes = (*encoder.passes, *after.passes[len(self.encoder.passes) :])
-        equalized = replace(self.equalized, encoder=replace(after, passes=passes))
-        return replace(self, encoder=encoder, equalized=equalized)
 
 
 def _even(context: Context, encoder: FloatEncoder) -> _Even:
     options = context.options
-    calibrated = calibrate(context, encoder, with_streams=options.in_half)
+    calibrated = calibrate(context, encoder)
     if options.equalize:
-        return _Even(encoder, calibrated, equalize(context, encoder, calibrated))
-    return _Even(encoder, calibrated, as_it_is(encoder, calibrated.statistics))
+        return _Even(calibrated, equalize(context, encoder, calibrated))
+    return _Even(calibrated, as_it_is(encoder, calibrated.statistics))
 
 
 def _save(

@@ -15,6 +15,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.marks import DELETED, TOKENS
 from regcache.passes.register_nodes import LAST, Writer
+from regcache.passes.rotate_stream import stream_rotation
 from regcache.passes.token_positions import Positions, between, find_positions
 
 
@@ -24,9 +25,10 @@ class DeleteSinks:
 
     Class and register tokens in front of the patches are never dropped. The sequence is shorter
     from there on; patches come in the order of their norm, which attention does not see, and
-    rotary tables are gathered along. An output that holds a row for every token gets the dropped
-    rows back at the very end as the mean of the kept patches; pooled outputs just lose them.
-    TopK and GatherElements (opset 11), as TensorRT takes them. `count` = 0 leaves the graph alone.
+    rotary tables are gathered along. Where the stream is rotated, norms are of what it was before.
+    An output that holds a row for every token gets the dropped rows back at the very end as the
+    mean of the kept patches; pooled outputs just lose them. TopK and GatherElements (opset 11), as
+    TensorRT takes them. `count` = 0 leaves the graph alone.
 
     Refused with InputError: a graph whose patches cannot be told (no patch convolution), register
     tokens among them, sinks deleted already, positions that are not understood, and a head that
@@ -101,7 +103,12 @@ class DeleteSinks:
         prefix, patches = _known(view)
         candidates = write.slice("patches", stream, prefix, LAST)
         axes = write.ints("channels", -1)
-        size = write.node("Abs", "abs", [candidates])
+        matrix = stream_rotation(view.graph)
+        plain = candidates
+        if matrix is not None:
+            back = gs.Constant(f"{DELETED}back", np.ascontiguousarray(matrix.T))
+            plain = write.node("MatMul", "not_rotated", [candidates, back])
+        size = write.node("Abs", "abs", [plain])
         norms = write.node("ReduceMax", "norms", [size, axes], keepdims=0)
         keep = write.ints("keep", patches - self.count)
         kept = write.node("TopK", "smallest", [norms, keep], np.int64, axis=-1, largest=0)

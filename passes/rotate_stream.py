@@ -109,6 +109,21 @@ def stream_ends(graph: gs.Graph) -> tuple[gs.Variable, ...]:
     return tuple(node.inputs[0] if _is_first(node) else node.outputs[0] for node in products)
 
 
+def stream_rotation(graph: gs.Graph) -> Floats | None:
+    """What a graph's residual stream is rotated by [width, width], from the right; None: it is not.
+
+    The inputs of all its blocks are rotated then, and the output of the last is not.
+    """
+    first = next(filter(_is_first, graph.nodes), None)
+    return None if first is None else np.asarray(first.inputs[1].values, np.float32)
+
+
+def as_stream(graph: gs.Graph, tokens: Floats) -> Floats:
+    """Tokens [..., width] as the graph's blocks read them: rotated where its stream is."""
+    matrix = stream_rotation(graph)
+    return tokens if matrix is None else tokens @ matrix
+
+
 def matrix_in(model: onnx.ModelProto) -> Floats | None:
     """What a file's residual stream is rotated by [width, width], from the right; None: it is not.
 

@@ -23,7 +23,7 @@ _KEPT, _KEPT_EARLIER = 3, 2
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token [width] of the residual stream after `block` (-1: the embeddings).
+    """A token [width] of the residual stream, not rotated, after `block` (-1: the embeddings).
 
     `norm`: its l-infinity norm. `members`: how many tokens with a cosine above 0.9 it stands for.
     `image`, `token`: its place in the `fit` images; None for the mean of its members.
@@ -64,6 +64,11 @@ def find_candidates(workbench: Workbench, sensitive: int) -> tuple[list[Candidat
     return candidates, _universality(workbench, sensitive)
 
 
+def _after_block(workbench: Workbench, block: int) -> Floats:
+    """The hidden states [N, T, width] of the `fit` images after a block, not rotated."""
+    return workbench.in_own_channels(workbench.fit[block + 1], block + 1)
+
+
 def _after(workbench: Workbench, block: int, most: int) -> list[Candidate]:
     tokens, places = _largest(workbench, block)
     units = unit_rows(tokens)
@@ -86,7 +91,7 @@ def _after(workbench: Workbench, block: int, most: int) -> list[Candidate]:
 
 def _largest(workbench: Workbench, block: int) -> tuple[Floats, list[tuple[int, int]]]:
     """The tokens [n, width] of largest norm after a block, largest first, and where they stand."""
-    hidden, skipped = workbench.fit[block + 1], workbench.view.prefix_tokens or 0
+    hidden, skipped = _after_block(workbench, block), workbench.view.prefix_tokens or 0
     norms = np.abs(hidden[:, skipped:]).max(axis=-1)
     order = np.argsort(-norms, axis=None, kind="stable")[:_LARGEST]
     images, tokens = np.unravel_index(order, norms.shape)
@@ -100,7 +105,7 @@ def _universality(workbench: Workbench, block: int) -> Universality:
     Of the tokens whose norm is above mean + 3 sigma (arXiv 2506.08010), the 100 largest count.
     """
     largest, places = _largest(workbench, block)
-    hidden, skipped = workbench.fit[block + 1], workbench.view.prefix_tokens or 0
+    hidden, skipped = _after_block(workbench, block), workbench.view.prefix_tokens or 0
     norms = np.abs(hidden[:, skipped:]).max(axis=-1)
     outliers = int((norms > norms.mean() + 3 * norms.std()).sum())
     count = min(max(outliers, 2), len(places))

@@ -1,5 +1,6 @@
 """Curate: find the most sensitive block, search settings, and decide on unseen images."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from regcache.compiler.curation.record import (
     UniversalityRecord,
 )
 from regcache.compiler.curation.search import Search, SearchTasks
-from regcache.compiler.curation.sensitivity import BlockDamage, block_damage
+from regcache.compiler.curation.sensitivity import BlockDamage, block_damage, site_damages
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import Study
 from regcache.compiler.curation.trial import Trial, TrialResult, decide_setting
@@ -38,6 +39,8 @@ from regcache.runtime.session import available_cpus
 
 Floats = NDArray[np.float32]
 
+# A smaller share of the error is not worth the images that would decide, nor registers' time.
+_LEAST_GAIN = 0.02
 # Bytes of weights up to which workers run beside one another.
 _LARGEST_SHARED = 1_000_000_000
 
@@ -71,8 +74,7 @@ def measure_sensitivity(
 ) -> list[SensitivityRecord]:
     """The damage of each activation alone, without a search; see curate for what is raised."""
     with _tasks(study, options, reporter) as (workbench, tasks):
-        damaged = _block_damages(workbench, tasks)
-        return _sensitivity(workbench, _site_damages(damaged))
+        return _sensitivity(workbench, _measure_damage(workbench, tasks))
 
 
 @contextmanager
@@ -111,15 +113,46 @@ def _check_blocks(workbench: Workbench) -> None:
             raise UnsearchableError(f"block {block} also needs {needed[0]!r}")
 
 
-def _block_damages(workbench: Workbench, tasks: SearchTasks) -> list[BlockDamage]:
-    blocks = {str(index): index for index in range(workbench.depth)}
-    damages = tasks.run("measuring sensitivity", block_damage, blocks, BlockDamage, to_the_end=True)
+@dataclass(frozen=True)
+class _Damage:
+    """`blocks`: the damage of each block. `sites`: of each site, by name; `alone`: the names of
+    those that were quantized alone to measure it, the others have their part of their block's.
+    """
+
+    blocks: list[float]
+    sites: dict[str, float]
+    alone: frozenset[str]
+
+
+def _measure_damage(workbench: Workbench, tasks: SearchTasks) -> _Damage:
+    """Block by block first, then the sites that stand out one by one."""
+    label = "measuring sensitivity"
+    every = {str(index): index for index in range(workbench.depth)}
+    found = tasks.run(label, block_damage, every, BlockDamage, to_the_end=True)
+    sites = {name: part for block in found.values() for name, part in block.sites.items()}
+    closer = {str(names): names for names in _to_look_closer_at(workbench, sites)}
+    measured = tasks.run(label, site_damages, closer, dict[str, float], to_the_end=True)
+    alone = {name: damage for block in measured.values() for name, damage in block.items()}
     return_memory()
-    return list(damages.values())
+    return _Damage([block.whole for block in found.values()], sites | alone, frozenset(alone))
 
 
-def _site_damages(damaged: list[BlockDamage]) -> dict[str, float]:
-    return {name: damage for block in damaged for name, damage in block.sites.items()}
+def _to_look_closer_at(workbench: Workbench, damage: Mapping[str, float]) -> list[list[str]]:
+    """The sites of most damage per multiply-accumulate, and the one of most damage, by block.
+
+    Placement keeps the first float, a search sets out from the last.
+    """
+    sites = workbench.view.sites
+    work = {site.name: sum(linear.work for linear in site.linears) for site in sites}
+    order = sorted(sites, key=lambda site: -damage[site.name] / work[site.name])
+    chosen = order[: math.ceil(workbench.study.sites_alone * len(sites))]
+    worst = max(sites, key=lambda site: damage[site.name])
+    names = {site.name for site in (*chosen, worst)}
+    blocks = {site.block: list[str]() for site in sites if site.name in names}
+    for site in sites:
+        if site.name in names:
+            blocks[site.block].append(site.name)
+    return list(blocks.values())
 
 
 def most_sensitive_block(workbench: Workbench, damage: Mapping[str, float]) -> int:
@@ -141,16 +174,15 @@ def most_sensitive_block(workbench: Workbench, damage: Mapping[str, float]) -> i
 
 
 def _curate(workbench: Workbench, tasks: SearchTasks, reporter: Reporter) -> Curated:
-    damaged = _block_damages(workbench, tasks)
-    damage = _site_damages(damaged)
-    sensitive = most_sensitive_block(workbench, damage)
+    damage = _measure_damage(workbench, tasks)
+    sensitive = most_sensitive_block(workbench, damage.sites)
     candidates, universality = find_candidates(workbench, sensitive)
     listed = workbench.study.short_list
-    search = Search(tasks, candidates, damage, sensitive, workbench.depth, listed)
+    search = Search(tasks, candidates, damage.sites, sensitive, workbench.depth, listed)
     best = search.run()
     before = float(workbench.baseline.mean())
     improvement = None
-    if best.changes and search.tried[best].mean < before:
+    if best.changes and search.tried[best].mean < before * (1 - _LEAST_GAIN):
         improvement = _decide(tasks, search, best, workbench.study.seed)
     setting = best if improvement is not None and improvement.certain else Setting()
     reason = _reason(search, best, before, improvement)
@@ -166,7 +198,7 @@ def _curate(workbench: Workbench, tasks: SearchTasks, reporter: Reporter) -> Cur
         },
         sensitive_block=sensitive,
         sensitivity=_sensitivity(workbench, damage),
-        block_damage=[block.whole for block in damaged],
+        block_damage=damage.blocks,
         streams=[_norms(norms) for norms in workbench.stream_norms],
         universality=UniversalityRecord.model_validate(universality),
         candidates=[CandidateRecord.model_validate(candidate) for candidate in candidates],
@@ -215,7 +247,7 @@ def _unfinished(search: Search) -> str:
     return "; the search ran out of time" if search.tasks.over else ""
 
 
-def _sensitivity(workbench: Workbench, damage: dict[str, float]) -> list[SensitivityRecord]:
+def _sensitivity(workbench: Workbench, damage: _Damage) -> list[SensitivityRecord]:
     records = []
     for site in workbench.view.sites:
         norms = workbench.site_norms[site.name]
@@ -225,7 +257,8 @@ def _sensitivity(workbench: Workbench, damage: dict[str, float]) -> list[Sensiti
                 site=site.name,
                 tensor=site.tensor.name,
                 block=site.block,
-                damage=damage[site.name],
+                damage=damage.sites[site.name],
+                alone=site.name in damage.alone,
                 outlier_ratio=norms.linf.maximum / median if median else 0.0,
                 holder=token_kind(largest.token, workbench.view.prefix_tokens),
                 token=largest.token,

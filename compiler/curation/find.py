@@ -36,6 +36,7 @@ def find_registers(context: Context, encoder: FloatEncoder) -> Curated:
         batch=context.images.batch_size,
         seed=context.seed,
         sensitivity_images=breadth.sensitivity,
+        sites_alone=breadth.sites_alone(context.options.share),
         screening_images=breadth.screening,
         short_list=breadth.short_list,
         outputs=encoder.outputs.counted,

@@ -18,6 +18,8 @@ class SensitivityRecord(Record):
     """Index of its block, from 0."""
     damage: float
     """1 - cosine to float, averaged over images and outputs."""
+    alone: bool = True
+    """Whether it was quantized alone to measure that; else it is its part of its block's damage."""
     outlier_ratio: float
     """The largest token's l-infinity norm over the median token's; 0 where that is 0."""
     holder: str

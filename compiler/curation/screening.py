@@ -11,6 +11,7 @@ from regcache.compiler.curation.workbench import HeldStudy
 from regcache.passes.base import run
 from regcache.passes.cut_graph import cut_graph
 from regcache.passes.errors import InputError
+from regcache.passes.rotate_stream import as_stream
 from regcache.passes.splice_registers import SpliceRegisters
 
 Floats = NDArray[np.float32]
@@ -43,7 +44,8 @@ def screened_ranges(held: HeldStudy, screen: Screen) -> Ranges:
     )
     if len(screen.tokens):
         try:
-            keys, values = workbench.capture(start, end).operands(screen.tokens)
+            tokens = as_stream(workbench.graph, screen.tokens)
+            keys, values = workbench.capture(start, end).operands(tokens)
             segment = run(SpliceRegisters(0, end - start, keys, values), segment).graph
         except InputError:
             return {}

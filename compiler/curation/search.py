@@ -24,6 +24,8 @@ R = TypeVar("R")
 
 # A screen promises something where it takes away this share of what quantization does in all.
 _PROMISE = 0.02
+# Candidates that are screened at every start, those that promise most at one.
+_CLOSER = 4
 _REPEATS = (2, 4, 8, 16)
 _DELETED = (1, 4)
 
@@ -133,10 +135,16 @@ class Search:
         return Setting(candidates=chosen, start=start, end=self.depth)
 
     def _screen_all(self) -> dict[tuple[tuple[int, ...], int], float]:
-        """Every candidate at every start; at the best start also repeats and mixtures."""
+        """Every candidate at one start, the best at every start, and at the best start also repeats
+        and mixtures.
+        """
         starts = range(max(self.sensitive - EARLIER, 0), self.sensitive + 1)
-        single = [(index,) for index in range(len(self.candidates))]
-        scores = self._screen([(chosen, start) for start in starts for chosen in single])
+        # From one block before, registers show in all that the sensitive block reads.
+        first = max(self.sensitive - 1, 0)
+        scores = self._screen([((index,), first) for index in range(len(self.candidates))])
+        best_alone = [chosen for chosen, _ in sorted(scores, key=lambda key: scores[key])][:_CLOSER]
+        others = [start for start in starts if start != first]
+        scores |= self._screen([(chosen, start) for start in others for chosen in best_alone])
         if not scores:
             return {}
         order = sorted(scores, key=lambda key: scores[key])

@@ -1,9 +1,12 @@
-"""Quantize one layer, and one block, at a time, and measure the damage at the outputs."""
+"""Quantize one block, and one layer, at a time, and measure the damage at the outputs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from regcache.compiler.curation.parts import Part, State, output_errors
-from regcache.compiler.curation.workbench import HeldStudy
+from regcache.compiler.curation.workbench import HeldStudy, Workbench
 from regcache.passes.base import run
 
 
@@ -11,8 +14,8 @@ from regcache.passes.base import run
 class BlockDamage:
     """Damage of one block's quantization: mean 1 - cosine of the counted outputs to float.
 
-    `sites`: of one activation and the linears that read it, by the site's name; `whole`: of all the
-    block's. The rest of the encoder is in float.
+    `whole`: of all the block's linears together; the rest of the encoder is in float. `sites`: the
+    part of it that falls to each activation and the linears that read it, by the site's name.
     """
 
     sites: dict[str, float]
@@ -20,26 +23,67 @@ class BlockDamage:
 
 
 def block_damage(held: HeldStudy, block: int) -> BlockDamage:
-    """The damage that quantizing parts of one block does, on the first of the `fit` images.
+    """The damage of one block, shared out among its sites, on half of the images for sensitivity.
 
+    The blocks behind run once, behind the whole block quantized. A site's part of the damage is in
+    proportion to the squared error that it alone leaves in the hidden state after the block: the
+    blocks behind do much the same to the error of each.
+    """
+    run_block = _BlockRun(held.workbench(), block, halved=True)
+    errors = {name: run_block.squared_error([name]) for name in run_block.names}
+    whole, total = run_block.damages([run_block.names])[0], sum(errors.values())
+    parts = {name: error / total if total else 0.0 for name, error in errors.items()}
+    return BlockDamage({name: whole * part for name, part in parts.items()}, whole)
+
+
+def site_damages(held: HeldStudy, names: list[str]) -> dict[str, float]:
+    """The damage of each of some sites of one block, quantized alone, by the site's name."""
+    workbench = held.workbench()
+    (block,) = {site.block for site in workbench.view.sites if site.name in names}
+    alone = _BlockRun(workbench, block).damages([[name] for name in names])
+    return dict(zip(names, alone, strict=True))
+
+
+class _BlockRun:
+    """One block, cut out to be run with some of its sites, `names`, quantized.
+
+    It runs on the first of the `fit` images, on half of those for sensitivity where `halved`.
     Blocks before it are not run: their hidden states are there already.
     """
-    workbench, study = held.workbench(), held.study
-    state, batch = workbench.fit_state(block), study.batch
-    before, behind = workbench.before[block], workbench.before[block + 1]
-    made = [workbench.streams[block + 1], *(name for name in behind if name not in before)]
-    part = Part.of(workbench.graph, workbench.streams[block], made)
-    names = [site.name for site in workbench.sites(block, block + 1)]
-    with workbench.tail(workbench.depth).open(study.device) as heads:
-        reference = heads(workbench.fit_state(workbench.depth), batch)
-    with workbench.tail(block + 1).open(study.device) as tail:
 
-        def damage(quantized: list[str]) -> float:
-            step = workbench.quantizing({name: workbench.scales[name] for name in quantized})
-            with part.with_graph(run(step, part.graph).graph).open(study.device) as compute:
-                hidden, *more = compute(state, batch)
-            others = {**state.others, **dict(zip(made[1:], more, strict=True))}
-            outputs = tail(State(hidden, others), batch)
-            return float(output_errors(reference, outputs).mean())
+    def __init__(self, workbench: Workbench, block: int, *, halved: bool = False) -> None:
+        self.workbench, self.block, self.study = workbench, block, workbench.study
+        few = self.study.sensitivity_images
+        self._images = max(few // 2, 1) if halved else few
+        self.names = [site.name for site in workbench.sites(block, block + 1)]
+        before, behind = workbench.before[block], workbench.before[block + 1]
+        kept = [name for name in behind if name not in before]
+        self._made = [workbench.streams[block + 1], *kept]
+        self._part = Part.of(workbench.graph, workbench.streams[block], self._made)
 
-        return BlockDamage({name: damage([name]) for name in names}, damage(names))
+    def squared_error(self, quantized: list[str]) -> float:
+        """||error||^2 in the hidden state after the block where some sites are quantized."""
+        added = self._after(quantized).stream - self._float(self.block + 1).stream
+        return float(np.square(added, dtype=np.float64).sum())
+
+    def damages(self, choices: Sequence[list[str]]) -> list[float]:
+        """The damage at the outputs for each choice of sites to quantize."""
+        device, batch = self.study.device, self.study.batch
+        reference = self.workbench.fit_outputs(self._images)
+        with self.workbench.tail(self.block + 1).open(device) as tail:
+            return [
+                float(output_errors(reference, tail(self._after(names), batch)).mean())
+                for names in choices
+            ]
+
+    def _float(self, block: int) -> State:
+        return self.workbench.fit_state(block, self._images)
+
+    def _after(self, quantized: list[str]) -> State:
+        """The state after the block where some of its sites are quantized."""
+        step = self.workbench.quantizing({name: self.workbench.scales[name] for name in quantized})
+        state = self._float(self.block)
+        part = self._part.with_graph(run(step, self._part.graph).graph)
+        with part.open(self.study.device) as compute:
+            hidden, *more = compute(state, self.study.batch)
+        return State(hidden, {**state.others, **dict(zip(self._made[1:], more, strict=True))})

@@ -11,6 +11,7 @@ from regcache.compiler.job.record import Record
 from regcache.passes.base import Pass, PassRun, run_all
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.encoder import EncoderView
+from regcache.passes.rotate_stream import as_stream
 from regcache.passes.splice_register_tokens import SpliceRegisterTokens
 from regcache.passes.splice_registers import SpliceRegisters
 
@@ -68,8 +69,9 @@ def place_registers(
 ) -> tuple[gs.Graph, list[PassRun]]:
     """The graph with `setting`, and what each pass did. `tokens`: the registers [R, width].
 
-    `view` is of `graph`, in float: it gives the registers' keys and values in mode kv. Raises
-    InputError where a pass refuses the graph.
+    They are not rotated, whether or not the graph's stream is. `view` is of `graph`, in float: it
+    gives the registers' keys and values in mode kv. Raises InputError where a pass refuses the
+    graph.
     """
     steps: list[Pass] = []
     if setting.delete_count:
@@ -80,7 +82,7 @@ def place_registers(
 
 
 def _splice(view: EncoderView, setting: Setting, tokens: Floats) -> Pass:
-    start, end = setting.start, setting.end
+    start, end, tokens = setting.start, setting.end, as_stream(view.graph, tokens)
     if setting.mode == "token":
         return SpliceRegisterTokens(start, end, tokens)
     return SpliceRegisters(start, end, *capture_registers(view, start, end, tokens))

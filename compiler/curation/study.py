@@ -1,7 +1,8 @@
 """What a search works on: the float encoder, reference images and the base quantizer."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.number_formats import Scale
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.passes.detach_weights import pack_graph, unpack_graph
 from regcache.passes.external_weights import let_go
@@ -55,8 +57,10 @@ class Study:
     """Everything that a task of the search needs; it travels to workers by pickle.
 
     `sensitivity_images`, `screening_images`: how many images those steps look at; `short_list`: how
-    many settings are tried that a screen promises something of. `outputs`: names
-    of those that errors are measured at; where there are none, as choose_outputs counts them.
+    many settings are tried that a screen promises something of; `sites_alone`: the share of the
+    sites, those of most damage, that are quantized alone to measure it. `outputs`: names of those
+    that errors are measured at; where there are none, as choose_outputs counts them. `scales`: of
+    every site's activation, by name; empty: chosen by the `fit` images.
     `key` tells studies apart: equal keys mean equal results.
     """
 
@@ -68,7 +72,9 @@ class Study:
     sensitivity_images: int = 4
     screening_images: int = 4
     short_list: int = 3
+    sites_alone: float = 1.0
     outputs: tuple[str, ...] = ()
+    scales: Mapping[str, Scale] = field(default_factory=dict)
     key: str = ""
 
     @property
@@ -96,8 +102,8 @@ class Study:
 
     def __reduce__(self) -> tuple[Any, ...]:
         rest = (self.images, self.quantizer, self.batch, self.seed)
-        more = (self.sensitivity_images, self.screening_images, self.short_list)
-        return _unpack, (pack_graph(self.graph), *rest, *more, self.outputs, self.key)
+        more = (self.sensitivity_images, self.screening_images, self.short_list, self.sites_alone)
+        return _unpack, (pack_graph(self.graph), *rest, *more, self.outputs, self.scales, self.key)
 
 
 def _unpack(packed: tuple[bytes, dict[str, NDArray[Any]]], *rest: Any) -> Study:

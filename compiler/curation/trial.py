@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -69,19 +70,18 @@ def decide_setting(held: HeldStudy, trial: Trial) -> TrialResult:
     workbench, study = held.workbench(), held.study
     first = trial.setting.first_block(workbench.depth)
     graph = _placed(workbench, trial)
-    scales = (
-        workbench.scales
-        if first == workbench.depth
-        else workbench.scales | _new_scales(workbench, graph, first)
-    )
+    new = {} if first == workbench.depth else _new_scales(workbench, graph, first)
+    scales = {**workbench.scales, **new}
     quantized = run(workbench.quantizing(scales), graph).graph
     wanted = cut_graph(quantized, None, workbench.outputs)
     session = open_graph(wanted, threads=1, device=study.device)
     return _result(workbench, "decide", run_all(session, study.images.decide, study.batch))
 
 
-def _result(workbench: Workbench, images: str, outputs: Sequence[Floats]) -> TrialResult:
-    errors = output_errors(workbench.references[images], outputs)
+def _result(
+    workbench: Workbench, images: Literal["rank", "decide"], outputs: Sequence[Floats]
+) -> TrialResult:
+    errors = output_errors(workbench.references(images), outputs)
     return TrialResult(tuple(errors.tolist()))
 
 
@@ -98,4 +98,4 @@ def _new_scales(workbench: Workbench, graph: gs.Graph, first: int) -> dict[str, 
     session = open_graph(rest, threads=1, device=study.device)
     statistics = site_statistics(workbench.view, len(study.images.fit), study.seed)
     collect(session, workbench.fit[first], sites, statistics)
-    return study.quantizer.scales(sites, statistics)
+    return study.quantizer.scales(sites, statistics, threads=1)

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -22,6 +22,7 @@ from regcache.passes.cut_graph import cut_graph, needed_before
 from regcache.passes.encoder import Block, Site
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.rotate_stream import stream_rotation
 from regcache.runtime.session import OrtSession, available_cpus
 
 Floats = NDArray[np.float32]
@@ -33,8 +34,8 @@ class Workbench:
 
     `streams`: names of the residual stream at the input of every block, then after the last. `fit`:
     these hidden states, float32 [N, T, width] each, of the `fit` images in float. `stream_norms`:
-    norms of their tokens. `outputs`: names of the outputs that errors are measured at. `before`:
-    for each stream, names of the tensors from before it that the outputs need.
+    norms of their tokens, not rotated. `outputs`: names of the outputs that errors are measured at.
+    `before`: for each stream, names of the tensors from before it that the outputs need.
 
     By the site's name: `scales`; `site_norms`, norms of the tokens of its activation;
     `patch_norms`, l-infinity norms of the patches alone.
@@ -53,14 +54,15 @@ class Workbench:
         self.before = [needed_before(self.graph, name, self.outputs) for name in self.streams]
         _check_layout(self.graph, blocks)
         self._lock, self._kept = threading.RLock(), dict[Any, Any]()
+        self._turn = stream_rotation(self.graph)
         self.stream_norms = [TokenNorms() for _ in self.streams]
         self.site_norms = {site.name: TokenNorms() for site in self.view.sites}
         self.patch_norms = {site.name: NormHistogram() for site in self.view.sites}
         self.fit, statistics = self._run_float()
-        self.scales: dict[str, Scale] = study.quantizer.scales(self.view.sites, statistics)
+        self.scales = study.scales or study.quantizer.scales(self.view.sites, statistics)
         few = self.study.images.fit[: study.sensitivity_images]
-        self._fit_others = self._run(self.graph, self._others, few)[0]
-        self._run(self.graph, self.outputs, few[:1])  # refuses outputs without the batch in front
+        wanted = [*self.outputs, *self._others]
+        self._fit_tensors = self._run(self.graph, wanted, few)[0]
         return_memory()
 
     def sites(self, start: int, end: int) -> list[Site]:
@@ -70,6 +72,13 @@ class Workbench:
     def quantizing(self, scales: Mapping[str, Scale]) -> Pass:
         """The pass that quantizes the linears of the sites that `scales` names."""
         return self.study.quantizer.step(self.view.sites, scales)
+
+    def in_own_channels(self, tokens: Floats, index: int) -> Floats:
+        """Tokens [..., width] of `streams[index]`, not rotated, as the encoder came.
+
+        The output of the last block never is rotated (see RotateStream).
+        """
+        return tokens if self._turn is None or index == self.depth else tokens @ self._turn.T
 
     def kept(self, key: Any, make: Callable[[], T]) -> T:
         """The result of `make`, which is called once for each `key`."""
@@ -83,10 +92,14 @@ class Workbench:
         """The part behind the input of a block, in float; behind the last block for `depth`."""
         return Part.of(self.graph, self.streams[block], self.outputs)
 
-    def fit_state(self, block: int) -> State:
-        """The state at the input of a block, in float, of the images for sensitivity."""
-        others = {name: self._fit_others[name] for name in self.before[block]}
-        return State(self.fit[block][: self.study.sensitivity_images], others)
+    def fit_state(self, block: int, images: int) -> State:
+        """The state at a block's input, in float, of so many of the images for sensitivity."""
+        others = {name: self._fit_tensors[name][:images] for name in self.before[block]}
+        return State(self.fit[block][:images], others)
+
+    def fit_outputs(self, images: int) -> list[Floats]:
+        """The float outputs of so many of the images for sensitivity, at `outputs`."""
+        return [self._fit_tensors[name][:images] for name in self.outputs]
 
     def quantized_state(self, block: int) -> State:
         """The state at the input of a block, quantized, of the `rank` images."""
@@ -98,16 +111,20 @@ class Workbench:
         """Hidden states [N, T, width] of the `rank` images, quantized, at `streams`."""
         return [self._quantized[name] for name in self.streams]
 
-    @property
-    def references(self) -> dict[str, list[Floats]]:
-        """Float outputs of the images to `rank` and to `decide`, by that name, at `outputs`."""
-        return self.kept("references", self._run_references)
+    def references(self, images: Literal["rank", "decide"]) -> list[Floats]:
+        """Float outputs of the images to `rank` or to `decide`, at `outputs`."""
+
+        def run_float() -> list[Floats]:
+            known = self._run(self.graph, self.outputs, getattr(self.study.images, images))[0]
+            return [known[name] for name in self.outputs]
+
+        return self.kept(("references", images), run_float)
 
     @property
     def baseline(self) -> NDArray[np.float64]:
         """The error of each of the `rank` images [N], quantized, without registers."""
         quantized = [self._quantized[name] for name in self.outputs]
-        return self.kept("baseline", lambda: output_errors(self.references["rank"], quantized))
+        return self.kept("baseline", lambda: output_errors(self.references("rank"), quantized))
 
     @property
     def _quantized(self) -> dict[str, Floats]:
@@ -127,8 +144,8 @@ class Workbench:
         session = open_graph(wanted, threads=1, device=self.study.device)
         hidden: list[list[Floats]] = []
         for outputs in stream_tokens(session, images, available_cpus()):
-            for norms, tokens in zip(self.stream_norms, outputs[:count], strict=True):
-                norms.update(tokens)
+            for index, norms in enumerate(self.stream_norms):
+                norms.update(self.in_own_channels(outputs[index], index))
             for site, tokens in zip(sites, outputs[count:], strict=True):
                 self.site_norms[site.name].update(tokens)
                 statistics[site.name].update(tokens)
@@ -145,12 +162,6 @@ class Workbench:
         graph = run(self.quantizing(self.scales), self.graph).graph
         names = [*self.streams, *self.outputs, *self._others]
         return self._run(graph, names, self.study.images.rank)[0]
-
-    def _run_references(self) -> dict[str, list[Floats]]:
-        images = self.study.images
-        sets = self._run(self.graph, self.outputs, images.rank, images.decide)
-        rank, decide = ([known[name] for name in self.outputs] for known in sets)
-        return {"rank": rank, "decide": decide}
 
     def _run(self, graph: gs.Graph, names: Sequence[str], *sets: Floats) -> list[dict[str, Floats]]:
         study = self.study

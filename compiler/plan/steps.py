@@ -7,13 +7,12 @@ from regcache.compiler.job.breadth import LEAST_IMAGES, Breadth
 from regcache.compiler.job.context import choose_target
 from regcache.compiler.job.options import CompileOptions, RegisterChoice, Rounding
 from regcache.compiler.job.stages import EXPORTING, Stage
-from regcache.compiler.quantization.finish import ROUNDING_IMAGES
 from regcache.compiler.reporter import Step
 
 # Images through the float model that take as long, measured with benchmarks/compile_cost.py on
 # DINOv2-S and 50 photographs: for one image that is calibrated on, or in all.
 _CALIBRATE, _EQUALIZE, _SEARCH, _ROTATE, _PLACE = 1.6, 110.0, 9.0, 7.0, 190.0
-_RANGES, _ROUND, _SOLVE, _WRITE, _PARITY, _SPEED = 10.0, 1.3, 45.0, 4.0, 28.0, 20.0
+_RANGES, _ROUND, _WRITE, _PARITY, _SPEED = 10.0, 60.0, 4.0, 28.0, 20.0
 # Of the search and of the placement, what grows with the images that sensitivity is measured on.
 _SENSITIVITY = 0.4
 # Of what looks at a fixed number of tokens, images have this many there.
@@ -39,19 +38,17 @@ def _steps(options: CompileOptions, images: int, fewer: float) -> Iterator[Step]
     rotates, searches = may_rotate(options), may_search(options, images)
     target = choose_target(options)
     places = options.share < 1 and target.activation_bits is not None
-    if searches:
-        yield from _even(options, images, fewer, sure=True)
-        yield Step(Stage.SEARCH, images=closer * _SEARCH * min(images, breadth.images))
     if rotates:
         yield Step(Stage.ROTATE, images=_ROTATE)
-    again = rotates or not searches
-    yield from _even(options, images, fewer, sure=again)
+    yield from _even(options, images, fewer, sure=True)
+    if searches:
+        yield Step(Stage.SEARCH, images=closer * _SEARCH * min(images, breadth.images))
+        yield from _even(options, images, fewer, sure=False)
     if places:
-        yield Step(Stage.PLACE, images=closer * _PLACE, sure=again)
+        yield Step(Stage.PLACE, images=closer * _PLACE, sure=not searches)
     yield Step(Stage.RANGES, images=_RANGES * fewer)
     if options.rounding is Rounding.GPTQ and number_format(target).by_error:
-        read = _ROUND * min(images, ROUNDING_IMAGES)
-        yield Step(Stage.ROUND, images=read + _SOLVE * fewer)
+        yield Step(Stage.ROUND, images=_ROUND * fewer)
     yield Step(Stage.WRITE, images=_WRITE)
     yield Step(Stage.PARITY, images=_PARITY)
     if options.profile.integers and options.simulate is None:

@@ -38,13 +38,14 @@ class Activation:
 
     `for_scale`: the statistics to choose a scale by, which are cross-checked where channels were
     shifted (see Folded.held_out). `scale`: the scale that a shift by a zero point was chosen with,
-    and needs; else None. `factors` [K]: what its channels are divided by; `how`: what was done, in
-    words.
+    and needs; else None. `shifts` [K]: what is taken off its channels; `factors` [K]: what they are
+    divided by then; `how`: what was done, in words.
     """
 
     statistics: Observed
     for_scale: Observed
     scale: Affine | None = None
+    shifts: Floats | None = None
     factors: Floats | None = None
     how: str | None = None
 
@@ -82,6 +83,11 @@ def without_shifts(context: Context, encoder: FloatEncoder, equalized: Equalized
     unshifted = encoder.after([_equalizing(encoder.view, equalized.activations)])
     go_on_with(unshifted.graph, encoder.graph, context.scratch)
     return unshifted
+
+
+def unshifted(statistics: Observed, activation: Activation) -> Observed:
+    """Statistics of an activation as calibrated, with its channels equalized but not shifted."""
+    return statistics if activation.factors is None else statistics.divided(activation.factors)
 
 
 def equalize_encoder(
@@ -168,7 +174,8 @@ def _apply(
             folded.whole,
             for_scale or folded.whole,
             scale,
-            factors.get(name),
+            values[name] if name in shifted_how else None,
+            factors[name] if name in even_how else None,
             "; ".join(how) or None,
         )
     return Equalized(after, activations)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from regcache.compiler.calibration.calibrate import Calibrated
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import UnsearchableError, measure_sensitivity
 from regcache.compiler.curation.record import SensitivityRecord
@@ -14,7 +15,7 @@ from regcache.compiler.job.breadth import Breadth
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.stages import Stage
-from regcache.compiler.quantization.equalize import Equalized, without_shifts
+from regcache.compiler.quantization.equalize import Equalized, unshifted, without_shifts
 from regcache.compiler.quantization.rotation import rotation_work
 from regcache.passes.encoder import Site
 
@@ -45,19 +46,19 @@ class Placement:
 def keep_float(
     context: Context,
     encoder: FloatEncoder,
-    equalized: Equalized,
+    even: tuple[Calibrated, Equalized],
     known: Sequence[SensitivityRecord],
     least_share: float,
 ) -> Placement:
     """Choose the linears that stay float: at least `least_share` of the work stays quantized.
 
-    `known`: the sensitivity of `encoder`, empty where it was not measured. `equalized` was made of
-    `encoder`.
+    `even`: the calibration of `encoder`, and what equalizing made of it. `known`: its sensitivity,
+    empty where it was not measured.
     """
     if not known and least_share < 1 and Quantizer.of(context).quantizes_activations:
-        known = _sensitivity(context, encoder, equalized)
+        known = _sensitivity(context, encoder, *even)
     damage = {record.site: record.damage for record in known}
-    view = equalized.encoder.view
+    view = even[1].encoder.view
     rotations = rotation_work(view)
     placement = place_int8(view.sites, damage, least_share, rotations)
     floats = [*(["rotations"] if rotations else []), *placement.left_float]
@@ -69,19 +70,26 @@ def keep_float(
 
 
 def _sensitivity(
-    context: Context, encoder: FloatEncoder, equalized: Equalized
+    context: Context, encoder: FloatEncoder, calibrated: Calibrated, equalized: Equalized
 ) -> list[SensitivityRecord]:
     context.reporter.begin(Stage.PLACE)
-    breadth = Breadth.of(context.effort)
-    some = context.images.some(breadth.placement)
+    breadth, quantizer = Breadth.of(context.effort), Quantizer.of(context)
+    some = context.images.some(breadth.sensitivity)
     images = np.concatenate([batch.images for batch in some])
+    plain = without_shifts(context, encoder, equalized)
+    statistics = {
+        name: unshifted(calibrated.statistics[name].whole, activation)
+        for name, activation in equalized.activations.items()
+    }
     study = Study.of(
-        without_shifts(context, encoder, equalized).graph,
+        plain.graph,
         ReferenceImages(images, images[:1], images[:1]),
-        Quantizer.of(context),
+        quantizer,
+        scales=quantizer.scales(plain.view.sites, statistics, context.threads),
         batch=some.batch_size,
         seed=context.seed,
         sensitivity_images=breadth.sensitivity,
+        sites_alone=breadth.sites_alone(context.options.share),
         outputs=encoder.outputs.counted,
     )
     try:

@@ -20,7 +20,10 @@ WIDTH, PREFIX = 32, 2
 def bench_of(fit: list[Floats], prefix: int | None = PREFIX) -> Any:
     """What find_candidates reads of a workbench."""
     return SimpleNamespace(
-        fit=fit, view=SimpleNamespace(prefix_tokens=prefix), study=SimpleNamespace(seed=0)
+        fit=fit,
+        view=SimpleNamespace(prefix_tokens=prefix),
+        study=SimpleNamespace(seed=0),
+        in_own_channels=lambda tokens, _: tokens,
     )
 
 

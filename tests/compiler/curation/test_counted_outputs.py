@@ -22,7 +22,7 @@ from support.workbench_cases import (
 )
 
 from regcache.compiler.curation.parts import Part, State
-from regcache.compiler.curation.sensitivity import block_damage
+from regcache.compiler.curation.sensitivity import block_damage, site_damages
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, try_setting
@@ -109,21 +109,22 @@ def assert_damage(case: ManyCase, held: HeldStudy, graph: gs.Graph, block: int) 
     """Of one block alone, that of the whole encoder with it quantized."""
     step = case.step(graph)
     assert isinstance(step, QuantizeLinears)
-    images = held.study.images.fit[:3]
-    wanted = run_named(graph, list(case.counted), images)
-
+    fit = held.study.images.fit
     tensors = {site.name: site.tensor.name for site in view_encoder(graph).sites}
 
-    def damage(names: list[str]) -> float:
+    def damage(names: list[str], images: Floats) -> float:
+        wanted = run_named(graph, list(case.counted), images)
         chosen = {tensors[name]: step.activations[tensors[name]] for name in names}
         some = replace(step, activations=chosen)
         found = run_named(run(some, graph).graph, list(case.counted), images)
         pairs = zip(found, wanted, strict=True)
         return float(np.mean([_distances(one, other) for one, other in pairs]))
 
-    seen = block_damage(held, block)
-    truth = [damage([name]) for name in seen.sites] + [damage(list(seen.sites))]
-    assert_errors([*seen.sites.values(), seen.whole], np.array(truth))
+    together = block_damage(held, block)
+    names = list(together.sites)
+    alone = site_damages(held, names)
+    truth = [damage([name], fit[:3]) for name in names] + [damage(names, fit[:1])]
+    assert_errors([*alone.values(), together.whole], np.array(truth))
 
 
 SETTINGS = {

@@ -61,10 +61,9 @@ def test_hidden_states_are_those_of_the_whole_encoder(case: Case) -> None:
 def test_references_are_the_float_encoder(case: Case) -> None:
     workbench = case.workbench
     images = case.study.images
-    for name, some in (("rank", images.rank), ("decide", images.decide)):
-        wanted = case.references(some)
-        (found,) = workbench.references[name]
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    (rank,), (decide,) = workbench.references("rank"), workbench.references("decide")
+    for found, some in ((rank, images.rank), (decide, images.decide)):
+        np.testing.assert_allclose(found, case.references(some), rtol=1e-4, atol=1e-5)
 
 
 def test_scales_are_those_of_all_images_at_once(case: Case) -> None:
@@ -125,7 +124,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monk
             results += pool.map(partial(screened_ranges, held), screens)
         workbench = held.workbench()
         states = [*workbench.fit, *workbench.quantized]
-        states += [one for outputs in workbench.references.values() for one in outputs]
+        states += [*workbench.references("rank"), *workbench.references("decide")]
         hidden = [x.tobytes() for x in states]
         return [*results, workbench.scales, workbench.baseline.tobytes(), hidden]
 
@@ -192,6 +191,6 @@ def test_sequence_first_hidden_states_are_refused() -> None:
 def test_sensitivity_alone_quantizes_no_whole_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The search alone needs images to rank and to decide."""
     monkeypatch.setattr(Workbench, "_run_quantized", lambda _: pytest.fail("quantized"))
-    monkeypatch.setattr(Workbench, "_run_references", lambda _: pytest.fail("ran references"))
+    monkeypatch.setattr(Workbench, "references", lambda *_: pytest.fail("ran references"))
     damage = block_damage(HeldStudy(make_case().study), 0)
     assert damage.whole > 0

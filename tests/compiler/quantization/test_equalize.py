@@ -302,7 +302,7 @@ def context(folder: Path) -> Context:
 
 
 def calibrated(folder: Path, case: Case) -> Calibrated:
-    return Calibrated(case.statistics, {}, context(folder).images)
+    return Calibrated(case.statistics, {}, context(folder).images, {})
 
 
 @pytest.mark.parametrize("left_float", [(), ("blocks.0.fc2",)])
@@ -314,7 +314,7 @@ def test_scales_survive_quantization(tmp_path: Path, left_float: tuple[str, ...]
     shifted = scales_of(equalized)
     assert {"blocks.0.fc2", "blocks.1.fc2"} <= shifted.keys()
     assert set(shifted) == {site for site, how in how_of(equalized).items() if ZERO_POINT in how}
-    quantized = quantize(told, equalized, Placement(left_float, 1.0), {})
+    quantized = quantize(told, equalized, Placement(left_float, 1.0), calibrated(tmp_path, case))
     stored = quantized.graph.tensors()
     kept = [site for name, site in sites.items() if name not in left_float]
     assert quantized.linears == sum(len(site.linears) for site in kept)
@@ -375,7 +375,7 @@ def test_ranges_of_the_residual_stream(tmp_path: Path) -> None:
     ranges = stream_ranges(case.view)
     assert len(ranges) == 2 * case.vit.spec.depth + 1
     pictures = case.vit.images(4)
-    observe(case.graph, ranges, [pictures[:3], pictures[3:]], tmp_path / "s.onnx", threads=1)
+    observe(case.graph, ranges, [pictures[:3], pictures[3:]], threads=1)
     outputs = run_graph(run(Observe(tuple(ranges)), case.graph).graph, pictures)[-len(ranges) :]
     for (name, seen), values in zip(ranges.items(), outputs, strict=True):
         maker = producer(case.graph.tensors()[name])

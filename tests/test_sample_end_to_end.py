@@ -77,8 +77,7 @@ def test_the_sample_compiles_close_to_pytorch(photos: Path, tmp_path: Path) -> N
     artifact = tmp_path / "artifact"
     command = ("compile", "sample:dinov2-small", "--images", photos / "calibration")
     peak = float(regcache(*command, "-o", artifact).split("peak")[1]) / 1e3
-    # 1,227 to 1,283 MB from run to run: what the threads of the search free is not all given back.
-    assert 100 < peak <= 3 * (artifact / "float.onnx").stat().st_size / 1e6 + 1100
+    assert 100 < peak <= 3 * (artifact / "float.onnx").stat().st_size / 1e6 + 1000
     found = parity(artifact, photos / "evaluation", "--reference", "pytorch")
     assert found["cosine_mean"] >= 0.995
     assert found["cosine_min"] >= 0.95

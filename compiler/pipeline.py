@@ -15,7 +15,7 @@ from regcache.compiler.artifact.describe import Compiled, describe_artifact
 from regcache.compiler.artifact.manifest import FileRecord, Manifest, SpeedRecord
 from regcache.compiler.artifact.speed_check import check_speed
 from regcache.compiler.calibration.calibrate import Calibrated, calibrate
-from regcache.compiler.calibration.mapped import let_graph_go, return_memory
+from regcache.compiler.calibration.mapped import go_on_with, let_graph_go, return_memory
 from regcache.compiler.calibration.side_by_side import one_blas_thread
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.find import find_registers, no_registers, splice
@@ -69,6 +69,7 @@ def compile_encoder(
     ):
         prepared = prepare(options, staging, reporter, threads=options.threads)
         encoder = split_for_target(prepared, target)
+        go_on_with(encoder.graph, prepared.graph, staging)
         images = ImageFolder(
             paths, encoder.recipe, encoder.batch(options.batch_size), reporter.skipped
         )

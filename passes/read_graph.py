@@ -38,6 +38,8 @@ def read_graph(path: Path) -> gs.Graph:
         if model.functions:
             model = _inline_functions(model)
             weights |= take_weights(model, path)  # those inside the functions
+        # Whatever refers to a part of a message keeps all memory that the message ever took.
+        model = onnx.ModelProto.FromString(model.SerializeToString())
         graph = _import(raise_opset(model))
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")

@@ -19,7 +19,7 @@ from regcache.runtime.device import CPU, LOG_NOTHING, Device, open_session
 INPUT_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
 _IMAGE_TYPES = [[name] for name in INPUT_TYPES]
 # Bytes of weights that a session is not to hold a copy of.
-_LARGE = 500_000_000
+_LARGE = 200_000_000
 
 
 class OrtSession:

@@ -19,7 +19,7 @@ from regcache.passes.onnx_file import constant_bytes
 Array = NDArray[np.generic]
 
 # Bytes of weights from which a graph is kept on disk.
-LARGE = 500_000_000
+LARGE = 200_000_000
 # A smaller constant is not worth a mapping of its own.
 _LEAST = 1 << 20
 

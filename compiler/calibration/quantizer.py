@@ -57,17 +57,19 @@ class Quantizer:
         sites: Sequence[Site],
         statistics: Mapping[str, ActivationStatistics],
         threads: int | None = None,
+        columns: int | None = None,
     ) -> dict[str, Scale]:
         """The scale of every site's activation; `statistics` and scales go by the site's name.
 
-        `threads` of them are chosen at a time.
+        `threads` of them are chosen at a time, by the errors of so many output `columns`, or of all.
         """
         if not self.quantizes_activations:
             return {}
 
         def choose(site: Site) -> Scale:
             weights = [linear.weight for linear in site.linears]
-            scale = self.scale(weights, statistics[site.name])
+            some = weights if columns is None else [some_columns(weights, columns)]
+            scale = self.scale(some, statistics[site.name])
             for weight in weights:
                 let_go(weight)
             return scale
@@ -77,8 +79,8 @@ class Quantizer:
 
     def scale(self, weights: Sequence[Array], statistics: ActivationStatistics) -> Scale:
         """The scale of an activation that the matrices `weights` [K, N] read, by its statistics."""
-        error = lambda: output_error([self.algebra.put(some_columns(weights))])  # noqa: E731
-        return self.scale_by(error, statistics)
+        put = self.algebra.put
+        return self.scale_by(lambda: output_error([put(weight) for weight in weights]), statistics)
 
     def scale_by(
         self, error: Callable[[], ErrorMeasure], statistics: ActivationStatistics

@@ -120,7 +120,7 @@ def search_range(
     return best
 
 
-def some_columns(weights: Sequence[Array], most: int = COLUMNS) -> Array:
+def some_columns(weights: Sequence[Array], most: int) -> Array:
     """At most so many output channels [K, n] from all over the matrices [K, N]."""
     total = sum(weight.shape[1] for weight in weights)
     chosen = np.arange(min(total, most)) * total // min(total, most)

@@ -12,6 +12,7 @@ from regcache.compiler.calibration.graph_session import open_graph, run_all
 from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.calibration.number_formats import Scale
 from regcache.compiler.calibration.observe import site_statistics
+from regcache.compiler.calibration.ranges import COLUMNS
 from regcache.compiler.curation.parts import Part, output_errors
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.workbench import HeldStudy, Workbench, collect
@@ -98,4 +99,4 @@ def _new_scales(workbench: Workbench, graph: gs.Graph, first: int) -> dict[str, 
     session = open_graph(rest, threads=1, device=study.device)
     statistics = site_statistics(workbench.view, len(study.images.fit), study.seed)
     collect(session, workbench.fit[first], sites, statistics)
-    return study.quantizer.scales(sites, statistics, threads=1)
+    return study.quantizer.scales(sites, statistics, threads=1, columns=COLUMNS)

@@ -13,6 +13,7 @@ from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.calibration.number_formats import Scale
 from regcache.compiler.calibration.observe import SiteStatistics, site_statistics
 from regcache.compiler.calibration.statistics import NormHistogram, TokenNorms
+from regcache.compiler.calibration.ranges import COLUMNS
 from regcache.compiler.curation.parts import Part, State, output_errors, run_named
 from regcache.compiler.curation.registers import RegisterCapture
 from regcache.compiler.curation.study import Study
@@ -59,7 +60,9 @@ class Workbench:
         self.site_norms = {site.name: TokenNorms() for site in self.view.sites}
         self.patch_norms = {site.name: NormHistogram() for site in self.view.sites}
         self.fit, statistics = self._run_float()
-        self.scales = study.scales or study.quantizer.scales(self.view.sites, statistics)
+        self.scales = study.scales or study.quantizer.scales(
+            self.view.sites, statistics, columns=COLUMNS
+        )
         few = self.study.images.fit[: study.sensitivity_images]
         wanted = [*self.outputs, *self._others]
         self._fit_tensors = self._run(self.graph, wanted, few)[0]

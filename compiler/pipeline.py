@@ -3,6 +3,7 @@
 A stage is a function of the context and of the encoder as it stands; it changes neither.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,8 @@ from regcache.compiler.quantization.finish import Quantized, quantize
 from regcache.compiler.quantization.int8_share import keep_float
 from regcache.compiler.quantization.rotation import rotate
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.staging import staged_folder
+from regcache.compiler.staging import real_path, staged_folder
+from regcache.passes.errors import InputError
 from regcache.passes.model_files import model_files, remove_model
 from regcache.passes.onnx_file import save_graph
 from regcache.runtime.device import Device, computing_on, find_device
@@ -47,11 +49,17 @@ REGISTERS = "registers.npz"
 
 
 def compile_encoder(
-    options: CompileOptions, output: Path, reporter: Reporter, device: Device | None = None
+    options: CompileOptions,
+    output: Path,
+    reporter: Reporter,
+    device: Device | None = None,
+    *,
+    force: bool = False,
 ) -> Manifest:
     """Compile a source into the artifact folder `output`: docs/architecture.md says what it holds.
 
-    `device`: what computes; None for the one that the options name.
+    `device`: what computes; None for the one that the options name. `force`: whether an artifact is
+    replaced, too, whose folder holds files of others; they are moved to `OUTPUT.kept`.
     Peak memory does not grow with the number of images (docs/cost.md says what it is). Raises
     InputError on bad input, and then leaves nothing at `output` that was not there before.
     """
@@ -59,18 +67,34 @@ def compile_encoder(
     target = choose_target(options)
     paths = list_images(Path(options.images), reporter.warn)
     steps = planned_steps(options, len(paths))
-    with reporter.command(*steps), staged_folder(output) as staging, computing_on(device):
+    journal = _journal(output)
+    with (
+        reporter.command(*steps),
+        staged_folder(output, force=force, tell=reporter.warn) as staging,
+        computing_on(device),
+    ):
         prepared = prepare(options, staging, reporter, threads=options.threads)
         encoder = split_for_target(prepared, target)
         images = ImageFolder(
             paths, encoder.recipe, encoder.batch(options.batch_size), reporter.skipped
         )
-        journal = output.absolute().parent / f".{output.name}.search.jsonl"
         context = Context(options, target, images, staging, journal, reporter, device)
         manifest = _compile(context, encoder, staging)
         manifest.write(staging)
         say_slower(manifest.passes, reporter)
     return manifest
+
+
+def _journal(output: Path) -> Path:
+    """Where a search notes its results: beside the output, wherever a link leads to.
+
+    Raises InputError where something else than a file of ours has its name.
+    """
+    output = real_path(output)
+    journal = output.with_name(f".{output.name}.search.jsonl")
+    if os.path.lexists(journal) and (journal.is_symlink() or not journal.is_file()):
+        raise InputError(f"{journal}: is no regular file, where a search notes its results")
+    return journal
 
 
 def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:

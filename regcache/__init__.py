@@ -78,6 +78,7 @@ def compile(  # noqa: A001 - users call it regcache.compile
     example: "Tensor | None" = None,
     preprocess: "str | os.PathLike[str] | Preprocess | None" = None,
     embedding: str | None = None,
+    force: bool = False,
     verbose: bool = False,
     **options: Any,
 ) -> "Artifact":
@@ -88,6 +89,7 @@ def compile(  # noqa: A001 - users call it regcache.compile
     it was; or an onnx.ModelProto.
     `images`: a folder with photographs of the kind that the encoder will see; 50 are enough.
     `output`: the folder to write; an artifact that is there is replaced, anything else is not.
+    `force`: replace an artifact though other files lie in its folder; they go to `OUTPUT.kept`.
     `example`: of a module alone: a batch [B, 3, height, width] or [B, height, width, 3] of floats,
     or of uint8 where the module normalises them itself. Its numbers do not matter.
     `preprocess`: how an image file becomes the input, a recipe or a file that holds one. Without
@@ -112,7 +114,7 @@ def compile(  # noqa: A001 - users call it regcache.compile
     from regcache._api import GivenSource, compile_source
 
     given = GivenSource(source, example, preprocess, embedding)
-    return compile_source(given, images, output, options, verbose)
+    return compile_source(given, images, output, options, verbose, force=force)
 
 
 def parity(

@@ -14,6 +14,7 @@ from regcache.compiler.artifact.speed_check import describe_speed
 from regcache.compiler.cli.bench import bench_command
 from regcache.compiler.cli.build import build_command
 from regcache.compiler.cli.bundle import bundle_command
+from regcache.compiler.cli.ending import ended_cleanly
 from regcache.compiler.cli.options import (
     BatchOption,
     DeviceOption,
@@ -23,6 +24,7 @@ from regcache.compiler.cli.options import (
     OutOption,
     OutputOption,
     PreprocessOption,
+    ReplaceOption,
     ResolutionOption,
     SchedulerOption,
     SearchBudgetOption,
@@ -179,6 +181,7 @@ def compile_command(
     ] = Effort.BALANCED,
     search_budget: SearchBudgetOption = None,
     scheduler: SchedulerOption = "threads",
+    force: ReplaceOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what it would take, and write nothing.")
     ] = False,
@@ -214,7 +217,7 @@ def compile_command(
     if dry_run:
         _foretell(options, out, json)
         return
-    manifest = compile_encoder(options, out, Reporter())
+    manifest = compile_encoder(options, out, Reporter(), force=force)
     if json is not None:
         write_text(json, manifest.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
@@ -267,7 +270,8 @@ def main() -> None:
     silence_runtime()
     silence_graphs()
     try:
-        app()
+        with ended_cleanly():
+            app()
     except RegcacheError as error:
         _fail(str(error))
     except OSError as error:  # a full disk or a folder without permission, outside an artifact

@@ -56,6 +56,12 @@ Int8ShareOption = Annotated[
     ),
 ]
 OutOption = Annotated[Path, typer.Option("-o", "--out", help="Where the result goes.")]
+ReplaceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Replace an artifact though files of yours lie in it; they are moved aside."
+    ),
+]
 OutputOption = Annotated[
     str | None,
     typer.Option(

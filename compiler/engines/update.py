@@ -12,7 +12,7 @@ from pathlib import Path
 from regcache.compiler.artifact.engine_record import EngineRecord, with_size_ratios
 from regcache.compiler.artifact.manifest import FileRecord, Manifest, read_manifest
 from regcache.compiler.encoder.prepare import FLOAT
-from regcache.compiler.staging import MANIFEST, staged_folder
+from regcache.compiler.staging import MANIFEST, rewritten_folder
 from regcache.passes.errors import InputError
 from regcache.passes.model_files import data_file
 
@@ -37,11 +37,11 @@ def add_engines(folder: Path, opened: Manifest, new: Sequence[NewEngine]) -> Man
     `opened`: the manifest that they were built for. Another process may have added engines since.
     Raises InputError where the artifact's models are no longer those, or it cannot be written.
     """
-    current = read_manifest(folder)
-    for model in {item.record.model for item in new}:
-        if model_hashes(current, model) != model_hashes(opened, model):
-            raise InputError(f"{folder}: was compiled again during the build; build it again")
-    with staged_folder(folder) as staging:
+    with rewritten_folder(folder) as staging:
+        current = read_manifest(folder)
+        for model in {item.record.model for item in new}:
+            if model_hashes(current, model) != model_hashes(opened, model):
+                raise InputError(f"{folder}: was compiled again during the build; build it again")
         shutil.copytree(folder, staging, copy_function=_link, dirs_exist_ok=True)
         files = dict(current.files)
         for item in new:

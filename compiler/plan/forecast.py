@@ -1,7 +1,6 @@
 """`regcache compile --dry-run`: what every step will take, by a quick look at this machine."""
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from regcache.compiler.plan.measure import TIMING, Look, Sizes, look
 from regcache.compiler.plan.steps import planned_steps
 from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import unnamed
+from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import find_device
 from regcache.runtime.images import list_images
 
@@ -84,10 +84,10 @@ def forecast(options: CompileOptions, output: Path, reporter: Reporter) -> Forec
     paths = list_images(Path(options.images), reporter.warn)
     with (
         reporter.command(EXPORTING, Step(TIMING, seconds=1)),
-        tempfile.TemporaryDirectory(prefix="regcache-") as scratch,
-        unnamed(Path(scratch)),
+        temporary_folder() as scratch,
+        unnamed(scratch),
     ):
-        seen = look(options, paths, Path(scratch), reporter, device)
+        seen = look(options, paths, scratch, reporter, device)
     steps = foretell(options, len(paths), seen)
     kept = seen.sizes.weights if options.keep_float else 0
     return Forecast(

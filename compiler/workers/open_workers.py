@@ -14,13 +14,12 @@ import os
 import pickle
 import re
 import signal
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +29,7 @@ from weakref import WeakKeyDictionary
 from regcache.compiler.workers.dask import DaskWorkers
 from regcache.compiler.workers.workers import NotBegunError, R, S, Shared, Workers, X, passed
 from regcache.passes.errors import InputError, first_line
+from regcache.passes.temporary import temporary_folder
 
 __all__ = ["Shared", "Workers", "open_workers"]
 
@@ -103,7 +103,8 @@ class _Processes(Workers):
         self._context = multiprocessing.get_context("spawn")
         # Nothing is ever sent: workers leave when this process has closed its end, or died.
         self._lifeline, self._end = self._context.Pipe(duplex=False)
-        self._folder = tempfile.TemporaryDirectory(prefix="regcache-")
+        self._open = ExitStack()
+        self._folder = self._open.enter_context(temporary_folder())
         self._stops: WeakKeyDictionary[Future[Any], Path] = WeakKeyDictionary()
         self._pool = self._new_pool()
 
@@ -113,7 +114,7 @@ class _Processes(Workers):
         )
 
     def share(self, study: S) -> Shared[S]:
-        path = Path(self._folder.name) / f"{uuid.uuid4().hex}.pickle"
+        path = self._folder / f"{uuid.uuid4().hex}.pickle"
         try:
             with path.open("wb") as file:
                 pickle.dump(study, file, pickle.HIGHEST_PROTOCOL)
@@ -128,7 +129,7 @@ class _Processes(Workers):
         self._pool.shutdown(cancel_futures=True)
         self._end.close()
         self._lifeline.close()
-        self._folder.cleanup()
+        self._open.close()
 
     def _slots(self) -> int:
         return self._count
@@ -138,7 +139,7 @@ class _Processes(Workers):
     ) -> Future[R]:
         # What a worker cannot unpickle must end the task: inside the pool it would end the worker.
         call = pickle.dumps((function, setting), pickle.HIGHEST_PROTOCOL)
-        stop = Path(self._folder.name) / f"{uuid.uuid4().hex}.stop"
+        stop = self._folder / f"{uuid.uuid4().hex}.stop"
         arguments = (shared.handle, call, deadline, stop)
         try:
             future = self._pool.submit(_run_in_process, *arguments)

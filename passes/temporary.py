@@ -1,0 +1,102 @@
+"""Temporary folders that outlive no maker: each holds a lock for as long as its maker lives.
+
+A process id would not do: it is another process's in the next container, and on the next day.
+"""
+
+import functools
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_LOCK = ".lock"
+# Seconds in which a folder that was made gets its lock.
+_YOUNG = 60.0
+_PREFIX = "regcache-run-"
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new folder among the system's temporary ones, removed after the block.
+
+    Those that killed processes of the same user left behind are removed first. Raises OSError.
+    """
+    parent = Path(tempfile.gettempdir())
+    _sweep(parent)
+    with held_folder(parent, _PREFIX) as outer:
+        inner = outer / "files"
+        inner.mkdir()
+        yield inner
+
+
+@contextmanager
+def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Yield a new folder in `parent`, for this user alone, removed after the block.
+
+    It holds the lock's own file. Raises OSError where it cannot be made.
+    """
+    outer = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        with FileLock(outer / _LOCK, thread_local=False):
+            try:
+                yield outer
+            finally:
+                shutil.rmtree(outer, ignore_errors=True)
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)  # Windows keeps a file that is open
+
+
+def abandoned_folders(parent: Path, prefix: str) -> Iterator[Path]:
+    """The folders that `held_folder` made and whose makers were killed; each is removed after.
+
+    Those of other users are left alone.
+    """
+    for name in sorted(os.listdir(parent)):
+        outer = parent / name
+        if not name.startswith(prefix) or not _may_be_abandoned(outer):
+            continue
+        try:
+            with FileLock(outer / _LOCK, blocking=False):
+                yield outer
+                shutil.rmtree(outer, ignore_errors=True)
+        except (Timeout, OSError):  # its maker lives, or it went meanwhile
+            continue
+
+
+def any_held(parent: Path, prefix: str) -> bool:
+    """Whether a maker of such a folder lives, in this process or another of this user."""
+    for name in os.listdir(parent):
+        lock = parent / name / _LOCK
+        if name.startswith(prefix) and lock.exists():
+            try:
+                with FileLock(lock, blocking=False):
+                    pass
+            except Timeout:
+                return True
+            except OSError:  # another user's, or gone
+                continue
+    return False
+
+
+def _may_be_abandoned(outer: Path) -> bool:
+    try:
+        status = outer.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            return False
+        if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+            return False
+        return (outer / _LOCK).exists() or time.time() - status.st_mtime > _YOUNG
+    except OSError:
+        return False
+
+
+@functools.cache
+def _sweep(parent: Path) -> None:
+    for _ in abandoned_folders(parent, _PREFIX):
+        pass

@@ -1,6 +1,5 @@
 """Folders and files that appear whole or not at all, whoever else writes to the same place."""
 
-import ctypes
 import errno
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from regcache.passes.errors import InputError
+from regcache.passes.exchange import exchange
 from regcache.passes.temporary import abandoned_folders, any_held, held_folder
 
 MANIFEST = "manifest.json"
@@ -20,7 +20,6 @@ MANIFEST = "manifest.json"
 _NEW, _OLD = "new", "old"
 # Seconds that another process may take to put its files into place.
 _PATIENCE = 600.0
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 Tell = Callable[[str], None]
 
@@ -127,6 +126,12 @@ def check_output(output: Path, *, marker: str = MANIFEST, force: bool = False) -
             with locked(output):
                 _recover(output)
                 _check_replaceable(output, marker, force)
+
+
+def is_written(output: Path) -> bool:
+    """Whether another process, or another thread of this one, is about to replace an output."""
+    output = real_path(output)
+    return output.parent.is_dir() and any_held(output.parent, _prefix(output))
 
 
 def real_path(output: Path) -> Path:
@@ -266,7 +271,7 @@ def _swap(staging: Path, output: Path) -> None:
     """Put `staging` in the place of `output`; what was there goes with the temporary folder."""
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, where a folder has to go")
-    if output.exists() and _exchange(staging, output):
+    if output.exists() and exchange(staging, output):
         return
     old = staging.with_name(_OLD)
     if output.exists():
@@ -277,19 +282,6 @@ def _swap(staging: Path, output: Path) -> None:
         if old.exists():
             old.replace(output)
         raise
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step, so that neither is ever missing; False where that cannot be."""
-    if sys.platform != "linux":
-        return False
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):  # an old C library
-        return False
-    names = os.fsencode(one), os.fsencode(other)
-    done = rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE))
-    return bool(done == 0)
 
 
 def _recover(output: Path) -> None:

@@ -20,7 +20,7 @@ from support.tiny_artifact import tiny_artifact
 import regcache.compiler
 import regcache.runtime
 from regcache.compiler.artifact.engine_record import EngineKind, EngineRecord
-from regcache.compiler.artifact.manifest import read_manifest
+from regcache.compiler.artifact.read_manifest import read_manifest
 from regcache.compiler.curation.decision import Improvement
 from regcache.compiler.curation.record import (
     CandidateRecord,

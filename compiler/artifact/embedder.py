@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.artifact import Artifact, ReplacedError
 from regcache.compiler.artifact.manifest import Manifest
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.preprocess import Preprocess
@@ -25,6 +25,8 @@ ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 OnError = Literal["raise", "nan"]
 """What becomes of an image that cannot be read: an error that names it, or a row of NaN."""
 
+# How often an artifact is opened that others keep replacing.
+_TRIES = 20
 _ONE_IMAGE = (str, os.PathLike, Image.Image)
 
 
@@ -47,10 +49,15 @@ class Embedder:
         device: str = "cpu",
     ) -> None:
         place = find_device(device)
-        self._artifact = Artifact.open(Path(artifact))
-        self._session: OrtSession | None = self._artifact.session(
-            threads=threads, device=place, deployed=True
-        )
+        self._session: OrtSession | None
+        for left in reversed(range(_TRIES)):
+            self._artifact = Artifact.open(Path(artifact))
+            try:
+                self._session = self._artifact.session(threads=threads, device=place, deployed=True)
+                break
+            except ReplacedError:
+                if not left:
+                    raise
 
     @property
     def manifest(self) -> Manifest:

@@ -50,7 +50,7 @@ def bundle_edge(artifact: Artifact, output: Path, *, ort_format: bool = False) -
         )
     if len(model_files(artifact.model)) > 1:
         raise InputError(f"{artifact.folder}: its weights pass 2 GB, too much for one file")
-    with staged_bundle(output, artifact.folder) as staging:
+    with staged_bundle(output, artifact.folder) as staging, artifact.unreplaced():
         if ort_format:
             _save_ort(artifact.model, staging / ORT_MODEL)
         else:

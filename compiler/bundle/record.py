@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-from regcache.compiler.artifact.manifest import FileRecord, hash_files
+from regcache.compiler.artifact.manifest import FileRecord
+from regcache.compiler.artifact.read_manifest import hash_files
 from regcache.compiler.job.record import Record
 from regcache.compiler.staging import MANIFEST, staged_folder
 from regcache.passes.errors import InputError

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regcache.compiler.artifact.engine_record import EngineRecord, with_size_ratios
-from regcache.compiler.artifact.manifest import FileRecord, Manifest, read_manifest
+from regcache.compiler.artifact.manifest import FileRecord, Manifest
+from regcache.compiler.artifact.read_manifest import read_manifest
 from regcache.compiler.encoder.prepare import FLOAT
 from regcache.compiler.staging import MANIFEST, rewritten_folder
 from regcache.passes.errors import InputError

@@ -9,7 +9,8 @@ from support.command_line import assert_refused, run_regcache
 from support.tiny_source import RECIPE, photos
 from support.tiny_vit import Spec, TinyVit
 
-from regcache.compiler.artifact.manifest import FileRecord, read_manifest
+from regcache.compiler.artifact.manifest import FileRecord
+from regcache.compiler.artifact.read_manifest import read_manifest
 from regcache.compiler.engines.update import model_hashes
 from regcache.compiler.staging import recover
 from regcache.export.onnx_file import sidecar

@@ -331,7 +331,7 @@ def test_a_folder_is_replaced_with_and_without_an_exchange(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
 ) -> None:
     if not exchanges:
-        monkeypatch.setattr(staging_module, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(staging_module, "exchange", lambda one, other: False)
     for content in ("first", "second"):
         write_artifact(tmp_path / "artifact", content)
     assert names(tmp_path / "artifact") == [MANIFEST, "second"]

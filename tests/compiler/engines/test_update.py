@@ -114,7 +114,8 @@ KILLED = """
 import pathlib, sys, time
 from regcache.compiler.engines.update import NewEngine, add_engines
 from regcache.compiler.artifact.engine_record import EngineRecord
-from regcache.compiler.artifact.manifest import Manifest, read_manifest
+from regcache.compiler.artifact.manifest import Manifest
+from regcache.compiler.artifact.read_manifest import read_manifest
 write = Manifest.write
 def write_and_wait(manifest, folder):
     write(manifest, folder)

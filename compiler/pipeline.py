@@ -4,6 +4,7 @@ A stage is a function of the context and of the encoder as it stands; it changes
 """
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from regcache.compiler.job.options import CompileOptions, RegisterChoice
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision
 from regcache.compiler.parity.first_look import first_look
+from regcache.compiler.plan.forecast import model_bytes
+from regcache.compiler.plan.measure import Sizes
 from regcache.compiler.plan.steps import planned_steps
 from regcache.compiler.quantization.equalize import (
     Equalized,
@@ -40,7 +43,7 @@ from regcache.compiler.quantization.rotation import rotate
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import real_path, staged_folder
 from regcache.passes.errors import InputError
-from regcache.passes.model_files import model_files, remove_model
+from regcache.passes.model_files import check_free, model_files, remove_model
 from regcache.passes.onnx_file import save_graph
 from regcache.runtime.device import Device, computing_on, find_device
 from regcache.runtime.images import ImageFolder, Skipped, list_images
@@ -75,6 +78,7 @@ def compile_encoder(
     ):
         prepared = prepare(options, staging, reporter, threads=options.threads)
         encoder = split_for_target(prepared, target)
+        _check_room(options, encoder, staging)
         images = ImageFolder(
             paths, encoder.recipe, encoder.batch(options.batch_size), reporter.skipped
         )
@@ -95,6 +99,13 @@ def _journal(output: Path) -> Path:
     if os.path.lexists(journal) and (journal.is_symlink() or not journal.is_file()):
         raise InputError(f"{journal}: is no regular file, where a search notes its results")
     return journal
+
+
+def _check_room(options: CompileOptions, encoder: FloatEncoder, folder: Path) -> None:
+    """Refuse a full disk before the search, not after it: model.onnx is copied to be looked at."""
+    size = model_bytes(Sizes.of(encoder), options)
+    check_free(folder / MODEL, size)
+    check_free(Path(tempfile.gettempdir(), MODEL), size)
 
 
 def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:

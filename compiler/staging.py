@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from regcache.passes.errors import InputError
 from regcache.passes.exchange import exchange
+from regcache.passes.model_files import check_name
 from regcache.passes.temporary import abandoned_folders, any_held, held_folder
 
 MANIFEST = "manifest.json"
@@ -38,7 +39,9 @@ def staged_folder(
     disk) inside the block becomes one. When the block fails the folder is removed; what a killed
     process left behind is removed by the next run.
     """
-    output, beside = real_path(output), _prefix(output)
+    output = real_path(output)
+    beside = _prefix(output)
+    check_name(output)
     with _as_input_errors(output), ExitStack() as stack:
         output.parent.mkdir(parents=True, exist_ok=True)
         with locked(output):
@@ -91,7 +94,8 @@ def staged_file(output: Path) -> Iterator[Path]:
         with held_folder(output.parent, _prefix(output)) as outer:
             folder = outer / _NEW
             folder.mkdir()
-            yield folder / output.name
+            with unnamed(folder):
+                yield folder / output.name
             with locked(output):
                 # The file itself last: when it is there, all that it needs is.
                 for path in sorted(folder.iterdir(), key=lambda path: path.name == output.name):
@@ -99,12 +103,15 @@ def staged_file(output: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; "-" is standard output."""
+    """Write a file whole or not at all; "-" is standard output, and a device is written to."""
     if path == Path("-"):
         sys.stdout.write(text)
-        return
-    with staged_file(path) as staged:
-        staged.write_text(text, encoding="utf-8")
+    elif path.exists() and not path.is_file() and not path.is_dir():
+        with _as_input_errors(path):
+            path.write_text(text, encoding="utf-8")
+    else:
+        with staged_file(path) as staged:
+            staged.write_text(text, encoding="utf-8")
 
 
 def recover(output: Path) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from regcache.compiler.artifact.engine_record import EngineKind
 from regcache.compiler.cli.options import ArtifactArgument, JsonOption, listed
+from regcache.compiler.cli.tables import print_lines
 from regcache.compiler.engines.build import BuildReport, EngineReport, build_engines
 from regcache.compiler.engines.toolchain import BuildOptions
 from regcache.compiler.reporter import Reporter
@@ -62,10 +62,8 @@ def build_command(
 
 
 def _print(report: BuildReport, artifact: Path) -> None:
-    console = Console(soft_wrap=True)
     for engine in report.engines:
-        for line in _lines(engine, artifact):
-            console.print(line, highlight=False, markup=False)
+        print_lines(_lines(engine, artifact))
 
 
 def _lines(engine: EngineReport, artifact: Path) -> list[str]:

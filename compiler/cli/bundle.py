@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.bundle.edge import bundle_edge
@@ -16,6 +15,7 @@ from regcache.compiler.bundle.triton import (
     bundle_triton,
 )
 from regcache.compiler.cli.options import ArtifactArgument, JsonOption, OutOption
+from regcache.compiler.cli.tables import print_lines
 from regcache.compiler.staging import write_text
 from regcache.passes.errors import InputError
 
@@ -86,6 +86,6 @@ def _refuse(kind: BundleFormat, given: dict[str, object]) -> None:
 
 
 def _print_record(record: BundleRecord, output: Path) -> None:
-    for name, file in record.files.items():
-        line = f"wrote {output / name}: {file.size:,} bytes"
-        Console().print(line, highlight=False, soft_wrap=True, markup=False)
+    print_lines(
+        f"wrote {output / name}: {file.size:,} bytes" for name, file in record.files.items()
+    )

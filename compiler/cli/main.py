@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
 from regcache.compiler.artifact.artifact import MODEL
 from regcache.compiler.artifact.manifest import Manifest
@@ -34,7 +33,7 @@ from regcache.compiler.cli.options import (
 )
 from regcache.compiler.cli.parity import parity_command
 from regcache.compiler.cli.reproduce import reproduce_command
-from regcache.compiler.cli.tables import print_tables
+from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.encoder.prepare import FLOAT, export_source
 from regcache.compiler.inspection.inspect import inspect_encoder
 from regcache.compiler.inspection.tables import inspection_tables
@@ -55,7 +54,7 @@ from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import staged_file, write_text
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import RegcacheError, one_line
-from regcache.passes.model_files import data_file
+from regcache.passes.model_files import check_name, data_file
 from regcache.passes.quiet import silence_graphs
 from regcache.runtime.session import silence_runtime
 
@@ -86,13 +85,14 @@ def _common(
 @app.command()
 def export(source: SourceArgument, out: OutOption, resolution: ResolutionOption = None) -> None:
     """Write a source as ONNX, its preprocessing recipe beside it."""
+    check_name(out)
     reporter = Reporter()
     with reporter.command(Step(Stage.EXPORT)), staged_file(out) as staged:
         reporter.begin(Stage.EXPORT, source)
         recipe = export_source(source, staged, resolution, reporter)
         if recipe is not None:
             sidecar(staged).write_text(recipe.to_json(), encoding="utf-8")
-    Console().print(f"wrote {out}", highlight=False, soft_wrap=True, markup=False)
+    print_lines([f"wrote {out}"])
 
 
 @app.command()
@@ -230,7 +230,7 @@ def _foretell(options: CompileOptions, out: Path, json: Path | None) -> None:
         write_text(json, found.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
         print_tables([forecast_table(found)])
-        Console().print(describe_forecast(found), highlight=False, soft_wrap=True, markup=False)
+        print_lines([describe_forecast(found)])
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -261,8 +261,7 @@ def _print_artifact(manifest: Manifest, output: Path) -> None:
     ]
     if manifest.speed is not None:
         lines.insert(2, describe_speed(manifest.speed.ratios))
-    for line in lines:
-        Console().print(line, highlight=False, soft_wrap=True, markup=False)
+    print_lines(lines)
 
 
 def main() -> None:

@@ -320,10 +320,13 @@ def test_a_check_leaves_an_empty_folder_as_it_was(tmp_path: Path) -> None:
     assert names(tmp_path) == ["empty"]
 
 
-def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="needs devices")
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    write_text(Path("/dev/null"), "{}")
+    assert not Path("/dev/null").is_file()
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="is no regular file"):
-        write_text(tmp_path / "pipe", "{}")
+    with pytest.raises(InputError, match="is no regular file"), staged_file(tmp_path / "pipe"):
+        pytest.fail("the block must not run")
 
 
 @pytest.mark.parametrize("exchanges", [True, False])

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     __version__: str
 else:
+    # ONNX Runtime reads it once, when it is loaded: no id is written, and no host is looked up.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
     _HOMES = {
         "Artifact": "regcache.compiler.artifact.artifact",
         "CompileOptions": "regcache.compiler.job.options",

@@ -16,7 +16,13 @@ from regcache.compiler.artifact.manifest import Manifest
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.device import find_device
-from regcache.runtime.images import UnreadableImageError, preprocess_image, read_image
+from regcache.runtime.images import (
+    OversizedImageError,
+    UnreadableImageError,
+    check_pixels,
+    preprocess_image,
+    read_image,
+)
 from regcache.runtime.session import OrtSession
 
 ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -90,8 +96,8 @@ class Embedder:
 
         `images`: one, or any iterable of them; it is read one batch at a time.
         `batch_size`: images per run, where the graph does not fix it.
-        Raises InputError, naming the image, when one cannot be read and `on_error` is "raise", or
-        when one has too many pixels.
+        Raises InputError, naming the image, when one cannot be read or has too many pixels and
+        `on_error` is "raise".
         """
         pooled = [found[0] for found in self._run(images, batch_size, on_error)]
         if not pooled:
@@ -160,7 +166,7 @@ class Embedder:
             if isinstance(image, (str, os.PathLike)):
                 return read_image(Path(image), self.recipe)
             return _preprocess(image, index, self.recipe)
-        except UnreadableImageError:
+        except (UnreadableImageError, OversizedImageError):
             if on_error == "raise":
                 raise
             return None
@@ -193,13 +199,16 @@ def _preprocess(
                 f"{name}: pixels must be uint8 [height, width, 3], not {image.dtype} "
                 f"{list(image.shape)}"
             )
-        return preprocess_image(Image.fromarray(image), recipe)
-    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
+    elif not isinstance(image, Image.Image):
         raise InputError(
             f"{name}: a {type(image).__name__} is no path, Pillow image or uint8 array"
         )
     try:
+        check_pixels(name, image.size, recipe)
         image.load()  # an opened file is decoded here, and may be broken
+        return preprocess_image(image, recipe)
+    except InputError:
+        raise
     except Exception as error:  # Pillow's readers let any type escape on broken bytes
         raise UnreadableImageError(name, first_line(error)) from error
-    return preprocess_image(image, recipe)

@@ -31,6 +31,8 @@ writes float32 [N, D]. IMAGE.npy holds RGB pixels, uint8 [height, width, 3]; IMA
     from run import Encoder
     embedding = Encoder(Path(".")).embed(pixels)
 
+With ORT_DISABLE_TELEMETRY=1 in the environment, ONNX Runtime tells nobody that it runs.
+
 It needs NumPy and ONNX Runtime {version} or later. Images are resized as Pillow 13 does, bit for
 bit, with 8 bytes of memory for each number of the image.
 """

@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 passed, 1 a measured value misses its limit, 2 bad input."""
 
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -268,6 +269,8 @@ def main() -> None:
     """Entry point: bad input and a full disk are one line on stderr and exit code 2."""
     silence_runtime()
     silence_graphs()
+    # Of palettes and metadata; they would land between the lines that tell progress.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         with ended_cleanly():
             app()

@@ -42,7 +42,9 @@ JsonOption = Annotated[
 ]
 SchedulerOption = Annotated[
     str,
-    typer.Option(help="What runs the search: threads, processes, or a Dask tcp://HOST:PORT."),
+    typer.Option(
+        help="What runs the search: threads, processes, or a Dask tcp://HOST:PORT or tls://HOST:PORT."
+    ),
 ]
 SearchBudgetOption = Annotated[
     str | None, typer.Option(help="Time for the search: 90s, 5m, 1h; no limit by default.")

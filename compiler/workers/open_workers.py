@@ -38,8 +38,10 @@ __all__ = ["Shared", "Workers", "open_workers"]
 def open_workers(scheduler: str = "threads", count: int = 1) -> Iterator[Workers]:
     """Yield workers: `count` "threads" or "processes", or those of the Dask at "tcp://HOST:PORT".
 
-    Leaving the block waits for the tasks that have begun; Dask workers finish theirs unwatched. A
-    keyboard interrupt kills processes in mid-task, but a thread only ends with its task.
+    At "tls://HOST:PORT" it is asked for the certificates that Dask's own configuration names.
+
+    Leaving the block waits for the tasks that have begun; Dask workers finish theirs unwatched. An
+    interrupt, or a signal to end, kills processes in mid-task; a thread only ends with its task.
 
     Raises InputError for another scheduler, a count below 1 or a Dask scheduler that does not
     answer within seconds, and MissingExtraError where Dask is not installed.
@@ -48,7 +50,7 @@ def open_workers(scheduler: str = "threads", count: int = 1) -> Iterator[Workers
     interrupted = False
     try:
         yield workers
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         interrupted = True
         raise
     finally:
@@ -56,11 +58,11 @@ def open_workers(scheduler: str = "threads", count: int = 1) -> Iterator[Workers
 
 
 def _start(scheduler: str, count: int) -> Workers:
-    if re.fullmatch(r"tcp://[^/\s]+:\d+", scheduler):
+    if re.fullmatch(r"(tcp|tls)://[^/\s]+:\d+", scheduler):
         return DaskWorkers(scheduler)
     if scheduler not in ("threads", "processes"):
         raise InputError(
-            f"scheduler {scheduler!r}: must be threads, processes or a Dask tcp://HOST:PORT"
+            f"scheduler {scheduler!r}: must be threads, processes or a Dask tcp://HOST:PORT or tls://HOST:PORT"
         )
     if count < 1:
         raise InputError(f"{count} workers: must be at least 1")

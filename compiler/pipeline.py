@@ -28,8 +28,7 @@ from regcache.compiler.job.options import CompileOptions, RegisterChoice
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision
 from regcache.compiler.parity.first_look import first_look
-from regcache.compiler.plan.forecast import model_bytes
-from regcache.compiler.plan.measure import Sizes
+from regcache.compiler.plan.model_size import bytes_of
 from regcache.compiler.plan.steps import planned_steps
 from regcache.compiler.quantization.equalize import (
     Equalized,
@@ -103,7 +102,7 @@ def _journal(output: Path) -> Path:
 
 def _check_room(options: CompileOptions, encoder: FloatEncoder, folder: Path) -> None:
     """Refuse a full disk before the search, not after it: model.onnx is copied to be looked at."""
-    size = model_bytes(Sizes.of(encoder), options)
+    size = bytes_of(encoder, options.precision, half=options.in_half)
     check_free(folder / MODEL, size)
     check_free(Path(tempfile.gettempdir(), MODEL), size)
 

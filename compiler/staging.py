@@ -150,9 +150,14 @@ def real_path(output: Path) -> Path:
 def locked(output: Path) -> Iterator[None]:
     """Hold the lock of an output in the block: all who write there wait for one another.
 
-    Raises InputError where somebody holds it for ten minutes, OSError where no file can be made.
+    Raises InputError where somebody holds it for ten minutes, or no file can be made there.
     """
     path = output.with_name(f".{output.name}.lock")
+    # Where no file can be made, filelock would try until its time is up.
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    except OSError as error:
+        raise InputError(f"{output.parent}: {error.strerror or error} ({path.name})") from error
     lock = FileLock(path, timeout=_PATIENCE)
     try:
         lock.acquire()

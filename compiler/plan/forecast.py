@@ -10,8 +10,8 @@ from regcache.compiler.job.breadth import Breadth
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.stages import EXPORTING, Stage
-from regcache.compiler.job.targets import Precision
 from regcache.compiler.plan.measure import TIMING, Look, Sizes, look
+from regcache.compiler.plan.model_size import compiled_bytes
 from regcache.compiler.plan.steps import planned_steps
 from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import unnamed
@@ -30,8 +30,6 @@ _ACTIVATIONS: Mapping[str, float] = {
     Stage.RANGES: 9, Stage.ROUND: 19, Stage.WRITE: 14, Stage.PARITY: 13, Stage.SPEED: 20,
 }  # fmt: skip
 _BATCHES = frozenset({Stage.CALIBRATE, Stage.ROUND})
-# Bytes of a linear's weight.
-_WEIGHT_BYTES = {Precision.INT8: 1.0, Precision.FP8: 1.0, Precision.W4A16: 0.625}
 
 
 class StepForecast(Record):
@@ -121,9 +119,8 @@ def foretell(options: CompileOptions, images: int, seen: Look) -> list[StepForec
 
 def model_bytes(sizes: Sizes, options: CompileOptions) -> int:
     """Bytes of model.onnx, with all linears quantized."""
-    rest = sizes.weights - 4 * sizes.linears
-    linears = sizes.linears * _WEIGHT_BYTES[options.precision]
-    return round(linears + max(rest, 0) / (2 if options.in_half else 1))
+    half = options.in_half
+    return compiled_bytes(sizes.weights, sizes.linears, options.precision, half=half)
 
 
 def _seconds(step: Step, images: int, seen: Look) -> float:

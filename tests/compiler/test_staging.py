@@ -339,3 +339,22 @@ def test_a_folder_is_replaced_with_and_without_an_exchange(
         write_artifact(tmp_path / "artifact", content)
     assert names(tmp_path / "artifact") == [MANIFEST, "second"]
     assert names(tmp_path) == ["artifact"]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a place where nothing can be made")
+def test_a_place_for_no_lock_is_said_at_once() -> None:
+    """filelock itself would try for as long as it is told to wait."""
+    began = time.monotonic()
+    for attempt in (recover, check_output):
+        with pytest.raises(InputError, match=r"^/proc: No such file or directory \(\.a\.lock\)$"):
+            attempt(Path("/proc/a"))
+    with pytest.raises(InputError, match=r"^/proc: "):
+        write_text(Path("/proc/a"), "{}")
+    assert time.monotonic() - began < 5
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / ".artifact.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"\.artifact\.lock"):
+        recover(tmp_path / "artifact")
+    assert not (tmp_path / "elsewhere").exists()

@@ -149,7 +149,9 @@ def test_a_scheduler_with_certificates_is_asked_with_ours(tmp_path: Path) -> Non
     subprocess.run([*command, *subject], check=True, capture_output=True)
     distributed, dask = map(importlib.import_module, ("distributed", "dask"))
     files = {"key": key, "cert": certificate}
-    names = {f"distributed.comm.tls.{role}": files for role in ("client", "scheduler", "worker")}
+    names: dict[str, Any] = {
+        f"distributed.comm.tls.{role}": files for role in ("client", "scheduler", "worker")
+    }
     names |= {"distributed.comm.tls.ca-file": certificate}
     with (
         dask.config.set(names),

@@ -52,14 +52,15 @@ def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
         shutil.rmtree(outer, ignore_errors=True)  # Windows keeps a file that is open
 
 
-def abandoned_folders(parent: Path, prefix: str) -> Iterator[Path]:
+def abandoned_folders(parent: Path, prefix: str, *, age: float = 0.0) -> Iterator[Path]:
     """The folders that `held_folder` made and whose makers were killed; each is removed after.
 
-    Those of other users are left alone.
+    Those of other users are left alone. `age`: seconds that a folder has not been changed for; with
+    none, nobody may be making one just now.
     """
     for name in sorted(os.listdir(parent)):
         outer = parent / name
-        if not name.startswith(prefix) or not _may_be_abandoned(outer):
+        if not name.startswith(prefix) or not _may_be_abandoned(outer, age):
             continue
         try:
             with FileLock(outer / _LOCK, blocking=False):
@@ -84,19 +85,20 @@ def any_held(parent: Path, prefix: str) -> bool:
     return False
 
 
-def _may_be_abandoned(outer: Path) -> bool:
+def _may_be_abandoned(outer: Path, age: float) -> bool:
     try:
         status = outer.lstat()
         if not stat.S_ISDIR(status.st_mode):
             return False
         if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
             return False
-        return (outer / _LOCK).exists() or time.time() - status.st_mtime > _YOUNG
+        least = age if (outer / _LOCK).exists() else max(age, _YOUNG)
+        return not least or time.time() - status.st_mtime >= least
     except OSError:
         return False
 
 
 @functools.cache
 def _sweep(parent: Path) -> None:
-    for _ in abandoned_folders(parent, _PREFIX):
+    for _ in abandoned_folders(parent, _PREFIX, age=_YOUNG):
         pass

@@ -68,6 +68,7 @@ def test_temporary_folders_of_killed_processes_go(
     with held_folder(tmp_path, "regcache-run-") as outer:
         (outer / "weights").write_text("")
         killed = outer.rename(tmp_path / "regcache-run-killed")
+    os.utime(killed, (0, 0))
     (tmp_path / "regcache-run-young").mkdir()
     (tmp_path / "regcache-run-file").write_text("")
     with held_folder(tmp_path, "regcache-run-") as living, temporary_folder() as folder:

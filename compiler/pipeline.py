@@ -14,6 +14,7 @@ import numpy as np
 from regcache.compiler.artifact.artifact import MODEL, PREPROCESS
 from regcache.compiler.artifact.describe import Compiled, describe_artifact
 from regcache.compiler.artifact.manifest import FileRecord, Manifest, SpeedRecord
+from regcache.compiler.artifact.signature import check_signing_key, sign
 from regcache.compiler.artifact.speed_check import check_speed
 from regcache.compiler.calibration.calibrate import Calibrated, calibrate
 from regcache.compiler.calibration.mapped import let_graph_go, return_memory
@@ -57,11 +58,13 @@ def compile_encoder(
     device: Device | None = None,
     *,
     force: bool = False,
+    key: Path | None = None,
 ) -> Manifest:
     """Compile a source into the artifact folder `output`: docs/architecture.md says what it holds.
 
     `device`: what computes; None for the one that the options name. `force`: whether an artifact is
-    replaced, too, whose folder holds files of others; they are moved to `OUTPUT.kept`.
+    replaced, too, whose folder holds files of others; they are moved to `OUTPUT.kept`. `key`: a
+    private key of OpenSSH's to sign the manifest with.
     Peak memory does not grow with the number of images (docs/cost.md says what it is). Raises
     InputError on bad input, and then leaves nothing at `output` that was not there before.
     """
@@ -70,6 +73,8 @@ def compile_encoder(
     paths = list_images(Path(options.images), reporter.warn)
     steps = planned_steps(options, len(paths))
     journal = _journal(output)
+    if key is not None:
+        check_signing_key(key)
     with (
         reporter.command(*steps),
         staged_folder(output, force=force, tell=reporter.warn) as staging,
@@ -84,6 +89,8 @@ def compile_encoder(
         context = Context(options, target, images, staging, journal, reporter, device)
         manifest = _compile(context, encoder, staging)
         manifest.write(staging)
+        if key is not None:
+            sign(staging, key)
         say_slower(manifest.passes, reporter)
     return manifest
 

@@ -6,21 +6,17 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from regcache.passes.errors import InputError
 from regcache.passes.exchange import exchange
 from regcache.passes.model_files import check_name
-from regcache.passes.temporary import abandoned_folders, any_held, held_folder
+from regcache.passes.temporary import abandoned_folders, any_held, held_folder, locked
 
 MANIFEST = "manifest.json"
 # In the temporary folder beside an output: what takes its place, and what was there.
 _NEW, _OLD = "new", "old"
-# Seconds that another process may take to put its files into place.
-_PATIENCE = 600.0
 
 Tell = Callable[[str], None]
 
@@ -147,32 +143,6 @@ def real_path(output: Path) -> Path:
 
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Hold the lock of an output in the block: all who write there wait for one another.
-
-    Raises InputError where somebody holds it for ten minutes, or no file can be made there.
-    """
-    path = output.with_name(f".{output.name}.lock")
-    # Where no file can be made, filelock would try until its time is up.
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o666))
-    except OSError as error:
-        raise InputError(f"{output.parent}: {error.strerror or error} ({path.name})") from error
-    lock = FileLock(path, timeout=_PATIENCE)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(f"{output}: another process keeps {path.name} locked") from error
-    try:
-        yield
-    finally:
-        # Who waits for the file that is gone sees that, and locks a new one.
-        with suppress(OSError):
-            path.unlink()
-        lock.release()
-
-
-@contextmanager
 def unnamed(folder: Path) -> Iterator[None]:
     """Leave a temporary folder's path out of the InputErrors raised in the block."""
     try:
@@ -259,7 +229,8 @@ def _foreign_files(output: Path, marker: str) -> list[str]:
     for parent, folders, names in os.walk(output):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         found += [Path(parent, name).relative_to(output).as_posix() for name in (*names, *links)]
-    return sorted(name for name in found if name != marker and name not in listed)
+    ours = {marker, f"{marker}.sig", *listed}
+    return sorted(name for name in found if name not in ours)
 
 
 def _keep_foreign(output: Path, marker: str, tell: Tell | None) -> None:

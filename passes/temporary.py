@@ -1,4 +1,4 @@
-"""Temporary folders that outlive no maker: each holds a lock for as long as its maker lives.
+"""Locks on places, and temporary folders that hold one for as long as their makers live.
 
 A process id would not do: it is another process's in the next container, and on the next day.
 """
@@ -10,15 +10,19 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from regcache.passes.errors import InputError
 
 _LOCK = ".lock"
 # Seconds in which a folder that was made gets its lock.
 _YOUNG = 60.0
 _PREFIX = "regcache-run-"
+# Seconds that another process may take to put its files into place.
+_PATIENCE = 600.0
 
 
 @contextmanager
@@ -83,6 +87,32 @@ def any_held(parent: Path, prefix: str) -> bool:
             except OSError:  # another user's, or gone
                 continue
     return False
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold the lock of an output in the block: all who write there wait for one another.
+
+    Raises InputError where somebody holds it for ten minutes, or no file can be made there.
+    """
+    path = output.with_name(f".{output.name}.lock")
+    # Where no file can be made, filelock would try until its time is up.
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    except OSError as error:
+        raise InputError(f"{output.parent}: {error.strerror or error} ({path.name})") from error
+    lock = FileLock(path, timeout=_PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"{output}: another process keeps {path.name} locked") from error
+    try:
+        yield
+    finally:
+        # Who waits for the file that is gone sees that, and locks a new one.
+        with suppress(OSError):
+            path.unlink()
+        lock.release()
 
 
 def _may_be_abandoned(outer: Path, age: float) -> bool:

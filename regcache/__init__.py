@@ -219,14 +219,16 @@ def load(
     *,
     threads: int | None = None,
     device: str = "cpu",
+    verify: str | os.PathLike[str] | None = None,
 ) -> "Embedder":
     """Open an artifact, ready to embed images: `load(ARTIFACT).embed(IMAGES)`, float32 [N, D].
 
     `artifact`: what `compile` returned, or its folder; every file is checked against its hash.
     `threads`: of ONNX Runtime; all CPUs this process may use by default.
     `device`: "cpu", or "cuda:N", which computes in float, rounded as written, whatever the target.
-    Raises InputError when the folder is no artifact, a byte of it has changed, ONNX Runtime cannot
-    load its model, or there is no such device.
+    `verify`: a public key of OpenSSH's, by whose owner the artifact has to be signed.
+    Raises InputError when the folder is no artifact, a byte of it has changed, it is not signed as
+    asked, ONNX Runtime cannot load its model, or there is no such device.
 
         with regcache.load("vit-int8") as encoder:
             embeddings = encoder.embed(["a.jpg", "b.jpg"])
@@ -235,4 +237,4 @@ def load(
     from regcache.compiler.artifact.embedder import Embedder
 
     folder = artifact.folder if isinstance(artifact, Artifact) else artifact
-    return Embedder(folder, threads=threads, device=device)
+    return Embedder(folder, threads=threads, device=device, verify=verify)

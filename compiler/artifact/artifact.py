@@ -45,16 +45,17 @@ class Artifact:
     identity: Identity = None
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path, *, verify: Path | None = None) -> Self:
         """Check every file, and read the manifest and the preprocessing recipe.
 
-        Raises InputError when the folder is no artifact or a byte of it has changed; ReplacedError,
-        which is one, when it is replaced again and again meanwhile.
+        `verify`: a public key of OpenSSH's, by whose owner the manifest has to be signed.
+        Raises InputError when the folder is no artifact, a byte of it has changed or it is not
+        signed as asked; ReplacedError, which is one, when it is replaced again and again meanwhile.
         """
         for _ in range(_TRIES):
             identity = _identify(folder)
             try:
-                manifest = read_manifest(folder)
+                manifest = read_manifest(folder, verify)
                 recipe = Preprocess.from_json((folder / PREPROCESS).read_text(encoding="utf-8"))
             except (InputError, OSError) as error:
                 if identity is None and is_written(folder):

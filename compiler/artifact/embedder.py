@@ -42,9 +42,10 @@ class Embedder:
     `artifact`: a folder that `regcache compile` wrote; every file is checked against its hash.
     `threads`: of ONNX Runtime; all CPUs this process may use by default.
     `device`: "cpu", or "cuda:N", which computes in float, rounded as written, whatever the target.
+    `verify`: a public key of OpenSSH's, by whose owner the artifact has to be signed.
     Use it as a context manager, or `close` it, to free the weights early.
-    Raises InputError when the folder is no artifact, a byte of it has changed, ONNX Runtime
-    cannot load its model, or there is no such device.
+    Raises InputError when the folder is no artifact, a byte of it has changed, it is not
+    signed as asked, ONNX Runtime cannot load its model, or there is no such device.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class Embedder:
         *,
         threads: int | None = None,
         device: str = "cpu",
+        verify: str | os.PathLike[str] | None = None,
     ) -> None:
         place = find_device(device)
+        key = None if verify is None else Path(verify)
         self._session: OrtSession | None
         for left in reversed(range(_TRIES)):
-            self._artifact = Artifact.open(Path(artifact))
+            self._artifact = Artifact.open(Path(artifact), verify=key)
             try:
                 self._session = self._artifact.session(threads=threads, device=place, deployed=True)
                 break

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from regcache.compiler.artifact.manifest import FileRecord, Manifest
 from regcache.compiler.artifact.seal import is_sealed
+from regcache.compiler.artifact.signature import SIGNATURE, verify
 from regcache.compiler.encoder.prepare import FLOAT
 from regcache.compiler.staging import MANIFEST
 from regcache.passes.errors import InputError
@@ -14,13 +15,13 @@ from regcache.passes.model_files import data_file
 
 
 def hash_files(folder: Path) -> dict[str, FileRecord]:
-    """Every file of an artifact but the manifest itself, by its relative path.
+    """Every file of an artifact but the manifest and its signature, by its relative path.
 
     Raises InputError for what is neither a file nor a folder: to read a pipe would never end.
     """
     files = {}
     for path in sorted(folder.rglob("*")):
-        if path == folder / MANIFEST or path.is_dir():
+        if path in (folder / MANIFEST, folder / SIGNATURE) or path.is_dir():
             continue
         if not path.is_file():
             raise InputError(f"{path}: is no regular file")
@@ -28,12 +29,12 @@ def hash_files(folder: Path) -> dict[str, FileRecord]:
     return files
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
     """Read an artifact's manifest and check every file against it.
 
     Raises InputError when the folder is no artifact, was made by another version of the format,
     or holds a file that is missing, changed or not listed, or no file at all. A float.onnx of one
-    file has to be the source, too.
+    file has to be the source, too. `public_key`: of whoever has to have signed it (see signature).
     """
     path = folder / MANIFEST
     try:
@@ -42,6 +43,8 @@ def read_manifest(folder: Path) -> Manifest:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{folder}: no regcache artifact ({MANIFEST} cannot be read)") from error
+    if public_key is not None:
+        verify(folder, content, public_key)
     manifest = _parse(path, content)
     if not is_sealed(content):
         raise InputError(f"{path}: changed; compile the artifact again")

@@ -14,7 +14,7 @@ from regcache.compiler.bundle.triton import (
     TritonOptions,
     bundle_triton,
 )
-from regcache.compiler.cli.options import ArtifactArgument, JsonOption, OutOption
+from regcache.compiler.cli.options import ArtifactArgument, JsonOption, OutOption, VerifyOption
 from regcache.compiler.cli.tables import print_lines
 from regcache.compiler.staging import write_text
 from regcache.passes.errors import InputError
@@ -55,6 +55,7 @@ def bundle_command(
     engine: _EngineOption = False,
     threads: _ThreadsOption = None,
     ort_format: _OrtFormatOption = False,
+    verify: VerifyOption = None,
     json: JsonOption = None,
 ) -> None:
     """Write what a server or a device needs to run an artifact."""
@@ -67,11 +68,12 @@ def bundle_command(
             engine=engine,
             threads=threads,
         )
-        record = bundle_triton(Artifact.open(artifact), out, options)
+        record = bundle_triton(Artifact.open(artifact, verify=verify), out, options)
     else:
         given = {"--name": name, "--max-batch": max_batch, "--threads": threads}
         _refuse(kind, {**given, "--queue-delay": queue_delay, "--engine": engine})
-        record = bundle_edge(Artifact.open(artifact), out, ort_format=ort_format)
+        opened = Artifact.open(artifact, verify=verify)
+        record = bundle_edge(opened, out, ort_format=ort_format)
     if json is not None:
         write_text(json, record.model_dump_json(indent=2) + "\n")
     if json != Path("-"):

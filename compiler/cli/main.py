@@ -28,6 +28,7 @@ from regcache.compiler.cli.options import (
     ResolutionOption,
     SchedulerOption,
     SearchBudgetOption,
+    SignOption,
     SourceArgument,
     ThreadsOption,
     parse_duration,
@@ -183,6 +184,7 @@ def compile_command(
     search_budget: SearchBudgetOption = None,
     scheduler: SchedulerOption = "threads",
     force: ReplaceOption = False,
+    sign: SignOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what it would take, and write nothing.")
     ] = False,
@@ -218,7 +220,7 @@ def compile_command(
     if dry_run:
         _foretell(options, out, json)
         return
-    manifest = compile_encoder(options, out, Reporter(), force=force)
+    manifest = compile_encoder(options, out, Reporter(), force=force, key=sign)
     if json is not None:
         write_text(json, manifest.model_dump_json(indent=2) + "\n")
     if json != Path("-"):

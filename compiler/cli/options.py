@@ -64,6 +64,16 @@ ReplaceOption = Annotated[
         "--force", help="Replace an artifact though files of yours lie in it; they are moved aside."
     ),
 ]
+SignOption = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="KEY", help="Sign the manifest with OpenSSH's private key."),
+]
+VerifyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--verify", metavar="PUBLIC_KEY", help="Refuse an artifact that is not signed by this key."
+    ),
+]
 OutputOption = Annotated[
     str | None,
     typer.Option(

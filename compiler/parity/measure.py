@@ -51,21 +51,23 @@ def measure_artifact(
     batch_size: int = 4,
     threads: int | None = None,
     device: str = "cpu",
+    verify: Path | None = None,
 ) -> ParityResult:
     """Run an artifact and its original over a folder of images.
 
     `per_layer` also compares the output of every block with the float ONNX's. `labelled` is
     (gallery, query) for nearest-neighbour accuracy. `class_scores`: whether the embedding is a
     score for each class; None: as the manifest says. `device`: what runs ONNX Runtime's graphs, but
-    for the CPU's integer kernels. Raises InputError where there is no such device, when the
-    artifact's files are not those of its manifest, where there is nothing to compare with, and for
-    a threshold of something that is not measured.
+    for the CPU's integer kernels. `verify`: the public key of whoever has to have signed it.
+    Raises InputError where there is no such device, when the artifact's files are not those of its
+    manifest or it is not signed as asked, where there is nothing to compare with, and for a
+    threshold of something that is not measured.
     """
     thresholds.ask_for(knn=labelled is not None, blocks=per_layer)
     place = find_device(device)
     with reporter.command(*_steps(labelled is not None, per_layer)):
         reporter.begin(_LOAD)
-        opened = Artifact.open(artifact)
+        opened = Artifact.open(artifact, verify=verify)
         encoder = opened.manifest.encoder
         scores = encoder.class_scores if class_scores is None else class_scores
         thresholds.ask_for(knn=labelled is not None, blocks=per_layer, scores=scores)

@@ -16,7 +16,6 @@ from regcache.compiler import staging as staging_module
 from regcache.compiler.staging import (
     MANIFEST,
     check_output,
-    locked,
     recover,
     rewritten_folder,
     staged_file,
@@ -24,7 +23,7 @@ from regcache.compiler.staging import (
     write_text,
 )
 from regcache.passes.errors import InputError
-from regcache.passes.temporary import held_folder
+from regcache.passes.temporary import held_folder, locked
 
 
 def names(folder: Path) -> list[str]:
@@ -223,7 +222,7 @@ def test_a_change_waits_for_the_change_before(tmp_path: Path) -> None:
 def test_a_place_that_stays_locked_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging_module, "_PATIENCE", 0.05)
+    monkeypatch.setattr("regcache.passes.temporary._PATIENCE", 0.05)
     with (
         locked(tmp_path / "artifact"),
         pytest.raises(InputError, match=r"keeps \.artifact\.lock locked"),

@@ -257,12 +257,12 @@ def _swap(staging: Path, output: Path) -> None:
     if output.exists() and exchange(staging, output):
         return
     old = staging.with_name(_OLD)
-    if output.exists():
-        output.replace(old)
     try:
+        if output.exists():
+            output.replace(old)
         staging.replace(output)
-    except OSError:
-        if old.exists():
+    except BaseException:  # an interrupt, too: the temporary folder goes, and what is in it
+        if old.exists() and not output.exists():
             old.replace(output)
         raise
 

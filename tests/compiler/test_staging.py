@@ -357,3 +357,24 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\.artifact\.lock"):
         recover(tmp_path / "artifact")
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), OSError(5, "no")])
+def test_an_end_between_the_two_renames_keeps_the_old_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    output = tmp_path / "artifact"
+    write_artifact(output, "old")
+    monkeypatch.setattr(staging_module, "exchange", lambda one, other: False)
+    replace = Path.replace
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise error
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises((type(error), InputError)):
+        write_artifact(output, "new")
+    assert names(output) == [MANIFEST, "old"]
+    assert names(tmp_path) == ["artifact"]

@@ -3,6 +3,8 @@
 A stage is a function of the context and of the encoder as it stands; it changes neither.
 """
 
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 from regcache.compiler.artifact.artifact import MODEL, PREPROCESS
 from regcache.compiler.artifact.describe import Compiled, describe_artifact
 from regcache.compiler.artifact.manifest import FileRecord, Manifest, SpeedRecord
+from regcache.compiler.artifact.signature import check_signing_key, sign
 from regcache.compiler.artifact.speed_check import check_speed
 from regcache.compiler.calibration.calibrate import Calibrated, calibrate
 from regcache.compiler.calibration.mapped import go_on_with, let_graph_go, return_memory
@@ -28,6 +31,7 @@ from regcache.compiler.job.options import CompileOptions, RegisterChoice
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision
 from regcache.compiler.parity.first_look import first_look
+from regcache.compiler.plan.model_size import bytes_of
 from regcache.compiler.plan.steps import planned_steps
 from regcache.compiler.quantization.equalize import (
     Equalized,
@@ -39,8 +43,9 @@ from regcache.compiler.quantization.finish import Quantized, quantize
 from regcache.compiler.quantization.int8_share import keep_float
 from regcache.compiler.quantization.rotation import rotate
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.staging import staged_folder
-from regcache.passes.model_files import model_files, remove_model
+from regcache.compiler.staging import real_path, staged_folder
+from regcache.passes.errors import InputError
+from regcache.passes.model_files import check_free, model_files, remove_model
 from regcache.passes.onnx_file import save_graph
 from regcache.runtime.device import Device, computing_on, find_device
 from regcache.runtime.images import ImageFolder, Skipped, list_images
@@ -49,11 +54,19 @@ REGISTERS = "registers.npz"
 
 
 def compile_encoder(
-    options: CompileOptions, output: Path, reporter: Reporter, device: Device | None = None
+    options: CompileOptions,
+    output: Path,
+    reporter: Reporter,
+    device: Device | None = None,
+    *,
+    force: bool = False,
+    key: Path | None = None,
 ) -> Manifest:
     """Compile a source into the artifact folder `output`: docs/architecture.md says what it holds.
 
-    `device`: what computes; None for the one that the options name.
+    `device`: what computes; None for the one that the options name. `force`: whether an artifact is
+    replaced, too, whose folder holds files of others; they are moved to `OUTPUT.kept`. `key`: a
+    private key of OpenSSH's to sign the manifest with.
     Peak memory does not grow with the number of images (docs/cost.md says what it is). Raises
     InputError on bad input, and then leaves nothing at `output` that was not there before.
     """
@@ -61,24 +74,48 @@ def compile_encoder(
     target = choose_target(options)
     paths = list_images(Path(options.images), reporter.warn)
     steps = planned_steps(options, len(paths))
+    journal = _journal(output)
+    if key is not None:
+        check_signing_key(key)
     with (
         reporter.command(*steps),
-        staged_folder(output) as staging,
+        staged_folder(output, force=force, tell=reporter.warn) as staging,
         computing_on(device),
         one_blas_thread(),
     ):
         prepared = prepare(options, staging, reporter, threads=options.threads)
         encoder = split_for_target(prepared, target)
         go_on_with(encoder.graph, prepared.graph, staging)
+        _check_room(options, encoder, staging)
         images = ImageFolder(
             paths, encoder.recipe, encoder.batch(options.batch_size), reporter.skipped
         )
-        journal = output.absolute().parent / f".{output.name}.search.jsonl"
         context = Context(options, target, images, staging, journal, reporter, device)
         manifest = _compile(context, encoder, staging)
         manifest.write(staging)
+        if key is not None:
+            sign(staging, key)
         say_slower(manifest.passes, reporter)
     return manifest
+
+
+def _journal(output: Path) -> Path:
+    """Where a search notes its results: beside the output, wherever a link leads to.
+
+    Raises InputError where something else than a file of ours has its name.
+    """
+    output = real_path(output)
+    journal = output.with_name(f".{output.name}.search.jsonl")
+    if os.path.lexists(journal) and (journal.is_symlink() or not journal.is_file()):
+        raise InputError(f"{journal}: is no regular file, where a search notes its results")
+    return journal
+
+
+def _check_room(options: CompileOptions, encoder: FloatEncoder, folder: Path) -> None:
+    """Refuse a full disk before the search, not after it: model.onnx is copied to be looked at."""
+    size = bytes_of(encoder, options.precision, half=options.in_half)
+    check_free(folder / MODEL, size)
+    check_free(Path(tempfile.gettempdir(), MODEL), size)
 
 
 def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:

@@ -1,47 +1,145 @@
-"""Folders and files that appear whole or not at all."""
+"""Folders and files that appear whole or not at all, whoever else writes to the same place."""
 
-import glob
+import errno
+import json
 import os
-import shutil
+import stat
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from regcache.passes.errors import InputError
+from regcache.passes.exchange import exchange
+from regcache.passes.model_files import check_name
+from regcache.passes.temporary import abandoned_folders, any_held, held_folder, locked
 
 MANIFEST = "manifest.json"
-_PARTIAL, _OLD = ".partial-", "-old"
+# In the temporary folder beside an output: what takes its place, and what was there.
+_NEW, _OLD = "new", "old"
+
+Tell = Callable[[str], None]
 
 
 @contextmanager
-def staged_folder(output: Path, *, marker: str = MANIFEST) -> Iterator[Path]:
+def staged_folder(
+    output: Path, *, marker: str = MANIFEST, force: bool = False, tell: Tell | None = None
+) -> Iterator[Path]:
     """Yield a temporary folder beside `output` that takes its place when the block ends well.
 
-    A folder that holds the file `marker` (an artifact does), or nothing, is replaced; anything else
-    at `output` raises InputError, as does an OSError (a full disk, a read-only folder) inside the
-    block. When the block fails the folder is removed; what a killed process left behind is removed
-    by the next run.
+    A folder that holds the file `marker` (an artifact does) and no file beside those that the
+    marker lists, or nothing, is replaced; a link is followed. `force`: other files do not stand in
+    the way. They, and those that come while the block runs, are moved to `OUTPUT.kept`, and `tell`
+    is told. Anything else at `output` raises InputError before the block, as does a place that
+    cannot be replaced, or that another process is writing to in such a block; an OSError (a full
+    disk) inside the block becomes one. When the block fails the folder is removed; what a killed
+    process left behind is removed by the next run.
     """
-    _check_replaceable(output, marker)
-    output = output.absolute()
-    try:
+    output = real_path(output)
+    beside = _prefix(output)
+    check_name(output)
+    with _as_input_errors(output), ExitStack() as stack:
         output.parent.mkdir(parents=True, exist_ok=True)
-        recover(output)
-        prefix = f".{output.name}{_PARTIAL}{os.getpid()}-"
-        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=output.parent))
-        staging.chmod(0o777 & ~_umask())
-    except OSError as error:
-        raise InputError(f"{output}: {error.strerror or error}") from error
-    try:
+        with locked(output):
+            _recover(output)
+            if any_held(output.parent, beside):
+                raise InputError(f"{output}: another regcache is writing it just now")
+            _check_replaceable(output, marker, force)
+            outer = stack.enter_context(held_folder(output.parent, beside))
+        staging = outer / _NEW
+        staging.mkdir()
         with unnamed(staging):
             yield staging
-        _swap(staging, output)
-    except OSError as error:
-        raise InputError(f"{error.filename or output}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with locked(output):
+            _keep_foreign(output, marker, tell)
+            _swap(staging, output)
+
+
+@contextmanager
+def rewritten_folder(output: Path) -> Iterator[Path]:
+    """As `staged_folder`, for a change of the artifact there: nobody else makes one meanwhile.
+
+    What the block reads at `output` is what is replaced after it.
+    """
+    output = real_path(output)
+    with _as_input_errors(output), locked(output):
+        _recover(output)
+        with held_folder(output.parent, _prefix(output)) as outer:
+            staging = outer / _NEW
+            staging.mkdir()
+            with unnamed(staging):
+                yield staging
+            _swap(staging, output)
+
+
+@contextmanager
+def staged_file(output: Path) -> Iterator[Path]:
+    """Yield a path in a temporary folder beside `output`, renamed to it when the block ends well.
+
+    Files written beside it with names that start with its name (external data) move along. A link
+    at `output` is followed. Raises InputError where a folder, a device or a pipe is there.
+    """
+    output = real_path(output)
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder")
+    if output.exists() and not output.is_file():
+        raise InputError(f"{output}: is no regular file")
+    with _as_input_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        recover(output)
+        with held_folder(output.parent, _prefix(output)) as outer:
+            folder = outer / _NEW
+            folder.mkdir()
+            with unnamed(folder):
+                yield folder / output.name
+            with locked(output):
+                # The file itself last: when it is there, all that it needs is.
+                for path in sorted(folder.iterdir(), key=lambda path: path.name == output.name):
+                    path.replace(output.parent / path.name)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; "-" is standard output, and a device is written to."""
+    if path == Path("-"):
+        sys.stdout.write(text)
+    elif path.exists() and not path.is_file() and not path.is_dir():
+        with _as_input_errors(path):
+            path.write_text(text, encoding="utf-8")
+    else:
+        with staged_file(path) as staged:
+            staged.write_text(text, encoding="utf-8")
+
+
+def recover(output: Path) -> None:
+    """Remove what runs that were killed left behind for the same output.
+
+    One killed in the instant between moving the old artifact aside and the new one into its place
+    left no artifact: the old one is put back.
+    """
+    output = real_path(output)
+    with _as_input_errors(output), locked(output):
+        _recover(output)
+
+
+def check_output(output: Path, *, marker: str = MANIFEST, force: bool = False) -> None:
+    """Raise InputError where `staged_folder` would refuse `output`; nothing is left there."""
+    output = real_path(output)
+    with _as_input_errors(output):
+        if output.parent.is_dir():
+            with locked(output):
+                _recover(output)
+                _check_replaceable(output, marker, force)
+
+
+def is_written(output: Path) -> bool:
+    """Whether another process, or another thread of this one, is about to replace an output."""
+    output = real_path(output)
+    return output.parent.is_dir() and any_held(output.parent, _prefix(output))
+
+
+def real_path(output: Path) -> Path:
+    """The absolute path of a place to write to, links followed, so that they stay links."""
+    return Path(os.path.realpath(output))
 
 
 @contextmanager
@@ -57,89 +155,120 @@ def unnamed(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def staged_file(output: Path) -> Iterator[Path]:
-    """Yield a path in a temporary folder beside `output`, renamed to it when the block ends well.
-
-    Files written beside it with names that start with its name (external data) move along.
-    """
-    if output.is_dir():
-        raise InputError(f"{output}: is a folder")
-    output = output.absolute()
+def _as_input_errors(output: Path) -> Iterator[None]:
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        recover(output)
-        prefix = f".{output.name}{_PARTIAL}{os.getpid()}-"
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as folder:
-            yield Path(folder) / output.name
-            # The file itself last: when it is there, all that it needs is.
-            for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == output.name):
-                path.replace(output.parent / path.name)
+        yield
     except OSError as error:
         raise InputError(f"{error.filename or output}: {error.strerror or error}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; "-" is standard output."""
-    if path == Path("-"):
-        sys.stdout.write(text)
+def _prefix(output: Path) -> str:
+    return f".{output.name}.staged-"
+
+
+def _check_replaceable(output: Path, marker: str, force: bool) -> None:
+    """Refuse what is there now, not after hours of work."""
+    if not output.is_dir():
+        if output.exists():
+            raise InputError(f"{output}: is a file, where a folder has to go")
         return
-    with staged_file(path) as staged:
-        staged.write_text(text, encoding="utf-8")
-
-
-def _check_replaceable(output: Path, marker: str) -> None:
-    if output.is_dir():
-        if any(output.iterdir()) and not (output / marker).is_file():
+    if any(output.iterdir()):
+        if not (output / marker).is_file():
             missing = "regcache artifact" if marker == MANIFEST else marker
             raise InputError(f"{output}: is a folder that holds no {missing}; not replaced")
-    elif output.exists():
-        raise InputError(f"{output}: is a file, where a folder has to go")
+        if not force:
+            _refuse_foreign(output, marker)
+    _check_movable(output)
+
+
+def _check_movable(output: Path) -> None:
+    """Raise InputError where a folder cannot be replaced: a mount point, or another user's.
+
+    To remove a folder takes what to rename it takes, and one that holds files stays.
+    """
+    status = output.stat()
+    try:
+        output.rmdir()
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return
+        what = "a mount point; name a folder in it" if error.errno == errno.EBUSY else ""
+        reason = what or error.strerror or str(error)
+        raise InputError(f"{output}: cannot be replaced: {reason}") from error
+    output.mkdir()
+    output.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _refuse_foreign(output: Path, marker: str) -> None:
+    what, advice = (
+        ("artifact", ", or --force moves it aside") if marker == MANIFEST else ("bundle", "")
+    )
+    if _listed(output / marker) is None:
+        raise InputError(f"{output / marker}: lists no files, as regcache does; not replaced")
+    foreign = _foreign_files(output, marker)
+    if foreign:
+        rest = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise InputError(
+            f"{output / foreign[0]}{rest}: not part of the {what} there; not replaced: move it"
+            f"{advice}"
+        )
+
+
+def _listed(marker: Path) -> set[str] | None:
+    """What a marker, a JSON object, lists under `files`; None where it is no such object."""
+    try:
+        return set(json.loads(marker.read_bytes())["files"].keys())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _foreign_files(output: Path, marker: str) -> list[str]:
+    """The files below a folder that its marker does not list, and links to folders."""
+    listed = _listed(output / marker) or set()
+    found = []
+    for parent, folders, names in os.walk(output):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        found += [Path(parent, name).relative_to(output).as_posix() for name in (*names, *links)]
+    ours = {marker, f"{marker}.sig", *listed}
+    return sorted(name for name in found if name not in ours)
+
+
+def _keep_foreign(output: Path, marker: str, tell: Tell | None) -> None:
+    """Move the files that are not ours out of a folder that is going to be replaced."""
+    foreign = _foreign_files(output, marker) if output.is_dir() else []
+    if not foreign:
+        return
+    number, kept = 1, output.with_name(f"{output.name}.kept")
+    while os.path.lexists(kept):
+        number += 1
+        kept = output.with_name(f"{output.name}.kept-{number}")
+    for name in foreign:
+        target = kept / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (output / name).rename(target)
+    if tell is not None:
+        tell(f"{len(foreign)} files of {output} that are not regcache's are now in {kept}")
 
 
 def _swap(staging: Path, output: Path) -> None:
-    """Put `staging` in the place of `output`; an old artifact goes last."""
-    if not output.exists():
-        staging.replace(output)
+    """Put `staging` in the place of `output`; what was there goes with the temporary folder."""
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file, where a folder has to go")
+    if output.exists() and exchange(staging, output):
         return
-    old = staging.with_name(f"{staging.name}{_OLD}")
-    output.replace(old)
+    old = staging.with_name(_OLD)
     try:
+        if output.exists():
+            output.replace(old)
         staging.replace(output)
-    except OSError:
-        old.replace(output)
+    except BaseException:  # an interrupt, too: the temporary folder goes, and what is in it
+        if old.exists() and not output.exists():
+            old.replace(output)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def recover(output: Path) -> None:
-    """Remove what runs that were killed left behind for the same output.
-
-    One killed in the instant between moving the old artifact aside and the new one into its place
-    left no artifact: the old one is put back.
-    """
-    for path in sorted(output.parent.glob(f".{glob.escape(output.name)}{_PARTIAL}*")):
-        owner = path.name.partition(_PARTIAL)[2].partition("-")[0]
-        if not owner.isdigit() or _alive(int(owner)):
-            continue
-        if path.name.endswith(_OLD) and not output.exists():
-            path.replace(output)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # signal 0 would end the process there
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _recover(output: Path) -> None:
+    for outer in abandoned_folders(output.parent, _prefix(output)):
+        old = outer / _OLD
+        if old.exists() and not output.exists():
+            old.replace(output)

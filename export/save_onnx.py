@@ -6,7 +6,7 @@ Protobuf would hold every weight twice more in memory while it serialises a whol
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from regcache.passes.model_files import data_file
+from regcache.passes.model_files import check_free, data_file
 from regcache.passes.onnx_file import LARGEST_SINGLE_FILE
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def save_model(model: "onnx_ir.Model", path: Path) -> None:
         for name, value in model.graph.initializers.items()
         if value.const_value is not None
     }
-    if sum(weight.nbytes for weight in weights.values()) > LARGEST_SINGLE_FILE:
+    size = sum(weight.nbytes for weight in weights.values())
+    check_free(path, size)
+    if size > LARGEST_SINGLE_FILE:
         onnx_ir.save(model, path, external_data=data_file(path).name)
         return
     model.graph.initializers.clear()

@@ -36,6 +36,11 @@ def is_onnx(text: str) -> bool:
     return text.endswith(".onnx") or text.startswith(ONNX_MESSAGE)
 
 
+def is_on_hub(text: str) -> bool:
+    """Whether a source may have to be fetched from a hub."""
+    return text.startswith(("hf:", "timm:", "openclip:"))
+
+
 def refuse_memory(text: str) -> None:
     """Raises InputError for a source that was an object in memory: only its export is kept."""
     if text.startswith((TORCH_MODULE, ONNX_MESSAGE)):

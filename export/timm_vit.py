@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from regcache.export.checkpoint import misfit, read_weights
-from regcache.export.extras import loading_errors, quiet, reason, require
+from regcache.export.extras import loading_errors, quiet, reason, refuse_fetching, require
 from regcache.export.library_recipes import timm_recipe
 from regcache.export.recipe import at_resolution
 from regcache.export.reference import Reference
@@ -119,6 +119,8 @@ class TimmSource:
         options: dict[str, Any] = {**model.options, "img_size": size}
         options["pretrained"] = origin != "random"
         fitting = ""
+        if origin == "timm":
+            _refuse_plain_url(model.architecture, self.name)
         if origin not in {"timm", "random"}:
             place = Path(self.wanted.place) if origin == "file" else None
             file = place or find_weights(self.wanted, self.name)
@@ -173,6 +175,15 @@ def _own_weights(weights: "dict[str, Tensor]", where: str) -> "dict[str, Tensor]
         return weights  # timm converts what it knows of other layouts
     own = prefixes[0]
     return {key.removeprefix(own): weights[key] for key in weights if key.startswith(own)}
+
+
+def _refuse_plain_url(architecture: str, name: str) -> None:
+    """Raises InputError for weights that are not on the hub, where nothing is to be fetched."""
+    import timm
+
+    config = timm.get_pretrained_cfg(architecture)
+    if config is not None and config.url and not config.hf_hub_id:
+        refuse_fetching(name, str(config.url))
 
 
 def _classes(weights: "dict[str, Tensor]") -> int | None:

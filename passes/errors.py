@@ -63,9 +63,20 @@ def one_line(text: str) -> str:
     >>> one_line("no such operator:\\n\\x1b[31mConv")
     'no such operator: \\\\x1b[31mConv'
     """
-    line = " ".join(text.split())
-    if not line.isprintable():
-        line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+    line = printable(" ".join(text.split()))
     if len(line) > _HEAD + _TAIL:
         line = f"{line[:_HEAD]} [...] {line[-_TAIL:]}"
     return line
+
+
+def printable(text: str) -> str:
+    """A text that any terminal and any file of UTF-8 takes: all else than signs is escaped.
+
+    Names of files may hold bytes that are no UTF-8, which Python keeps as halves of signs.
+
+    >>> printable("a" + chr(27) + "[31m" + chr(0xDCFF))
+    'a\\\\x1b[31m\\\\udcff'
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

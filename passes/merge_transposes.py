@@ -13,7 +13,8 @@ from regcache.passes.walk import consumers, count_ops, name_of
 class MergeTransposes:
     """Replace Reshape, Transpose, Reshape by one Transpose of the last two dimensions.
 
-    Matched: [B, H, X, Y] -> [B H, X, Y] -> [B H, Y, X] -> [B, H, Y, X]. Refused: anything else.
+    Matched: [B, H, X, Y] -> [B H, X, Y] -> [B H, Y, X] -> [B, H, Y, X]. Refused: anything else, and
+    a detour whose transposed tensor the graph gives away.
     """
 
     name: ClassVar[str] = "merge_transposes"
@@ -31,6 +32,8 @@ class MergeTransposes:
             before = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
             following = consumers(node.outputs[0])
             if before is None or before.op != "Reshape" or len(following) != 1:
+                continue
+            if any(output is node.outputs[0] for output in graph.outputs):
                 continue
             after = following[0]
             if after.op != "Reshape" or not _fits(before.inputs[0].shape, after.outputs[0].shape):

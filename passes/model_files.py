@@ -1,10 +1,13 @@
 """The files of an ONNX model as we write it: itself, and its weights where they pass 2 GB."""
 
+import os
+import shutil
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 
+from regcache.passes.errors import InputError
 from regcache.passes.external_weights import is_external, stored_tensors
 
 
@@ -25,6 +28,29 @@ def model_files(path: Path) -> list[Path]:
 def model_size(path: Path) -> int:
     """Bytes of all files of a model."""
     return sum(file.stat().st_size for file in model_files(path))
+
+
+def check_name(path: Path) -> None:
+    """Raise InputError where a path is not of UTF-8: neither onnx nor ONNX Runtime opens it."""
+    if not os.fspath(path).isascii():
+        try:
+            os.fspath(path).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{path}: its name is not UTF-8, as ONNX Runtime needs") from error
+
+
+def check_free(path: Path, size: int) -> None:
+    """Raise InputError where a model of `size` bytes cannot be written to `path`.
+
+    Its name is not UTF-8, or the disk lacks the room: that is asked before the first byte, as a
+    full disk stops whoever else writes there.
+    """
+    check_name(path)
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise InputError(
+            f"{path}: needs {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there"
+        )
 
 
 def remove_model(path: Path) -> None:

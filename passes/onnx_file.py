@@ -19,7 +19,7 @@ from regcache.passes.external_weights import (
     read_external,
     stored_tensors,
 )
-from regcache.passes.model_files import data_file
+from regcache.passes.model_files import check_free, data_file
 from regcache.passes.read_graph import read_message, refuse_quantized
 from regcache.passes.stored_tensors import check_finite, read_tensor
 
@@ -79,7 +79,9 @@ def save_graph(graph: gs.Graph, path: Path, *, largest: int | None = None) -> No
     Raises InputError when the file cannot be written, onnx's ValidationError when the graph is not
     valid. The file is checked after writing; callers rename it into place.
     """
-    if constant_bytes(graph) <= (LARGEST_SINGLE_FILE if largest is None else largest):
+    size = constant_bytes(graph)
+    check_free(path, size)
+    if size <= (LARGEST_SINGLE_FILE if largest is None else largest):
         save_model(gs.export_onnx(graph), path)
         return
     bare, weights = detach_weights(graph, _LARGEST_IN_MESSAGE)

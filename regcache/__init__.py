@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     __version__: str
 else:
+    # ONNX Runtime reads it once, when it is loaded: no id is written, and no host is looked up.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
     _HOMES = {
         "Artifact": "regcache.compiler.artifact.artifact",
         "CompileOptions": "regcache.compiler.job.options",
@@ -78,6 +81,7 @@ def compile(  # noqa: A001 - users call it regcache.compile
     example: "Tensor | None" = None,
     preprocess: "str | os.PathLike[str] | Preprocess | None" = None,
     embedding: str | None = None,
+    force: bool = False,
     verbose: bool = False,
     **options: Any,
 ) -> "Artifact":
@@ -88,6 +92,7 @@ def compile(  # noqa: A001 - users call it regcache.compile
     it was; or an onnx.ModelProto.
     `images`: a folder with photographs of the kind that the encoder will see; 50 are enough.
     `output`: the folder to write; an artifact that is there is replaced, anything else is not.
+    `force`: replace an artifact though other files lie in its folder; they go to `OUTPUT.kept`.
     `example`: of a module alone: a batch [B, 3, height, width] or [B, height, width, 3] of floats,
     or of uint8 where the module normalises them itself. Its numbers do not matter.
     `preprocess`: how an image file becomes the input, a recipe or a file that holds one. Without
@@ -112,7 +117,7 @@ def compile(  # noqa: A001 - users call it regcache.compile
     from regcache._api import GivenSource, compile_source
 
     given = GivenSource(source, example, preprocess, embedding)
-    return compile_source(given, images, output, options, verbose)
+    return compile_source(given, images, output, options, verbose, force=force)
 
 
 def parity(
@@ -214,14 +219,16 @@ def load(
     *,
     threads: int | None = None,
     device: str = "cpu",
+    verify: str | os.PathLike[str] | None = None,
 ) -> "Embedder":
     """Open an artifact, ready to embed images: `load(ARTIFACT).embed(IMAGES)`, float32 [N, D].
 
     `artifact`: what `compile` returned, or its folder; every file is checked against its hash.
     `threads`: of ONNX Runtime; all CPUs this process may use by default.
     `device`: "cpu", or "cuda:N", which computes in float, rounded as written, whatever the target.
-    Raises InputError when the folder is no artifact, a byte of it has changed, ONNX Runtime cannot
-    load its model, or there is no such device.
+    `verify`: a public key of OpenSSH's, by whose owner the artifact has to be signed.
+    Raises InputError when the folder is no artifact, a byte of it has changed, it is not signed as
+    asked, ONNX Runtime cannot load its model, or there is no such device.
 
         with regcache.load("vit-int8") as encoder:
             embeddings = encoder.embed(["a.jpg", "b.jpg"])
@@ -230,4 +237,4 @@ def load(
     from regcache.compiler.artifact.embedder import Embedder
 
     folder = artifact.folder if isinstance(artifact, Artifact) else artifact
-    return Embedder(folder, threads=threads, device=device)
+    return Embedder(folder, threads=threads, device=device, verify=verify)

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,11 +20,12 @@ from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.parity.measure import Against, ReferenceChoice, measure_artifact
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.staging import unnamed
+from regcache.compiler.staging import check_output, unnamed
 from regcache.export.suggest import did_you_mean
 from regcache.passes.errors import InputError, one_line
 from regcache.passes.preprocess import Preprocess
 from regcache.passes.quiet import quiet
+from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import find_device
 from regcache.runtime.images import list_images
 from regcache.runtime.parity import ParityResult
@@ -73,7 +73,13 @@ class GivenSource:
 
 
 def compile_source(
-    given: GivenSource, images: object, output: object, options: Mapping[str, Any], verbose: bool
+    given: GivenSource,
+    images: object,
+    output: object,
+    options: Mapping[str, Any],
+    verbose: bool,
+    *,
+    force: bool,
 ) -> Artifact:
     """`regcache.compile`: see there."""
     folder, target = path_of(images, "images"), path_of(output, "output")
@@ -81,9 +87,10 @@ def compile_source(
     chosen = _options(named, given, {"images": str(folder), **options})
     find_device(chosen.device, algebra=True)
     list_images(folder)  # said before minutes of exporting
+    check_output(target, force=force)
     reporter = _reporter(verbose)
     with _written(named, chosen, reporter) as ready:
-        manifest = compile_encoder(ready, target, reporter)
+        manifest = compile_encoder(ready, target, reporter, force=force)
     opened = Artifact.open(target)
     # The file leaves out how fast it was found to be.
     told = opened.manifest.model_copy(update={"speed": manifest.speed})
@@ -178,8 +185,8 @@ def _written(
     named: NamedSource, options: CompileOptions, reporter: Reporter
 ) -> Iterator[CompileOptions]:
     """The options with an object in memory written to a file, which is gone after the block."""
-    with tempfile.TemporaryDirectory(prefix="regcache-") as folder, unnamed(Path(folder)), quiet():
-        file = named.write(Path(folder), reporter, threads=options.threads)
+    with temporary_folder() as folder, unnamed(folder), quiet():
+        file = named.write(folder, reporter, threads=options.threads)
         yield options.model_copy(update={"source_file": file})
 
 

@@ -2,10 +2,8 @@
 
 import os
 import stat
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,9 +18,9 @@ from regcache.passes.preprocess import CropOffset, Preprocess
 from regcache.runtime.image_formats import (
     describe_unread,
     image_suffixes,
-    readable_formats,
     unread_suffix,
 )
+from regcache.runtime.open_image import open_image
 from regcache.runtime.pixel_modes import to_eight_bits, to_rgb
 
 T = TypeVar("T")
@@ -184,9 +182,12 @@ def read_image(path: Path, recipe: Preprocess) -> NDArray[Any]:
     Raises UnreadableImageError for a file that is missing, broken or no image, and
     OversizedImageError, before decoding, for one over the pixel limit.
     """
-    # Pillow's warnings (sizes, palettes, metadata) would land between the user's progress lines.
-    with warnings.catch_warnings(action="ignore"):
+    try:
         return preprocess_image(_decode(path, recipe), recipe)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's readers let any type escape on broken bytes
+        raise UnreadableImageError(path, _reason(error)) from error
 
 
 def preprocess_image(image: Image.Image, recipe: Preprocess) -> NDArray[Any]:
@@ -228,38 +229,24 @@ def _crop_start(size: int, crop: int, offset: CropOffset) -> int:
 
 
 def _decode(path: Path, recipe: Preprocess) -> Image.Image:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise UnreadableImageError(path, "not a regular file")
-        if status.st_size == 0:
-            raise UnreadableImageError(path, "empty file")
-        with _no_pillow_limit():
-            opened = Image.open(path, formats=readable_formats())
-        with opened as image:
-            _check_pixels(path, image.size, recipe)
-            image.load()
-            if recipe.rgb_last:
-                return to_eight_bits(image).copy()
-            return to_rgb(image, recipe.background)
-    except InputError:
-        raise
-    except Exception as error:  # Pillow's readers let any type escape on broken bytes
-        raise UnreadableImageError(path, _reason(error)) from error
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise UnreadableImageError(path, "not a regular file")
+    if status.st_size == 0:
+        raise UnreadableImageError(path, "empty file")
+    with path.open("rb") as file, open_image(file, os.fspath(path)) as image:
+        check_pixels(path, image.size, recipe)
+        image.load()
+        if recipe.rgb_last:
+            return to_eight_bits(image).copy()
+        return to_rgb(image, recipe.background)
 
 
-@contextmanager
-def _no_pillow_limit() -> Iterator[None]:
-    """Lift Pillow's own size check, which raises before the size can be reported."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+def check_pixels(path: Path, size: tuple[int, int], recipe: Preprocess) -> None:
+    """Check the (width, height) of an image, in pixels, before it is decoded or resized.
 
-
-def _check_pixels(path: Path, size: tuple[int, int], recipe: Preprocess) -> None:
+    Raises OversizedImageError for more than PIXEL_LIMIT, UnreadableImageError for none.
+    """
     width, height = size
     if width * height == 0:
         raise UnreadableImageError(path, "it has no pixels")

@@ -1,7 +1,6 @@
 """Which operations ONNX Runtime's CPU provider makes of a model."""
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import onnx
 import onnxruntime as ort
 
 from regcache.passes.errors import InputError, first_line
+from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import LOG_NOTHING
 from regcache.runtime.session import OrtSession, available_cpus
 
@@ -36,8 +36,8 @@ def optimised_ops(model: Path | bytes, *, threads: int | None = None) -> dict[st
     """
     name = "the model in memory" if isinstance(model, bytes) else str(model)
     source = model if isinstance(model, bytes) else os.fspath(model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
+    with temporary_folder() as folder:
+        path = folder / "optimised.onnx"
         try:
             ort.InferenceSession(
                 source, _options(path, threads), providers=["CPUExecutionProvider"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
-from regcache.passes.errors import InputError
+from regcache.passes.errors import InputError, printable
 from regcache.runtime.finite_record import FiniteRecord
 from regcache.runtime.similarity import (
     ROWS_AT_A_TIME,
@@ -197,7 +197,7 @@ class ParityMeter:
             passed=all(check.passed for check in checks),
             min_cosine=thresholds.cosine_mean,
             reference=reference,
-            worst_image=_text(self._names[worst]),
+            worst_image=printable(self._names[worst]),
             n_nonfinite=self._n_nonfinite,
             checks=tuple(checks),
             outputs=tuple(meter.result() for meter in self._outputs if meter.seen),
@@ -291,8 +291,3 @@ def _same_shape(
             f"the {what} is {list(candidate.shape)} where the original's is {list(reference.shape)}"
         )
     return reference, candidate
-
-
-def _text(name: str) -> str:
-    """A file name that may hold undecodable bytes, as text that JSON can hold."""
-    return name.encode("utf-8", "replace").decode()

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from rich.table import Table
 from rich.text import Text
 
-from regcache.passes.errors import InputError
+from regcache.passes.errors import InputError, printable
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.tensor_parity import TensorParity
 
@@ -78,7 +78,7 @@ def parity_table(result: ParityResult) -> Table:
         name: format(value, style) for name, (value, style) in optional.items() if value is not None
     }
     for name, value in rows.items():
-        table.add_row(name, Text(value))  # as Text: brackets in a file name are no markup
+        table.add_row(name, Text(printable(value)))  # as Text: brackets in a name are no markup
     return table
 
 

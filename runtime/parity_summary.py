@@ -15,7 +15,7 @@ def append_summary(result: ParityResult, title: str, path: Path) -> None:
     Raises InputError when `path` cannot be written.
     """
     try:
-        with path.open("a", encoding="utf-8") as stream:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(summary(result, title))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -23,6 +23,8 @@ def to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
     if background is not None and _has_alpha(image):
         canvas = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(canvas, image.convert("RGBA"))
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns of what is dropped
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from regcache.passes.errors import InputError
+from regcache.passes.model_files import check_name
 from regcache.runtime.device import CPU, LOG_NOTHING, Device, open_session
 
 # The images an encoder may take, by ONNX Runtime's names.
@@ -54,6 +55,8 @@ class OrtSession:
         device: Device = CPU,
     ) -> None:
         self.name = "the model in memory" if isinstance(model, bytes) else str(model)
+        if not isinstance(model, bytes):
+            check_name(model)
         source = model if isinstance(model, bytes) else os.fspath(model)
         integers = integers and not device.on_gpu
         options = cpu_session_options(threads, integers, deployed)

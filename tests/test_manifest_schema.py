@@ -20,7 +20,7 @@ from support.tiny_artifact import tiny_artifact
 import regcache.compiler
 import regcache.runtime
 from regcache.compiler.artifact.engine_record import EngineKind, EngineRecord
-from regcache.compiler.artifact.manifest import read_manifest
+from regcache.compiler.artifact.read_manifest import read_manifest
 from regcache.compiler.curation.decision import Improvement
 from regcache.compiler.curation.record import (
     CandidateRecord,
@@ -33,7 +33,7 @@ from regcache.compiler.curation.record import (
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.job.record import Record
 from regcache.passes.preprocess import Preprocess
-from regcache.runtime.finite_record import FiniteRecord
+from regcache.runtime.finite_record import FiniteRecord, WrittenRecord
 
 SCHEMA: dict[str, Any] = json.loads(write_schema.FILE.read_text(encoding="utf-8"))
 PAGE = (write_schema.FILE.parent / "manifest.md").read_text(encoding="utf-8")
@@ -75,7 +75,7 @@ class TestRecords:
     """Of the manifest and of every answer to --json."""
 
     def test_they_are_of_one_of_two_bases(self, records: set[type[BaseModel]]) -> None:
-        assert {one for one in records if BaseModel in one.__bases__} == {Record, FiniteRecord}
+        assert {one for one in records if WrittenRecord in one.__bases__} == {Record, FiniteRecord}
 
     def test_every_field_is_described(self, records: set[type[BaseModel]]) -> None:
         names = [

@@ -1,36 +1,83 @@
 """A compiled artifact on disk, opened after its files were checked against its manifest."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
-from regcache.compiler.artifact.manifest import Manifest, read_manifest
+from regcache.compiler.artifact.manifest import Manifest
+from regcache.compiler.artifact.read_manifest import read_manifest
 from regcache.compiler.encoder.prepare import FLOAT
+from regcache.compiler.staging import is_written
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.device import CPU, Device
 from regcache.runtime.session import OrtSession
 
 MODEL, PREPROCESS = "model.onnx", "preprocess.json"
+_TRIES = 20
+# Seconds in which another process has put an artifact where there is none just now.
+_PAUSE = 0.02
+
+Identity = tuple[int, int, int] | None
+"""What tells a folder from every other that has its name: device, inode, when it was renamed."""
+
+
+class ReplacedError(InputError):
+    """An artifact that took the place of another while that was read."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder}: was replaced while it was read; try again")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """The folder that `regcache compile` wrote, checked against its manifest when it was opened."""
+    """The folder that `regcache compile` wrote, checked against its manifest when it was opened.
+
+    `identity`: of the folder that was opened, which another may have replaced since.
+    """
 
     folder: Path
     manifest: Manifest
     recipe: Preprocess
+    identity: Identity = None
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path, *, verify: Path | None = None) -> Self:
         """Check every file, and read the manifest and the preprocessing recipe.
 
-        Raises InputError when the folder is no artifact or a byte of it has changed.
+        `verify`: a public key of OpenSSH's, by whose owner the manifest has to be signed.
+        Raises InputError when the folder is no artifact, a byte of it has changed or it is not
+        signed as asked; ReplacedError, which is one, when it is replaced again and again meanwhile.
         """
-        manifest = read_manifest(folder)
-        recipe = Preprocess.from_json((folder / PREPROCESS).read_text(encoding="utf-8"))
-        return cls(folder, manifest, recipe)
+        for _ in range(_TRIES):
+            identity = _identify(folder)
+            try:
+                manifest = read_manifest(folder, verify)
+                recipe = Preprocess.from_json((folder / PREPROCESS).read_text(encoding="utf-8"))
+            except (InputError, OSError) as error:
+                if identity is None and is_written(folder):
+                    time.sleep(_PAUSE)
+                elif identity == _identify(folder):
+                    _raise_input_error(error, folder)
+                continue
+            if identity == _identify(folder):
+                return cls(folder, manifest, recipe, identity)
+        raise ReplacedError(folder)
+
+    @contextmanager
+    def unreplaced(self) -> Iterator[None]:
+        """A block that reads files of the artifact: ReplacedError where they may be another's."""
+        try:
+            yield
+        except (InputError, OSError) as error:
+            if self.identity != _identify(self.folder):
+                raise ReplacedError(self.folder) from error
+            raise
+        if self.identity != _identify(self.folder):
+            raise ReplacedError(self.folder)
 
     @property
     def model(self) -> Path:
@@ -63,19 +110,36 @@ class Artifact:
         """The compiled encoder in ONNX Runtime, the embedding its first output.
 
         A GPU computes in float what a CPU does in integers, rounded as written. `deployed`: see
-        OrtSession.
+        OrtSession. Raises ReplacedError where the model may be another artifact's.
         """
-        return OrtSession(
-            self.model,
-            threads=threads,
-            integers=self.runs_integers,
-            outputs=self.first_outputs,
-            device=device,
-            deployed=deployed,
-        )
+        with self.unreplaced():
+            return OrtSession(
+                self.model,
+                threads=threads,
+                integers=self.runs_integers,
+                outputs=self.first_outputs,
+                device=device,
+                deployed=deployed,
+            )
 
     def float_session(self, *, threads: int | None = None, device: Device = CPU) -> OrtSession:
         """The float original in ONNX Runtime. Raises InputError where there is none."""
-        return OrtSession(
-            self.float_model, threads=threads, outputs=self.first_outputs, device=device
-        )
+        with self.unreplaced():
+            return OrtSession(
+                self.float_model, threads=threads, outputs=self.first_outputs, device=device
+            )
+
+
+def _identify(folder: Path) -> Identity:
+    """None where there is nothing."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
+def _raise_input_error(error: InputError | OSError, folder: Path) -> NoReturn:
+    if isinstance(error, InputError):
+        raise error
+    raise InputError(f"{error.filename or folder}: {error.strerror or error}") from error

@@ -17,8 +17,8 @@ from regcache.compiler.artifact.manifest import (
     SiteRecord,
     SourceRecord,
     SpeedRecord,
-    hash_files,
 )
+from regcache.compiler.artifact.read_manifest import hash_files
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context

@@ -11,12 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.artifact import Artifact, ReplacedError
 from regcache.compiler.artifact.manifest import Manifest
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.device import find_device
-from regcache.runtime.images import UnreadableImageError, preprocess_image, read_image
+from regcache.runtime.images import (
+    OversizedImageError,
+    UnreadableImageError,
+    check_pixels,
+    preprocess_image,
+    read_image,
+)
 from regcache.runtime.session import OrtSession
 
 ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -25,6 +31,8 @@ ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 OnError = Literal["raise", "nan"]
 """What becomes of an image that cannot be read: an error that names it, or a row of NaN."""
 
+# How often an artifact is opened that others keep replacing.
+_TRIES = 20
 _ONE_IMAGE = (str, os.PathLike, Image.Image)
 
 
@@ -34,9 +42,10 @@ class Embedder:
     `artifact`: a folder that `regcache compile` wrote; every file is checked against its hash.
     `threads`: of ONNX Runtime; all CPUs this process may use by default.
     `device`: "cpu", or "cuda:N", which computes in float, rounded as written, whatever the target.
+    `verify`: a public key of OpenSSH's, by whose owner the artifact has to be signed.
     Use it as a context manager, or `close` it, to free the weights early.
-    Raises InputError when the folder is no artifact, a byte of it has changed, ONNX Runtime
-    cannot load its model, or there is no such device.
+    Raises InputError when the folder is no artifact, a byte of it has changed, it is not
+    signed as asked, ONNX Runtime cannot load its model, or there is no such device.
     """
 
     def __init__(
@@ -45,12 +54,19 @@ class Embedder:
         *,
         threads: int | None = None,
         device: str = "cpu",
+        verify: str | os.PathLike[str] | None = None,
     ) -> None:
         place = find_device(device)
-        self._artifact = Artifact.open(Path(artifact))
-        self._session: OrtSession | None = self._artifact.session(
-            threads=threads, device=place, deployed=True
-        )
+        key = None if verify is None else Path(verify)
+        self._session: OrtSession | None
+        for left in reversed(range(_TRIES)):
+            self._artifact = Artifact.open(Path(artifact), verify=key)
+            try:
+                self._session = self._artifact.session(threads=threads, device=place, deployed=True)
+                break
+            except ReplacedError:
+                if not left:
+                    raise
 
     @property
     def manifest(self) -> Manifest:
@@ -83,8 +99,8 @@ class Embedder:
 
         `images`: one, or any iterable of them; it is read one batch at a time.
         `batch_size`: images per run, where the graph does not fix it.
-        Raises InputError, naming the image, when one cannot be read and `on_error` is "raise", or
-        when one has too many pixels.
+        Raises InputError, naming the image, when one cannot be read or has too many pixels and
+        `on_error` is "raise".
         """
         pooled = [found[0] for found in self._run(images, batch_size, on_error)]
         if not pooled:
@@ -153,7 +169,7 @@ class Embedder:
             if isinstance(image, (str, os.PathLike)):
                 return read_image(Path(image), self.recipe)
             return _preprocess(image, index, self.recipe)
-        except UnreadableImageError:
+        except (UnreadableImageError, OversizedImageError):
             if on_error == "raise":
                 raise
             return None
@@ -186,13 +202,16 @@ def _preprocess(
                 f"{name}: pixels must be uint8 [height, width, 3], not {image.dtype} "
                 f"{list(image.shape)}"
             )
-        return preprocess_image(Image.fromarray(image), recipe)
-    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
+    elif not isinstance(image, Image.Image):
         raise InputError(
             f"{name}: a {type(image).__name__} is no path, Pillow image or uint8 array"
         )
     try:
+        check_pixels(name, image.size, recipe)
         image.load()  # an opened file is decoded here, and may be broken
+        return preprocess_image(image, recipe)
+    except InputError:
+        raise
     except Exception as error:  # Pillow's readers let any type escape on broken bytes
         raise UnreadableImageError(name, first_line(error)) from error
-    return preprocess_image(image, recipe)

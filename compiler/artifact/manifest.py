@@ -1,22 +1,20 @@
 """manifest.json: everything there is to know about an artifact, and proof of its files."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from regcache.compiler.artifact.engine_record import EngineRecord
-from regcache.compiler.artifact.seal import is_sealed, seal
+from regcache.compiler.artifact.seal import seal
 from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.encoder.pass_record import PassRecord
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.record import Record
 from regcache.compiler.quantization.int8_share import ParetoPoint
 from regcache.compiler.staging import MANIFEST
-from regcache.passes.errors import InputError
 from regcache.runtime.device import Device, device_name
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.speed import SpeedRatio
@@ -232,53 +230,16 @@ class Manifest(Record):
     files: dict[str, FileRecord]
     """Every file of the artifact but this one, by its path inside the artifact."""
 
+    @model_validator(mode="after")
+    def _engines_are_files_of_it(self) -> Self:
+        """Paths come from whoever wrote the manifest: they lead to files that were hashed."""
+        for engine in self.engines:
+            for file in (engine.file, engine.model):
+                if file not in self.files:
+                    raise ValueError(f"engine of {file!r}, which is not among its files")
+        return self
+
     def write(self, folder: Path) -> None:
         """Write manifest.json into the artifact's folder, sealed: no byte changes unseen."""
         text = self.model_dump_json(indent=2, exclude={"speed": {"ratios"}})
         (folder / MANIFEST).write_text(seal(text), encoding="utf-8")
-
-
-def hash_files(folder: Path) -> dict[str, FileRecord]:
-    """Every file of an artifact but the manifest itself, by its relative path."""
-    return {
-        path.relative_to(folder).as_posix(): FileRecord.of(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read an artifact's manifest and check every file against it.
-
-    Raises InputError when the folder is no artifact, was made by another version of the format,
-    or holds a file that is missing, changed or not listed.
-    """
-    path = folder / MANIFEST
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{folder}: no regcache artifact ({MANIFEST} cannot be read)") from error
-    manifest = _parse(path, content)
-    if not is_sealed(content):
-        raise InputError(f"{path}: changed; compile the artifact again")
-    hashed = hash_files(folder)
-    for name in sorted(hashed.keys() | manifest.files.keys()):
-        if hashed.get(name) != manifest.files.get(name):
-            state = "missing" if name not in hashed else "changed"
-            state = state if name in manifest.files else "not in the manifest"
-            raise InputError(f"{folder / name}: {state}; compile the artifact again")
-    return manifest
-
-
-def _parse(path: Path, content: bytes) -> Manifest:
-    try:
-        fields = json.loads(content)
-        if isinstance(fields, dict):
-            fields.pop("sha256", None)  # the seal
-        return Manifest.model_validate(fields)
-    except ValueError as error:  # ValidationError is one too
-        reason = "it is no JSON"
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{'.'.join(str(part) for part in first['loc'])} {first['msg']}"
-        raise InputError(f"{path}: not a manifest of this version: {reason}") from error

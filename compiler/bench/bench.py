@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.bench.engines import engine_for, why_unsupported
@@ -17,6 +16,7 @@ from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.onnx_file import load_model, save_graph
+from regcache.passes.temporary import temporary_folder
 from regcache.runtime.bench import time_runners
 from regcache.runtime.bench_cold import cold_start
 from regcache.runtime.bench_result import BenchResult, EnergySource, RunnerResult
@@ -63,14 +63,14 @@ def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
             raise InputError(reason)
     artifact = Artifact.open(plan.artifact)
     target = artifact.manifest.options.target
-    with TemporaryDirectory() as folder, _float_model(plan, artifact, reporter) as original:
+    with temporary_folder() as folder, _float_model(plan, artifact, reporter) as original:
         results = []
         for name in plan.runners:
             if _TARGETS.get(name, target) is not target:
                 reporter.warn(f"{plan.artifact} was compiled for {target}, and is run by {name}")
             original_loading, quantized_loading = (
                 loading_of(
-                    artifact, name, plan.batches, plan.threads, Path(folder), reporter, model=model
+                    artifact, name, plan.batches, plan.threads, folder, reporter, model=model
                 )
                 for model in (original, artifact.model)
             )
@@ -91,8 +91,8 @@ def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
 @contextmanager
 def _float_model(plan: BenchPlan, artifact: Artifact, reporter: Reporter) -> Iterator[Path]:
     """The ONNX file to compare with, exported and converted where that is asked for."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / FLOAT
+    with temporary_folder() as folder:
+        path = folder / FLOAT
         if plan.against is None:
             path = artifact.float_model
         elif plan.against.endswith(".onnx"):
@@ -102,7 +102,7 @@ def _float_model(plan: BenchPlan, artifact: Artifact, reporter: Reporter) -> Ite
             export_source(plan.against, path, None, reporter)
         if plan.half_float:
             graph = run(HalfPrecision(), canonicalize(load_model(path))).graph
-            path = Path(folder) / "half.onnx"
+            path = folder / "half.onnx"
             save_graph(graph, path)
         yield path
 

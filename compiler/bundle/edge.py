@@ -31,6 +31,8 @@ writes float32 [N, D]. IMAGE.npy holds RGB pixels, uint8 [height, width, 3]; IMA
     from run import Encoder
     embedding = Encoder(Path(".")).embed(pixels)
 
+With ORT_DISABLE_TELEMETRY=1 in the environment, ONNX Runtime tells nobody that it runs.
+
 It needs NumPy and ONNX Runtime {version} or later. Images are resized as Pillow 13 does, bit for
 bit, with 8 bytes of memory for each number of the image.
 """
@@ -50,7 +52,7 @@ def bundle_edge(artifact: Artifact, output: Path, *, ort_format: bool = False) -
         )
     if len(model_files(artifact.model)) > 1:
         raise InputError(f"{artifact.folder}: its weights pass 2 GB, too much for one file")
-    with staged_bundle(output, artifact.folder) as staging:
+    with staged_bundle(output, artifact.folder) as staging, artifact.unreplaced():
         if ort_format:
             _save_ort(artifact.model, staging / ORT_MODEL)
         else:

@@ -1,14 +1,12 @@
 """What a bundle consists of: a folder that another program serves an artifact from."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from regcache.compiler.artifact.manifest import FileRecord, hash_files
+from regcache.compiler.artifact.manifest import FileRecord
+from regcache.compiler.artifact.read_manifest import hash_files
 from regcache.compiler.job.record import Record
 from regcache.compiler.staging import MANIFEST, staged_folder
 from regcache.passes.errors import InputError
@@ -45,8 +43,6 @@ def staged_bundle(output: Path, artifact: Path) -> Iterator[Path]:
     """
     if output.resolve().is_relative_to(artifact.resolve()):
         raise InputError(f"{output}: lies in the artifact; write the bundle elsewhere")
-    if (output / BUNDLE).is_file():
-        _refuse_foreign_files(output)
     with staged_folder(output, marker=BUNDLE) as staging:
         yield staging
 
@@ -57,16 +53,3 @@ def record_bundle(staging: Path, kind: BundleFormat, artifact: Path) -> BundleRe
     record = BundleRecord(format=kind, manifest=manifest, files=hash_files(staging))
     (staging / BUNDLE).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return record
-
-
-def _refuse_foreign_files(output: Path) -> None:
-    path = output / BUNDLE
-    try:
-        record = BundleRecord.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{path}: not written by regcache bundle; not replaced") from error
-    for folder, _, names in os.walk(output):
-        for name in names:
-            found = (Path(folder) / name).relative_to(output).as_posix()
-            if found != BUNDLE and found not in record.files:
-                raise InputError(f"{output / found}: not part of the bundle there; not replaced")

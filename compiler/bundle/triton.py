@@ -69,7 +69,7 @@ def bundle_triton(artifact: Artifact, output: Path, options: TritonOptions) -> B
         if options.engine
         else _onnx_config(artifact, name, options)
     )
-    with staged_bundle(output, artifact.folder) as staging:
+    with staged_bundle(output, artifact.folder) as staging, artifact.unreplaced():
         version = staging / name / "1"
         version.mkdir(parents=True)
         for target, source in files.items():

@@ -15,7 +15,6 @@ from regcache.compiler.calibration.statistics import ChannelRange, Floats
 from regcache.compiler.calibration.stored_rows import StoredRows, stored_rows
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
-from regcache.compiler.job.options import Rounding
 from regcache.compiler.job.stages import Stage
 from regcache.passes.encoder import by_tensor
 from regcache.runtime.images import ImageFolder, Skipped
@@ -51,10 +50,10 @@ class _Together:
 def calibrate(context: Context, encoder: FloatEncoder) -> Calibrated:
     """Run the images through the encoder once. Raises InputError as `observe` does."""
     images, count, skipped = context.images, len(context.images.paths), list[Skipped]()
-    sites, options = encoder.view.sites, context.options
+    sites = encoder.view.sites
     statistics = halved_statistics(encoder.view, count, context.seed)
-    streams = stream_ranges(encoder.view) if options.in_half else {}
-    rounds = options.rounding is Rounding.GPTQ and number_format(context.target).by_error
+    streams = stream_ranges(encoder.view) if context.in_half else {}
+    rounds = context.rounds_by_error and number_format(context.target).by_error
     rows = stored_rows(sites, context.scratch, count, context.seed) if rounds else {}
     context.reporter.begin(Stage.CALIBRATE, f"{count} images")
     batches = context.reporter.images(images.telling(skipped.append), count, Stage.CALIBRATE)

@@ -61,7 +61,7 @@ class Quantizer:
     ) -> dict[str, Scale]:
         """The scale of every site's activation; `statistics` and scales go by the site's name.
 
-        `threads` of them are chosen at a time, by the errors of so many output `columns`, or of all.
+        `threads` of them are chosen at a time, by the errors of so many output `columns` or of all.
         """
         if not self.quantizes_activations:
             return {}

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from regcache.compiler.bench.bench import BenchPlan, bench_artifact, parse_batches, parse_runners
 from regcache.compiler.bench.plot import check_plot, write_plot
 from regcache.compiler.bench.table import bench_lines, bench_tables
 from regcache.compiler.cli.options import ArtifactArgument, JsonOption, ThreadsOption, listed
-from regcache.compiler.cli.tables import print_tables
+from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import write_text
 
@@ -67,8 +66,7 @@ def bench_command(
     result = bench_artifact(plan, Reporter())
     if json != Path("-"):  # before a file is written, which may fail
         print_tables(bench_tables(result))
-        for line in bench_lines(result):
-            Console().print(line, highlight=False, markup=False, soft_wrap=True)
+        print_lines(bench_lines(result))
     if json is not None:
         write_text(json, result.model_dump_json(indent=2) + "\n")
     if plot is not None:

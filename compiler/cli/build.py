@@ -4,10 +4,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from regcache.compiler.artifact.engine_record import EngineKind
-from regcache.compiler.cli.options import ArtifactArgument, JsonOption, listed
+from regcache.compiler.cli.options import (
+    ArtifactArgument,
+    JsonOption,
+    SignOption,
+    VerifyOption,
+    listed,
+)
+from regcache.compiler.cli.tables import print_lines
 from regcache.compiler.engines.build import BuildReport, EngineReport, build_engines
 from regcache.compiler.engines.toolchain import BuildOptions
 from regcache.compiler.reporter import Reporter
@@ -41,6 +47,8 @@ def build_command(
     opt_batch: _OptBatchOption = 1,
     with_float: _FloatOption = False,
     force: _ForceOption = False,
+    sign: SignOption = None,
+    verify: VerifyOption = None,
     json: JsonOption = None,
 ) -> None:
     """Build an artifact's TensorRT engine, kept inside the artifact."""
@@ -54,7 +62,7 @@ def build_command(
         with_float=with_float,
         force=force,
     )
-    report = build_engines(artifact, options, Reporter())
+    report = build_engines(artifact, options, Reporter(), signing_key=sign, verify=verify)
     if json is not None:
         write_text(json, report.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
@@ -62,10 +70,8 @@ def build_command(
 
 
 def _print(report: BuildReport, artifact: Path) -> None:
-    console = Console(soft_wrap=True)
     for engine in report.engines:
-        for line in _lines(engine, artifact):
-            console.print(line, highlight=False, markup=False)
+        print_lines(_lines(engine, artifact))
 
 
 def _lines(engine: EngineReport, artifact: Path) -> list[str]:

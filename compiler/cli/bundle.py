@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.bundle.edge import bundle_edge
@@ -15,7 +14,8 @@ from regcache.compiler.bundle.triton import (
     TritonOptions,
     bundle_triton,
 )
-from regcache.compiler.cli.options import ArtifactArgument, JsonOption, OutOption
+from regcache.compiler.cli.options import ArtifactArgument, JsonOption, OutOption, VerifyOption
+from regcache.compiler.cli.tables import print_lines
 from regcache.compiler.staging import write_text
 from regcache.passes.errors import InputError
 
@@ -55,6 +55,7 @@ def bundle_command(
     engine: _EngineOption = False,
     threads: _ThreadsOption = None,
     ort_format: _OrtFormatOption = False,
+    verify: VerifyOption = None,
     json: JsonOption = None,
 ) -> None:
     """Write what a server or a device needs to run an artifact."""
@@ -67,11 +68,12 @@ def bundle_command(
             engine=engine,
             threads=threads,
         )
-        record = bundle_triton(Artifact.open(artifact), out, options)
+        record = bundle_triton(Artifact.open(artifact, verify=verify), out, options)
     else:
         given = {"--name": name, "--max-batch": max_batch, "--threads": threads}
         _refuse(kind, {**given, "--queue-delay": queue_delay, "--engine": engine})
-        record = bundle_edge(Artifact.open(artifact), out, ort_format=ort_format)
+        opened = Artifact.open(artifact, verify=verify)
+        record = bundle_edge(opened, out, ort_format=ort_format)
     if json is not None:
         write_text(json, record.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
@@ -86,6 +88,6 @@ def _refuse(kind: BundleFormat, given: dict[str, object]) -> None:
 
 
 def _print_record(record: BundleRecord, output: Path) -> None:
-    for name, file in record.files.items():
-        line = f"wrote {output / name}: {file.size:,} bytes"
-        Console().print(line, highlight=False, soft_wrap=True, markup=False)
+    print_lines(
+        f"wrote {output / name}: {file.size:,} bytes" for name, file in record.files.items()
+    )

@@ -1,12 +1,12 @@
 """The command line. Exit codes: 0 passed, 1 a measured value misses its limit, 2 bad input."""
 
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
 from regcache.compiler.artifact.artifact import MODEL
 from regcache.compiler.artifact.manifest import Manifest
@@ -14,6 +14,7 @@ from regcache.compiler.artifact.speed_check import describe_speed
 from regcache.compiler.cli.bench import bench_command
 from regcache.compiler.cli.build import build_command
 from regcache.compiler.cli.bundle import bundle_command
+from regcache.compiler.cli.ending import ended_cleanly
 from regcache.compiler.cli.options import (
     BatchOption,
     DeviceOption,
@@ -23,16 +24,18 @@ from regcache.compiler.cli.options import (
     OutOption,
     OutputOption,
     PreprocessOption,
+    ReplaceOption,
     ResolutionOption,
     SchedulerOption,
     SearchBudgetOption,
+    SignOption,
     SourceArgument,
     ThreadsOption,
     parse_duration,
 )
 from regcache.compiler.cli.parity import parity_command
 from regcache.compiler.cli.reproduce import reproduce_command
-from regcache.compiler.cli.tables import print_tables
+from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.encoder.prepare import FLOAT, export_source
 from regcache.compiler.inspection.inspect import inspect_encoder
 from regcache.compiler.inspection.tables import inspection_tables
@@ -53,7 +56,7 @@ from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import staged_file, write_text
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import RegcacheError, one_line
-from regcache.passes.model_files import data_file
+from regcache.passes.model_files import check_name, data_file
 from regcache.passes.quiet import silence_graphs
 from regcache.runtime.session import silence_runtime
 
@@ -84,13 +87,14 @@ def _common(
 @app.command()
 def export(source: SourceArgument, out: OutOption, resolution: ResolutionOption = None) -> None:
     """Write a source as ONNX, its preprocessing recipe beside it."""
+    check_name(out)
     reporter = Reporter()
     with reporter.command(Step(Stage.EXPORT)), staged_file(out) as staged:
         reporter.begin(Stage.EXPORT, source)
         recipe = export_source(source, staged, resolution, reporter)
         if recipe is not None:
             sidecar(staged).write_text(recipe.to_json(), encoding="utf-8")
-    Console().print(f"wrote {out}", highlight=False, soft_wrap=True, markup=False)
+    print_lines([f"wrote {out}"])
 
 
 @app.command()
@@ -179,6 +183,8 @@ def compile_command(
     ] = Effort.BALANCED,
     search_budget: SearchBudgetOption = None,
     scheduler: SchedulerOption = "threads",
+    force: ReplaceOption = False,
+    sign: SignOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what it would take, and write nothing.")
     ] = False,
@@ -214,7 +220,7 @@ def compile_command(
     if dry_run:
         _foretell(options, out, json)
         return
-    manifest = compile_encoder(options, out, Reporter())
+    manifest = compile_encoder(options, out, Reporter(), force=force, key=sign)
     if json is not None:
         write_text(json, manifest.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
@@ -227,7 +233,7 @@ def _foretell(options: CompileOptions, out: Path, json: Path | None) -> None:
         write_text(json, found.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
         print_tables([forecast_table(found)])
-        Console().print(describe_forecast(found), highlight=False, soft_wrap=True, markup=False)
+        print_lines([describe_forecast(found)])
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -258,16 +264,18 @@ def _print_artifact(manifest: Manifest, output: Path) -> None:
     ]
     if manifest.speed is not None:
         lines.insert(2, describe_speed(manifest.speed.ratios))
-    for line in lines:
-        Console().print(line, highlight=False, soft_wrap=True, markup=False)
+    print_lines(lines)
 
 
 def main() -> None:
     """Entry point: bad input and a full disk are one line on stderr and exit code 2."""
     silence_runtime()
     silence_graphs()
+    # Of palettes and metadata; they would land between the lines that tell progress.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        app()
+        with ended_cleanly():
+            app()
     except RegcacheError as error:
         _fail(str(error))
     except OSError as error:  # a full disk or a folder without permission, outside an artifact

@@ -42,7 +42,9 @@ JsonOption = Annotated[
 ]
 SchedulerOption = Annotated[
     str,
-    typer.Option(help="What runs the search: threads, processes, or a Dask tcp://HOST:PORT."),
+    typer.Option(
+        help="What runs the search: threads, processes, or a Dask tcp://HOST:PORT or tls://HOST:PORT."
+    ),
 ]
 SearchBudgetOption = Annotated[
     str | None, typer.Option(help="Time for the search: 90s, 5m, 1h; no limit by default.")
@@ -56,6 +58,22 @@ Int8ShareOption = Annotated[
     ),
 ]
 OutOption = Annotated[Path, typer.Option("-o", "--out", help="Where the result goes.")]
+ReplaceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Replace an artifact though files of yours lie in it; they are moved aside."
+    ),
+]
+SignOption = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="KEY", help="Sign the manifest with OpenSSH's private key."),
+]
+VerifyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--verify", metavar="PUBLIC_KEY", help="Refuse an artifact that is not signed by this key."
+    ),
+]
 OutputOption = Annotated[
     str | None,
     typer.Option(

@@ -13,6 +13,7 @@ from regcache.compiler.cli.options import (
     ImagesOption,
     JsonOption,
     ThreadsOption,
+    VerifyOption,
 )
 from regcache.compiler.cli.tables import print_tables
 from regcache.compiler.parity.measure import Against, ReferenceChoice, measure_artifact
@@ -65,6 +66,7 @@ def parity_command(
     batch_size: BatchOption = 4,
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
+    verify: VerifyOption = None,
     json: JsonOption = None,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit report to this file.")] = None,
     summary: Annotated[
@@ -90,6 +92,7 @@ def parity_command(
         batch_size=batch_size,
         threads=threads,
         device=device,
+        verify=verify,
     )
     if json == Path("-"):
         write_text(json, result.model_dump_json(indent=2) + "\n")

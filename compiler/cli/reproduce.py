@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
 
 from regcache.compiler.cli.options import (
     BatchOption,
@@ -20,6 +19,7 @@ from regcache.compiler.cli.options import (
     listed,
     parse_duration,
 )
+from regcache.compiler.cli.tables import print_lines
 from regcache.compiler.job.breadth import LEAST_IMAGES
 from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.targets import Simulation, TargetName
@@ -121,7 +121,7 @@ def reproduce_command(
     tasks = Tasks(imagenet, classnames, templates, train, captions, limit, train_limit)
     table = reproduce(plan, tasks, reporter)
     if Path("-") not in (json, markdown):  # before a file is written, which may fail
-        Console(soft_wrap=True).print(table.markdown(), highlight=False, markup=False)
+        print_lines([table.markdown()])
     if json is not None:
         write_text(json, table.model_dump_json(indent=2) + "\n")
     if markdown is not None:

@@ -12,8 +12,8 @@ from regcache.compiler.calibration.graph_session import open_graph, stream_token
 from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.calibration.number_formats import Scale
 from regcache.compiler.calibration.observe import SiteStatistics, site_statistics
-from regcache.compiler.calibration.statistics import NormHistogram, TokenNorms
 from regcache.compiler.calibration.ranges import COLUMNS
+from regcache.compiler.calibration.statistics import NormHistogram, TokenNorms
 from regcache.compiler.curation.parts import Part, State, output_errors, run_named
 from regcache.compiler.curation.registers import RegisterCapture
 from regcache.compiler.curation.study import Study

@@ -9,13 +9,13 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 
 from regcache.export.source import open_source
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
+from regcache.passes.temporary import temporary_folder
 
 _PYTHON = """
 import json, sys
@@ -30,8 +30,8 @@ def export_apart(source: str, path: Path, resolution: int | None) -> Preprocess 
 
     Raises what the export raises, and InputError where the process was killed.
     """
-    with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
-        file = Path(folder) / "answer.pickle"
+    with temporary_folder() as folder:
+        file = folder / "answer.pickle"
         request = [source, os.fspath(path), resolution, os.fspath(file)]
         command = [sys.executable, "-c", _PYTHON, json.dumps(sys.path), json.dumps(request)]
         code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode

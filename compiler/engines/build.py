@@ -5,6 +5,7 @@ from pathlib import Path
 from regcache.compiler.artifact.artifact import MODEL, Artifact
 from regcache.compiler.artifact.engine_record import EngineRecord, inputs_key
 from regcache.compiler.artifact.manifest import Manifest
+from regcache.compiler.artifact.signature import check_signable
 from regcache.compiler.encoder.prepare import FLOAT
 from regcache.compiler.engines.signed_model import REWRITE, engine_source, has_zero_points
 from regcache.compiler.engines.toolchain import BuildOptions, Toolchain, open_toolchain
@@ -38,10 +39,19 @@ class BuildReport(Record):
     """The engine of the artifact's model, then that of its float original, where asked for."""
 
 
-def build_engines(folder: Path, options: BuildOptions, reporter: Reporter) -> BuildReport:
+def build_engines(
+    folder: Path,
+    options: BuildOptions,
+    reporter: Reporter,
+    *,
+    signing_key: Path | None = None,
+    verify: Path | None = None,
+) -> BuildReport:
     """Build an artifact's engines where they are missing or their inputs changed, and add them.
 
-    The artifact is replaced as a whole, so a failure leaves it as it was.
+    The artifact is replaced as a whole, so a failure leaves it as it was. `signing_key`: a private
+    key of OpenSSH's to sign the new manifest with, which a signed artifact needs. `verify`: the
+    public key of whoever has to have signed it.
     Raises MissingExtraError without the library that builds; InputError where the artifact is
     damaged, the options say nothing that can be built, or a node is refused (naming it).
     """
@@ -49,7 +59,7 @@ def build_engines(folder: Path, options: BuildOptions, reporter: Reporter) -> Bu
     recover(folder)
     names = [MODEL, FLOAT] if options.with_float else [MODEL]
     with reporter.command(*(Step(_building(name), images=1) for name in names)):
-        artifact = Artifact.open(folder)
+        artifact = Artifact.open(folder, verify=verify)
         manifest = artifact.manifest
         models = [artifact.model, artifact.float_model] if options.with_float else [artifact.model]
         toolchain = open_toolchain(options, manifest.options.precision, reporter)
@@ -62,12 +72,13 @@ def build_engines(folder: Path, options: BuildOptions, reporter: Reporter) -> Bu
             if current is not None and not options.force:
                 files.append(current.file)
                 continue
+            check_signable(folder, signing_key)
             engine, taken = _build(model, key, toolchain, artifact, reporter)
             new.append(engine)
             files.append(engine.record.file)
             seconds[engine.record.file] = taken
         if new:
-            manifest = add_engines(folder, manifest, new)
+            manifest = add_engines(folder, manifest, new, signing_key)
     records = {record.file: record for record in manifest.engines}
     reports = [
         EngineReport(

@@ -3,7 +3,6 @@
 Packed projections are split, too, as the compiler does for TensorRT's own artifacts.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import import_graph, save_graph
 from regcache.passes.signed_integers import SignedIntegers
 from regcache.passes.split_qkv import SplitQkv
+from regcache.passes.temporary import temporary_folder
 from regcache.passes.walk import count_ops
 from regcache.runtime.tensorrt_network import RefusedGraphError
 
@@ -49,8 +49,8 @@ def signed_model(model: Path, reporter: Reporter) -> Iterator[Path]:
     An error raised in the block names `model` in place of that file, and a refusal also says what
     to do. Raises RefusedGraphError, too, where a zero point cannot be moved.
     """
-    with tempfile.TemporaryDirectory(prefix="regcache-") as folder:
-        path = write_signed(model, Path(folder), reporter)
+    with temporary_folder() as folder:
+        path = write_signed(model, folder, reporter)
         try:
             yield path
         except RefusedGraphError as error:

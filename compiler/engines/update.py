@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regcache.compiler.artifact.engine_record import EngineRecord, with_size_ratios
-from regcache.compiler.artifact.manifest import FileRecord, Manifest, read_manifest
+from regcache.compiler.artifact.manifest import FileRecord, Manifest
+from regcache.compiler.artifact.read_manifest import read_manifest
+from regcache.compiler.artifact.signature import check_signable, sign
 from regcache.compiler.encoder.prepare import FLOAT
-from regcache.compiler.staging import MANIFEST, staged_folder
+from regcache.compiler.staging import MANIFEST, rewritten_folder
 from regcache.passes.errors import InputError
 from regcache.passes.model_files import data_file
 
@@ -31,17 +33,21 @@ def model_hashes(manifest: Manifest, model: str) -> dict[str, str]:
     return {name: record.sha256 for name, record in manifest.files.items() if name in names}
 
 
-def add_engines(folder: Path, opened: Manifest, new: Sequence[NewEngine]) -> Manifest:
+def add_engines(
+    folder: Path, opened: Manifest, new: Sequence[NewEngine], key: Path | None = None
+) -> Manifest:
     """Put engines into an artifact, in the place of those of the same name; returns its manifest.
 
     `opened`: the manifest that they were built for. Another process may have added engines since.
+    `key`: a private key of OpenSSH's to sign it with, without which a signature is refused.
     Raises InputError where the artifact's models are no longer those, or it cannot be written.
     """
-    current = read_manifest(folder)
-    for model in {item.record.model for item in new}:
-        if model_hashes(current, model) != model_hashes(opened, model):
-            raise InputError(f"{folder}: was compiled again during the build; build it again")
-    with staged_folder(folder) as staging:
+    with rewritten_folder(folder) as staging:
+        current = read_manifest(folder)
+        check_signable(folder, key)
+        for model in {item.record.model for item in new}:
+            if model_hashes(current, model) != model_hashes(opened, model):
+                raise InputError(f"{folder}: was compiled again during the build; build it again")
         shutil.copytree(folder, staging, copy_function=_link, dirs_exist_ok=True)
         files = dict(current.files)
         for item in new:
@@ -61,6 +67,8 @@ def add_engines(folder: Path, opened: Manifest, new: Sequence[NewEngine]) -> Man
         )
         (staging / MANIFEST).unlink()  # else the old folder's manifest would be written to
         manifest.write(staging)
+        if key is not None:
+            sign(staging, key)
     return manifest
 
 

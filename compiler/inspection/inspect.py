@@ -1,6 +1,5 @@
 """`regcache inspect`: the blocks of an encoder and, with images, where its outliers stand."""
 
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +18,7 @@ from regcache.compiler.job.stages import EXPORTING
 from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import unnamed
 from regcache.passes.encoder import Block, EncoderView, Site, by_tensor
+from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import Device, find_device
 from regcache.runtime.images import ImageFolder, Skipped, list_images
 
@@ -168,10 +168,10 @@ def inspect_encoder(
     paths = [] if images is None else list_images(images, reporter.warn)
     with (
         reporter.command(EXPORTING, Step(_INSPECT, images=len(paths))),
-        tempfile.TemporaryDirectory(prefix="regcache-") as scratch,
-        unnamed(Path(scratch)),
+        temporary_folder() as scratch,
+        unnamed(scratch),
     ):
-        encoder = prepare(options, Path(scratch), reporter, verify=False)
+        encoder = prepare(options, scratch, reporter, verify=False)
         view = encoder.view
         if not paths:
             return _report(options.source, encoder, [_describe(block) for block in view.blocks], 0)

@@ -1,6 +1,5 @@
 """What `regcache inspect` found, as tables for a terminal."""
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -12,7 +11,7 @@ def inspection_tables(found: Inspection) -> list[Table]:
     """The inspection as tables for a terminal."""
     prefix = "unknown" if found.prefix_tokens is None else str(found.prefix_tokens)
     shape = Table(
-        title=f"{escape(one_line(found.source))}: {len(found.blocks)} blocks, width {found.width}, "
+        title=f"{one_line(found.source)}: {len(found.blocks)} blocks, width {found.width}, "
         f"{found.heads} heads of {found.head_dim}, {found.tokens} tokens ({prefix} before patches)"
     )
     for name in ("block", "activation", "linears [K x N]"):

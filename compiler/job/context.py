@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from regcache.compiler.job.options import Calibrator, CompileOptions, Effort
+from regcache.compiler.job.options import Calibrator, CompileOptions, Effort, Rounding
 from regcache.compiler.job.targets import Target, resolve_target, simulate
 from regcache.compiler.reporter import Reporter
 from regcache.runtime.device import CPU, Device
@@ -62,6 +62,16 @@ class Context:
     def calibrator(self) -> Calibrator:
         """How the range of an activation is chosen."""
         return self.options.calibrator
+
+    @property
+    def in_half(self) -> bool:
+        """Whether what stays float computes in FP16."""
+        return self.options.in_half
+
+    @property
+    def rounds_by_error(self) -> bool:
+        """Whether weights are rounded, where their format allows it, by what their linears read."""
+        return self.options.rounding is Rounding.GPTQ
 
     @property
     def effort(self) -> Effort:

@@ -1,6 +1,5 @@
 """Parity of the hidden states behind each block, which shows where an error arises."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +20,7 @@ from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import load_model, save_model
 from regcache.passes.rotate_stream import matrix_in
+from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import CPU, Device
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.session import OrtSession
@@ -62,7 +62,7 @@ def compare_blocks(
         reference = open_graph(observed, threads=threads, device=device)
         sessions.enter_context(reference)
         del graph, observed, view  # the session has copies of the weights
-        scratch = Path(sessions.enter_context(tempfile.TemporaryDirectory(prefix="regcache-")))
+        scratch = sessions.enter_context(temporary_folder())
         turn = _observe(model, ranks, scratch / model.name)
         candidate = sessions.enter_context(
             OrtSession(

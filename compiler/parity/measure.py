@@ -1,7 +1,7 @@
 """`regcache parity`: an artifact against PyTorch, or against the float ONNX inside it."""
 
 import importlib.util
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -11,8 +11,8 @@ from regcache.compiler.encoder.prepare import FLOAT
 from regcache.compiler.parity.blocks import BLOCKS, compare_blocks
 from regcache.compiler.parity.comparison import GALLERY, QUERY, Encoder, compare, compare_knn
 from regcache.compiler.reporter import Reporter, Step
-from regcache.export.extras import uncollected
-from regcache.export.source import is_onnx, open_source, refuse_memory
+from regcache.export.extras import uncollected, unfetched
+from regcache.export.source import is_on_hub, is_onnx, open_source, refuse_memory
 from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
 from regcache.runtime.device import CPU, Device, find_device
 from regcache.runtime.images import ImageFolder, list_images
@@ -51,21 +51,23 @@ def measure_artifact(
     batch_size: int = 4,
     threads: int | None = None,
     device: str = "cpu",
+    verify: Path | None = None,
 ) -> ParityResult:
     """Run an artifact and its original over a folder of images.
 
     `per_layer` also compares the output of every block with the float ONNX's. `labelled` is
     (gallery, query) for nearest-neighbour accuracy. `class_scores`: whether the embedding is a
     score for each class; None: as the manifest says. `device`: what runs ONNX Runtime's graphs, but
-    for the CPU's integer kernels. Raises InputError where there is no such device, when the
-    artifact's files are not those of its manifest, where there is nothing to compare with, and for
-    a threshold of something that is not measured.
+    for the CPU's integer kernels. `verify`: the public key of whoever has to have signed it.
+    Raises InputError where there is no such device, when the artifact's files are not those of its
+    manifest or it is not signed as asked, where there is nothing to compare with, and for a
+    threshold of something that is not measured.
     """
     thresholds.ask_for(knn=labelled is not None, blocks=per_layer)
     place = find_device(device)
     with reporter.command(*_steps(labelled is not None, per_layer)):
         reporter.begin(_LOAD)
-        opened = Artifact.open(artifact)
+        opened = Artifact.open(artifact, verify=verify)
         encoder = opened.manifest.encoder
         scores = encoder.class_scores if class_scores is None else class_scores
         thresholds.ask_for(knn=labelled is not None, blocks=per_layer, scores=scores)
@@ -108,18 +110,19 @@ def measure_artifact(
                 )
             )
         said = replace(folder, on_skip=None)
-        blocks = (
-            compare_blocks(
-                opened,
-                said,
-                reporter,
-                float_model=against is Against.FLOAT,
-                threads=threads,
-                device=place,
+        with opened.unreplaced():
+            blocks = (
+                compare_blocks(
+                    opened,
+                    said,
+                    reporter,
+                    float_model=against is Against.FLOAT,
+                    threads=threads,
+                    device=place,
+                )
+                if per_layer
+                else None
             )
-            if per_layer
-            else None
-        )
     return meter.result(
         thresholds, kind, knn_top1_float=knn[0], knn_top1_quantized=knn[1], blocks=blocks
     )
@@ -144,8 +147,8 @@ def _reference(
 ) -> tuple[Reference, Encoder]:
     """The original to compare with: the PyTorch one where asked for, else the float ONNX.
 
-    Under `auto` the float ONNX takes the place of a PyTorch original that cannot be run, with a
-    warning.
+    Under `auto` the float ONNX takes the place of a PyTorch original that cannot be run, or is not
+    on this machine, with a warning.
     """
     options = artifact.manifest.options
     itself = against is Against.FLOAT
@@ -153,11 +156,16 @@ def _reference(
         raise InputError(f"{artifact.folder}: {FLOAT} cannot be compared with itself")
     if choice is not ReferenceChoice.FLOAT_ONNX:
         try:
-            original = _pytorch(options.source, options.resolution, threads)
+            # Whoever wrote the manifest named the source: only who asks for it goes and gets it.
+            with nullcontext() if choice is ReferenceChoice.PYTORCH else unfetched():
+                original = _pytorch(options.source, options.resolution, threads)
         except RegcacheError as error:
             if choice is ReferenceChoice.PYTORCH or itself:
                 raise
-            reporter.warn(f"comparing with {FLOAT}, not PyTorch: {error}")
+            hint = (
+                "; --reference pytorch fetches what is missing" if is_on_hub(options.source) else ""
+            )
+            reporter.warn(f"comparing with {FLOAT}, not PyTorch: {error}{hint}")
         else:
             if original is not None:
                 return "pytorch", original

@@ -1,7 +1,6 @@
 """`regcache compile --dry-run`: what every step will take, by a quick look at this machine."""
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,12 @@ from regcache.compiler.job.breadth import Breadth
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.stages import EXPORTING, Stage
-from regcache.compiler.job.targets import Precision
 from regcache.compiler.plan.measure import TIMING, Look, Sizes, look
+from regcache.compiler.plan.model_size import compiled_bytes
 from regcache.compiler.plan.steps import planned_steps
 from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import unnamed
+from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import find_device
 from regcache.runtime.images import list_images
 
@@ -30,8 +30,6 @@ _ACTIVATIONS: Mapping[str, float] = {
     Stage.RANGES: 9, Stage.ROUND: 19, Stage.WRITE: 14, Stage.PARITY: 13, Stage.SPEED: 20,
 }  # fmt: skip
 _BATCHES = frozenset({Stage.CALIBRATE, Stage.ROUND})
-# Bytes of a linear's weight.
-_WEIGHT_BYTES = {Precision.INT8: 1.0, Precision.FP8: 1.0, Precision.W4A16: 0.625}
 
 
 class StepForecast(Record):
@@ -84,10 +82,10 @@ def forecast(options: CompileOptions, output: Path, reporter: Reporter) -> Forec
     paths = list_images(Path(options.images), reporter.warn)
     with (
         reporter.command(EXPORTING, Step(TIMING, seconds=1)),
-        tempfile.TemporaryDirectory(prefix="regcache-") as scratch,
-        unnamed(Path(scratch)),
+        temporary_folder() as scratch,
+        unnamed(scratch),
     ):
-        seen = look(options, paths, Path(scratch), reporter, device)
+        seen = look(options, paths, scratch, reporter, device)
     steps = foretell(options, len(paths), seen)
     kept = seen.sizes.weights if options.keep_float else 0
     return Forecast(
@@ -121,9 +119,8 @@ def foretell(options: CompileOptions, images: int, seen: Look) -> list[StepForec
 
 def model_bytes(sizes: Sizes, options: CompileOptions) -> int:
     """Bytes of model.onnx, with all linears quantized."""
-    rest = sizes.weights - 4 * sizes.linears
-    linears = sizes.linears * _WEIGHT_BYTES[options.precision]
-    return round(linears + max(rest, 0) / (2 if options.in_half else 1))
+    half = options.in_half
+    return compiled_bytes(sizes.weights, sizes.linears, options.precision, half=half)
 
 
 def _seconds(step: Step, images: int, seen: Look) -> float:

@@ -1,6 +1,5 @@
 """`regcache reproduce`: the tables of the RegCache paper, base quantizer x {off, RegCache}."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from regcache.compiler.reproduce.tasks import (
 from regcache.export.text_tower import embed_texts
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.preprocess import Preprocess
+from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import computing_on, find_device
 from regcache.runtime.images import ImageFolder, evenly, list_images
 from regcache.runtime.session import OrtSession
@@ -86,19 +86,19 @@ def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
     paths = evenly(available, plan.calibration_images)
     with (
         reporter.command(*plan.steps),
-        tempfile.TemporaryDirectory(prefix="regcache-") as scratch,
+        temporary_folder() as scratch,
         ExitStack() as stack,
     ):
         stack.enter_context(computing_on(device))
         reporter.begin(_READ)
         loaded = load_tasks(tasks, lambda texts: embed_texts(options.source, texts), reporter)
-        encoder = prepare(options, Path(scratch), reporter)
+        encoder = prepare(options, scratch, reporter)
         target = choose_target(options)
         encoder = split_for_target(encoder, target)
         batch = encoder.batch(options.batch_size)
         folder = ImageFolder(paths, encoder.recipe, batch, reporter.skipped)
-        journal = Path(scratch) / "search.jsonl"
-        context = Context(options, target, folder, Path(scratch), journal, reporter, device)
+        journal = scratch / "search.jsonl"
+        context = Context(options, target, folder, scratch, journal, reporter, device)
         workshop = _Workshop.of(context, encoder)
         variants = list(workshop.make(plan))
         files = list(dict.fromkeys(path for _, path in variants))

@@ -150,7 +150,8 @@ def _find_scheduler(dask: Any, address: str) -> None:
     """Raise an error where no Dask scheduler answers: a Client waits for other servers forever."""
 
     async def identify() -> None:
-        async with dask.rpc(address, timeout=_CONNECT) as server:
+        given = dask.Security().get_connection_args("client")  # by Dask's own configuration
+        async with dask.rpc(address, timeout=_CONNECT, connection_args=given) as server:
             kind = (await server.identity())["type"]
         if kind != "Scheduler":
             raise ValueError(f"it is a {kind}")

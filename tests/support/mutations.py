@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from regcache.compiler.artifact.manifest import hash_files
+from regcache.compiler.artifact.read_manifest import hash_files
 from regcache.compiler.artifact.seal import seal
 from regcache.compiler.staging import MANIFEST
 

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 import numpy as np
 import pytest
@@ -123,6 +123,23 @@ def test_a_broken_image_is_named(
     found = embedder.embed([paths[0], broken, paths[1]], on_error="nan")
     assert np.isnan(found).all(axis=1).tolist() == [False, True, False]
     np.testing.assert_allclose(found[[0, 2]], embedder.embed(paths[:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_an_oversized_image_does_not_end_its_batch(
+    embedder: regcache.Embedder, paths: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Image.new("RGB", (50, 60)).save(tmp_path / "large.png")
+    monkeypatch.setattr("regcache.runtime.images.PIXEL_LIMIT", 50 * 60 - 1)
+    large: list[Any] = [
+        tmp_path / "large.png",
+        Image.new("L", (50, 60)),
+        np.zeros((60, 50, 3), np.uint8),
+    ]
+    found = embedder.embed([paths[0], *large, paths[1]], on_error="nan")
+    assert np.isnan(found).all(axis=1).tolist() == [False, True, True, True, False]
+    for image in large:
+        with pytest.raises(InputError, match="50 x 60 pixels is over the limit"):
+            embedder.embed([image])
 
 
 @pytest.mark.parametrize(

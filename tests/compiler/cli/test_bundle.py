@@ -20,7 +20,8 @@ from support.triton_schema import parse_config
 
 import regcache
 from regcache.compiler.artifact.engine_record import EngineKind, EngineRecord
-from regcache.compiler.artifact.manifest import Manifest, hash_files, read_manifest
+from regcache.compiler.artifact.manifest import Manifest
+from regcache.compiler.artifact.read_manifest import hash_files, read_manifest
 from regcache.compiler.bundle.record import BUNDLE
 from regcache.compiler.bundle.triton import preprocessing_steps
 from regcache.export.recipe import for_input

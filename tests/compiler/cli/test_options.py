@@ -30,7 +30,9 @@ def test_builds_are_for_all_that_was_named(
 ) -> None:
     asked = []
 
-    def build(_artifact: Path, options: BuildOptions, _reporter: Reporter) -> BuildReport:
+    def build(
+        _artifact: Path, options: BuildOptions, _reporter: Reporter, **_keys: object
+    ) -> BuildReport:
         asked.append(options.compute_capabilities)
         return BuildReport(artifact="artifact", engines=[])
 

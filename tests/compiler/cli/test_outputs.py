@@ -19,7 +19,7 @@ from support.tiny_vit import TinyVit
 
 import regcache
 from regcache.compiler.artifact.artifact import Artifact
-from regcache.compiler.artifact.manifest import read_manifest
+from regcache.compiler.artifact.read_manifest import read_manifest
 from regcache.compiler.artifact.seal import seal
 from regcache.compiler.parity import measure
 from regcache.export.onnx_file import sidecar

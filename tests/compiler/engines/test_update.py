@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,24 @@ def test_engines_of_two_builds_at_once_are_both_kept(artifact: Path) -> None:
     assert [record.file for record in found.engines] == [ONE, TWO]
     assert list(found.files) == sorted(found.files)
     assert (artifact / TWO).read_bytes() == b"2"
+
+
+def test_two_builds_that_end_together_lose_no_engine(original: Path, tmp_path: Path) -> None:
+    """Each opens the artifact before the other has added its engine to it."""
+    together = threading.Barrier(2, timeout=30)
+    for number in range(10):
+        artifact = Path(shutil.copytree(original, tmp_path / f"artifact{number}"))
+        opened = Artifact.open(artifact).manifest
+
+        def build(file: str, artifact: Path = artifact, opened: Manifest = opened) -> None:
+            together.wait()
+            add(artifact, opened, file, file.encode())
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(build, [ONE, TWO]))
+        records = Artifact.open(artifact).manifest.engines
+        assert [record.file for record in records] == [ONE, TWO]
+    assert len(list(tmp_path.iterdir())) == 10
 
 
 def test_an_engine_takes_the_place_of_its_namesake(artifact: Path) -> None:
@@ -94,7 +114,8 @@ KILLED = """
 import pathlib, sys, time
 from regcache.compiler.engines.update import NewEngine, add_engines
 from regcache.compiler.artifact.engine_record import EngineRecord
-from regcache.compiler.artifact.manifest import Manifest, read_manifest
+from regcache.compiler.artifact.manifest import Manifest
+from regcache.compiler.artifact.read_manifest import read_manifest
 write = Manifest.write
 def write_and_wait(manifest, folder):
     write(manifest, folder)
@@ -116,6 +137,6 @@ def test_a_kill_leaves_the_old_artifact(artifact: Path) -> None:
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGKILL)
     assert Artifact.open(artifact).manifest == opened
-    assert len(list(artifact.parent.iterdir())) == 2
+    assert len(list(artifact.parent.iterdir())) == 3  # its temporary folder, and the lock's file
     add(artifact, opened, TWO, b"2")
     assert [path.name for path in artifact.parent.iterdir()] == ["artifact"]

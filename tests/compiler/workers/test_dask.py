@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -135,3 +137,38 @@ def test_a_lost_scheduler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         cluster.close()
         with pytest.raises(InputError, match=r"^tcp://\S+: the Dask cluster fails: "):
             list(results)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_a_scheduler_with_certificates_is_asked_with_ours(tmp_path: Path) -> None:
+    """Those that Dask's configuration names; who has none is not answered."""
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key]
+    subject = ["-out", certificate, "-days", "1", "-subj", "/CN=127.0.0.1"]
+    subprocess.run([*command, *subject], check=True, capture_output=True)
+    distributed, dask = map(importlib.import_module, ("distributed", "dask"))
+    files = {"key": key, "cert": certificate}
+    names: dict[str, Any] = {
+        f"distributed.comm.tls.{role}": files for role in ("client", "scheduler", "worker")
+    }
+    names |= {"distributed.comm.tls.ca-file": certificate}
+    with (
+        dask.config.set(names),
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None,
+            protocol="tls://", security=distributed.Security(),
+        ) as cluster,
+    ):  # fmt: skip
+        address = cluster.scheduler_address
+        assert address.startswith("tls://")
+        with open_workers(address) as workers:
+            assert list(workers.map(tasks.scale, workers.share(Study(tmp_path)), range(3))) == [
+                0, 2, 4,
+            ]  # fmt: skip
+        with (
+            dask.config.set({f"{name}": None for name in names}),
+            pytest.raises(InputError, match=r"^tls://\S+: no Dask scheduler answers"),
+            open_workers(address),
+        ):
+            pass

@@ -170,10 +170,20 @@ def test_a_task_that_kills_its_process_is_blamed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "scheduler",
-    ["", "thread", "processes:4", "tcp://", "tcp://host", "tcp://host:port", "tls://h:1"],
+    [
+        "",
+        "thread",
+        "processes:4",
+        "tcp://",
+        "tcp://host",
+        "tcp://host:port",
+        "tls://host",
+        "ws://h:1",
+    ],
 )
 def test_another_scheduler_is_refused(scheduler: str) -> None:
-    reason = f"scheduler {scheduler!r}: must be threads, processes or a Dask tcp://HOST:PORT"
+    reason = f"scheduler {scheduler!r}: must be threads, processes or a Dask "
+    reason += "tcp://HOST:PORT or tls://HOST:PORT"
     with pytest.raises(InputError, match=f"^{re.escape(reason)}$"), open_workers(scheduler):
         pass
 

@@ -39,8 +39,7 @@ class StoredRows:
     @classmethod
     def of(cls, folder: Path, images: int, seed: int) -> "StoredRows":
         """No rows yet, sized for so many images; the file lies in `folder`."""
-        of_an_image = max(ROWS // max(images, 1), LEAST_ROWS_OF_AN_IMAGE)
-        stride = max(1, images * LEAST_ROWS_OF_AN_IMAGE // ROWS)
+        of_an_image, stride = _rows_of_an_image(images)
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it stays open
         return cls(file, of_an_image, np.random.default_rng(seed), stride)
 
@@ -66,6 +65,18 @@ class StoredRows:
         others = min(self.of_an_image, tokens) - 1
         chosen = self.random.permutation(tokens - 1)[:others] + 1
         return np.concatenate([np.zeros(1, np.intp), chosen])
+
+
+def stored_bytes(row: int, images: int, tokens: int) -> int:
+    """Bytes that so many images of `tokens` tokens leave on disk, of activations of `row` bytes."""
+    of_an_image, stride = _rows_of_an_image(images)
+    return row * min(of_an_image, tokens) * -(-images // stride)
+
+
+def _rows_of_an_image(images: int) -> tuple[int, int]:
+    """How many rows are stored of an image, and how far apart these images are."""
+    of_an_image = max(ROWS // max(images, 1), LEAST_ROWS_OF_AN_IMAGE)
+    return of_an_image, max(1, images * LEAST_ROWS_OF_AN_IMAGE // ROWS)
 
 
 def stored_rows(

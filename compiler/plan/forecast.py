@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regcache.compiler.calibration.mapped import LARGE
+from regcache.compiler.calibration.stored_rows import stored_bytes
 from regcache.compiler.job.breadth import Breadth
-from regcache.compiler.job.options import CompileOptions
+from regcache.compiler.job.options import CompileOptions, Rounding
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.stages import EXPORTING, Stage
 from regcache.compiler.plan.measure import TIMING, Look, Sizes, look
@@ -20,7 +21,7 @@ from regcache.runtime.device import find_device
 from regcache.runtime.images import list_images
 
 # Steps that decode every calibration image.
-_DECODING = frozenset({Stage.CALIBRATE, Stage.ROUND})
+_DECODING = frozenset({Stage.CALIBRATE})
 # What a step holds at most: float weights, fewer where the graph lies on disk; and what linears
 # read, of so many images and, where it says, of a batch more. Measured on DINOv2-S with
 # benchmarks/compile_cost.py, and a little more than that.
@@ -29,7 +30,7 @@ _ACTIVATIONS: Mapping[str, float] = {
     Stage.CALIBRATE: 7, Stage.EQUALIZE: 13, Stage.SEARCH: 17, Stage.ROTATE: 11, Stage.PLACE: 25,
     Stage.RANGES: 9, Stage.ROUND: 19, Stage.WRITE: 14, Stage.PARITY: 13, Stage.SPEED: 20,
 }  # fmt: skip
-_BATCHES = frozenset({Stage.CALIBRATE, Stage.ROUND})
+_BATCHES = frozenset({Stage.CALIBRATE})
 
 
 class StepForecast(Record):
@@ -104,7 +105,10 @@ def forecast(options: CompileOptions, output: Path, reporter: Reporter) -> Forec
 
 def foretell(options: CompileOptions, images: int, seen: Look) -> list[StepForecast]:
     """What every step takes of an encoder that was looked at, for so many images."""
-    disk = _Disk(seen.sizes, model_bytes(seen.sizes, options))
+    sizes = seen.sizes
+    rounds = options.rounding is Rounding.GPTQ
+    rows = stored_bytes(sizes.activations // sizes.tokens, images, sizes.tokens) if rounds else 0
+    disk = _Disk(sizes, model_bytes(sizes, options), rows)
     return [
         StepForecast(
             name=step.name,
@@ -145,23 +149,30 @@ def _memory(step: Step, options: CompileOptions, images: int, seen: Look) -> int
 
 @dataclass
 class _Disk:
-    """Bytes on disk, step by step: the float file, a large graph's weights, what a step writes."""
+    """Bytes on disk, step by step: the float file, a large graph's weights, what a step writes.
+
+    `rows`: that calibration leaves to round weights by.
+    """
 
     sizes: Sizes
     model: int
+    rows: int
     kept: int = 0
+    passing: int = 0
 
     def during(self, step: Step) -> int:
         """While a step is done; what it leaves counts from then on."""
         weights = self.sizes.weights
         if step.name == Stage.EXPORT:
-            self.kept = weights
+            self.kept = 2 * weights if weights >= LARGE else weights
         elif step.name in (Stage.EQUALIZE, Stage.ROTATE) and weights >= LARGE:
             self.kept += weights
         elif step.name == Stage.WRITE:
             self.kept += self.model
-        passing = weights if step.name in (Stage.CALIBRATE, Stage.ROUND) else 0
-        return self.kept + passing
+            self.passing = 0
+        elif step.name == Stage.CALIBRATE:
+            self.passing = self.rows
+        return self.kept + self.passing
 
 
 def _existing(path: Path) -> Path:

@@ -50,7 +50,7 @@ def test_failed_names_the_threshold_and_the_block() -> None:
 
 def test_names_do_not_break_the_markdown() -> None:
     text = summary(result(error=0.2, name="a|`<b>`\n[x](y).jpg"), "x | y")
-    assert r"a\|\`\<b\>\` \[x\](y).jpg" in text
+    assert r"a\|\`\<b\>\`\\n\[x\](y).jpg" in text
     assert r"x \| y against" in text
 
 

@@ -12,6 +12,7 @@ from support.tiny_source import RECIPE, photos
 from support.tiny_vit import TinyVit
 
 from regcache.compiler.calibration.mapped import LARGE
+from regcache.compiler.calibration.stored_rows import stored_bytes
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.plan.forecast import StepForecast, foretell, model_bytes
@@ -90,11 +91,15 @@ def test_memory_holds_the_weights_and_what_a_step_looks_at() -> None:
 def test_disk_holds_the_float_file_and_what_passes() -> None:
     found = foretold()
     assert of(found, Stage.EXPORT).disk == 80 * MB
-    assert of(found, Stage.CALIBRATE).disk == 160 * MB
+    rows = of(found, Stage.CALIBRATE).disk - 80 * MB
+    assert rows == stored_bytes(SIZES.activations // TOKENS, 50, TOKENS)
+    assert rows > 80 * SIZES.activations // TOKENS * 49
+    assert of(foretold(rounding="nearest"), Stage.CALIBRATE).disk == 80 * MB
     assert found[-1].disk == 80 * MB + model_bytes(SIZES, options())
     large = Sizes(LARGE, LARGE // 8, TOKENS, 30 * MB, 5 * MB, MB)
     kept = foretold(Look(large, 200 * MB, 0, 7.0, 0.01, 0.1), effort="fast")
-    assert of(kept, Stage.RANGES).disk == 2 * LARGE
+    rows = stored_bytes(30 * MB // TOKENS, 50, TOKENS)
+    assert of(kept, Stage.RANGES).disk == 3 * LARGE + rows
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ def test_a_dry_run_is_a_table_for_people(command: tuple[object, ...], tmp_path: 
     file = tmp_path / "plan.json"
     outcome = run_regcache(*command, "--threads", "1", "--json", file)
     assert outcome.code == 0, outcome
-    assert f"4. {Stage.SEARCH.value}" in outcome.out
+    assert f"5. {Stage.SEARCH.value}" in outcome.out
     assert "nothing was written" in outcome.out
     assert json.loads(file.read_text())["source"] in outcome.out
     told = run_regcache(*command, "--threads", "1", "--no-rotate").out

@@ -20,6 +20,7 @@ from regcache.compiler.artifact.speed_check import check_speed
 from regcache.compiler.calibration.calibrate import Calibrated, calibrate
 from regcache.compiler.calibration.mapped import go_on_with, let_graph_go, return_memory
 from regcache.compiler.calibration.side_by_side import one_blas_thread
+from regcache.compiler.calibration.stored_rows import stored_bytes
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.find import find_registers, no_registers, splice
 from regcache.compiler.encoder.float_encoder import FloatEncoder
@@ -32,7 +33,7 @@ from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision
 from regcache.compiler.parity.first_look import first_look
 from regcache.compiler.plan.model_size import bytes_of
-from regcache.compiler.plan.steps import planned_steps
+from regcache.compiler.plan.steps import TOKENS, planned_steps
 from regcache.compiler.quantization.equalize import (
     Equalized,
     as_it_is,
@@ -86,7 +87,7 @@ def compile_encoder(
         prepared = prepare(options, staging, reporter, threads=options.threads)
         encoder = split_for_target(prepared, target)
         go_on_with(encoder.graph, prepared.graph, staging)
-        _check_room(options, encoder, staging)
+        _check_room(options, encoder, staging, len(paths))
         images = ImageFolder(
             paths, encoder.recipe, encoder.batch(options.batch_size), reporter.skipped
         )
@@ -111,10 +112,12 @@ def _journal(output: Path) -> Path:
     return journal
 
 
-def _check_room(options: CompileOptions, encoder: FloatEncoder, folder: Path) -> None:
+def _check_room(options: CompileOptions, encoder: FloatEncoder, folder: Path, images: int) -> None:
     """Refuse a full disk before the search, not after it: model.onnx is copied to be looked at."""
     size = bytes_of(encoder, options.precision, half=options.in_half)
-    check_free(folder / MODEL, size)
+    row = 4 * sum(site.linears[0].weight_shape[0] for site in encoder.view.sites)
+    rows = stored_bytes(row, images, encoder.view.tokens or TOKENS)
+    check_free(folder / MODEL, size + rows)
     check_free(Path(tempfile.gettempdir(), MODEL), size)
 
 

@@ -15,6 +15,7 @@ _LIBRARIES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt",
     "tensorrt-rtx-cu12",
     "polygraphy",

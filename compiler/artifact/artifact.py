@@ -9,7 +9,7 @@ from regcache.compiler.encoder.prepare import FLOAT
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.device import CPU, Device
-from regcache.runtime.session import OrtSession
+from regcache.runtime.run_with import RuntimeName, RunWith, Session, open_session
 
 MODEL, PREPROCESS = "model.onnx", "preprocess.json"
 
@@ -58,24 +58,42 @@ class Artifact:
         return self.manifest.encoder.first_outputs
 
     def session(
-        self, *, threads: int | None = None, device: Device = CPU, deployed: bool = False
-    ) -> OrtSession:
-        """The compiled encoder in ONNX Runtime, the embedding its first output.
+        self,
+        *,
+        threads: int | None = None,
+        device: Device = CPU,
+        deployed: bool = False,
+        run_with: RunWith | None = None,
+    ) -> Session:
+        """The compiled encoder in its runtime, the embedding its first output.
 
-        A GPU computes in float what a CPU does in integers, rounded as written. `deployed`: see
-        OrtSession.
+        In ONNX Runtime a GPU computes in float what a CPU does in integers, rounded as written.
+        `deployed`: see OrtSession. Raises InputError or MissingExtraError where the runtime is not
+        installed or does not load the model.
         """
-        return OrtSession(
-            self.model,
-            threads=threads,
-            integers=self.runs_integers,
-            outputs=self.first_outputs,
-            device=device,
-            deployed=deployed,
-        )
+        return self._open(self.model, threads, device, run_with or RunWith(), deployed)
 
-    def float_session(self, *, threads: int | None = None, device: Device = CPU) -> OrtSession:
-        """The float original in ONNX Runtime. Raises InputError where there is none."""
-        return OrtSession(
-            self.float_model, threads=threads, outputs=self.first_outputs, device=device
+    def float_session(
+        self,
+        *,
+        threads: int | None = None,
+        device: Device = CPU,
+        run_with: RunWith | None = None,
+    ) -> Session:
+        """The float original, by default in ONNX Runtime. Raises InputError where there is none."""
+        chosen = run_with or RunWith(RuntimeName.ONNXRUNTIME)
+        return self._open(self.float_model, threads, device, chosen, deployed=False)
+
+    def _open(
+        self, model: Path, threads: int | None, device: Device, run_with: RunWith, deployed: bool
+    ) -> Session:
+        return open_session(
+            model,
+            run_with.settle(RuntimeName.ONNXRUNTIME, device),
+            threads=threads,
+            outputs=self.first_outputs,
+            integers=self.runs_integers or model != self.model,
+            deployed=deployed,
+            device=device,
+            openvino=run_with.openvino,
         )

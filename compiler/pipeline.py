@@ -4,14 +4,17 @@ A stage is a function of the context and of the encoder as it stands; it changes
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 
 from regcache.compiler.artifact.artifact import MODEL, PREPROCESS
 from regcache.compiler.artifact.describe import Compiled, describe_artifact
-from regcache.compiler.artifact.manifest import FileRecord, Manifest, SpeedRecord
+from regcache.compiler.artifact.manifest import FileRecord, Manifest, ParityRecord, SpeedRecord
 from regcache.compiler.artifact.speed_check import check_speed
 from regcache.compiler.calibration.calibrate import Calibrated, calibrate
 from regcache.compiler.calibration.mapped import let_graph_go, return_memory
@@ -25,7 +28,7 @@ from regcache.compiler.job.context import Context, choose_target
 from regcache.compiler.job.options import CompileOptions, RegisterChoice
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision
-from regcache.compiler.parity.first_look import first_look
+from regcache.compiler.parity.first_look import FIRST_LOOK_IMAGES, first_look
 from regcache.compiler.plan.steps import planned_steps
 from regcache.compiler.quantization.equalize import (
     Equalized,
@@ -34,14 +37,18 @@ from regcache.compiler.quantization.equalize import (
     without_shifts,
 )
 from regcache.compiler.quantization.finish import Quantized, quantize
-from regcache.compiler.quantization.int8_share import keep_float
+from regcache.compiler.quantization.int8_share import Placement, keep_float
 from regcache.compiler.quantization.rotation import rotate
+from regcache.compiler.quantization.unquantized import leave_unquantized
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import staged_folder
+from regcache.passes.errors import InputError
 from regcache.passes.model_files import model_files, remove_model
 from regcache.passes.onnx_file import save_graph
 from regcache.runtime.device import Device, computing_on, find_device
 from regcache.runtime.images import ImageFolder, Skipped, list_images
+from regcache.runtime.made_pictures import draw_pictures
+from regcache.runtime.openvino_options import check_openvino, computes_bf16
 
 REGISTERS = "registers.npz"
 
@@ -56,10 +63,16 @@ def compile_encoder(
     InputError on bad input, and then leaves nothing at `output` that was not there before.
     """
     device = device or find_device(options.device, algebra=True)
+    _check_possible(options)
     target = choose_target(options)
-    paths = list_images(Path(options.images), reporter.warn)
-    steps = planned_steps(options, len(paths))
-    with reporter.command(*steps), staged_folder(output) as staging, computing_on(device):
+    with TemporaryDirectory(prefix="regcache-") as drawn, computing_on(device), ExitStack() as ends:
+        paths = (
+            list_images(Path(options.images), reporter.warn)
+            if options.images
+            else draw_pictures(Path(drawn), FIRST_LOOK_IMAGES)
+        )
+        ends.enter_context(reporter.command(*planned_steps(options, len(paths))))
+        staging = ends.enter_context(staged_folder(output))
         prepared = prepare(options, staging, reporter, threads=options.threads)
         encoder = split_for_target(prepared, target)
         images = ImageFolder(
@@ -67,10 +80,26 @@ def compile_encoder(
         )
         journal = output.absolute().parent / f".{output.name}.search.jsonl"
         context = Context(options, target, images, staging, journal, reporter, device)
-        manifest = _compile(context, encoder, staging)
+        follow = _compile if options.precision.quantizes else _compile_float
+        manifest = follow(context, encoder, staging)
         manifest.write(staging)
         say_slower(manifest.passes, reporter)
     return manifest
+
+
+def _check_possible(options: CompileOptions) -> None:
+    """Raise InputError without images to calibrate on, or where bf16 cannot be looked at here.
+
+    ONNX Runtime would compute the same file in FP32, which says nothing of bf16: MissingExtraError
+    without OpenVINO.
+    """
+    if options.precision.quantizes and not options.images:
+        named = options.precision.value
+        raise InputError(f"{named} is calibrated on photographs: name a folder with --images")
+    if options.precision is Precision.BF16:
+        check_openvino("--precision bf16")
+        if not computes_bf16():
+            raise InputError("--precision bf16: this CPU computes none; compile where it will run")
 
 
 def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
@@ -92,16 +121,51 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
     context = replace(context, images=even.calibrated.images)
     placement = keep_float(context, placed, even.equalized, sensitivity, options.share)
     quantized = quantize(context, even.equalized, placement, even.calibrated.streams)
+    made = _Made(curated, even.equalized, placement, quantized)
     _save(quantized, curated, (encoder, placed, even.equalized.encoder), folder)
-    parity = first_look(context, encoder, folder / MODEL)
-    speed = _speed(context, encoder, folder / MODEL, quantized.linears)
+    return _finish(context, encoder, made, skipped, folder)
+
+
+def _compile_float(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
+    """The stages where nothing is quantized: no image is run but for the first look."""
+    skipped = list[Skipped]()
+    context = replace(context, images=context.images.telling(skipped.append))
+    curated = no_registers(encoder, "nothing is quantized")
+    made = _Made(curated, *leave_unquantized(context, encoder))
+    _save(made.quantized, curated, (encoder,), folder)
+    return _finish(context, encoder, made, skipped, folder)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What the stages made of an encoder."""
+
+    curated: Curated
+    equalized: Equalized
+    placement: Placement
+    quantized: Quantized
+
+
+def _finish(
+    context: Context, encoder: FloatEncoder, made: _Made, skipped: Sequence[Skipped], folder: Path
+) -> Manifest:
+    """Measure the model in `folder`, write the files that are missing but for the manifest."""
+    look = first_look(context, encoder, folder / MODEL)
+    parity = ParityRecord(images=_shown(context), result=look.result, runtime=look.runtime)
+    speed = _speed(context, encoder, folder / MODEL, made.quantized.linears)
     (folder / PREPROCESS).write_text(encoder.recipe.to_json(), encoding="utf-8")
     source = FileRecord.of(*model_files(encoder.path))
-    if not options.keep_float:
+    if not context.options.keep_float:
         remove_model(encoder.path)
     context.reporter.begin(Stage.SEAL)
-    compiled = Compiled(curated, even.equalized, placement, quantized, parity, speed)
+    compiled = Compiled(**vars(made), parity=parity, primitives=look.primitives, speed=speed)
     return describe_artifact(context, compiled, source, skipped, folder)
+
+
+def _shown(context: Context) -> Literal["calibration", "given", "drawn"]:
+    if not context.options.images:
+        return "drawn"
+    return "calibration" if context.options.precision.quantizes else "given"
 
 
 @dataclass(frozen=True)
@@ -149,7 +213,7 @@ def _speed(
 ) -> SpeedRecord | None:
     """How fast the model is beside the float one; None where ONNX Runtime is not to run it."""
     options = context.options
-    if not options.profile.integers or options.simulate is not None:
+    if not options.profile.timed or options.simulate is not None:
         return None
     first = replace(context.images, paths=context.images.paths[:1], batch_size=1)
     batch = next(iter(first))

@@ -72,7 +72,7 @@ __all__ = [
 
 def compile(  # noqa: A001 - users call it regcache.compile
     source: "AnySource",
-    images: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None,
     output: str | os.PathLike[str],
     *,
     example: "Tensor | None" = None,
@@ -86,7 +86,8 @@ def compile(  # noqa: A001 - users call it regcache.compile
     `source`: what the command line takes ("encoder.onnx", "hf:ID_OR_DIR", "timm:NAME"...); a
     torch.nn.Module with an `example` of its input, traced in this process in eval mode and left as
     it was; or an onnx.ModelProto.
-    `images`: a folder with photographs of the kind that the encoder will see; 50 are enough.
+    `images`: a folder with photographs of the kind that the encoder will see; 50 are enough. None
+    will do where nothing is quantized: precision="bf16" for OpenVINO, "fp16" for TensorRT.
     `output`: the folder to write; an artifact that is there is replaced, anything else is not.
     `example`: of a module alone: a batch [B, 3, height, width] or [B, height, width, 3] of floats,
     or of uint8 where the module normalises them itself. Its numbers do not matter.

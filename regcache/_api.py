@@ -78,11 +78,13 @@ def compile_source(
     given: GivenSource, images: object, output: object, options: Mapping[str, Any], verbose: bool
 ) -> Artifact:
     """`regcache.compile`: see there."""
-    folder, target = path_of(images, "images"), path_of(output, "output")
+    folder = None if images is None else path_of(images, "images")
+    target = path_of(output, "output")
     named = NamedSource.of(given.source, given.example)
-    chosen = _options(named, given, {"images": str(folder), **options})
+    chosen = _options(named, given, {"images": str(folder or ""), **options})
     find_device(chosen.device, algebra=True)
-    list_images(folder)  # said before minutes of exporting
+    if folder is not None:
+        list_images(folder)  # said before minutes of exporting
     reporter = _reporter(verbose)
     with _written(named, chosen, reporter) as ready:
         manifest = compile_encoder(ready, target, reporter)

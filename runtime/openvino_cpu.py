@@ -17,7 +17,7 @@ class OpenVinoRunner:
         self._session = OpenVinoSession(
             loading.model,
             threads=loading.threads,
-            options=loading.openvino,
+            openvino=loading.openvino,
             outputs=loading.outputs,
         )
         self.name = self._session.name

@@ -1,10 +1,10 @@
 """How OpenVINO runs a model on the CPU, and whether it is installed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from regcache.passes.errors import MissingExtraError
 
@@ -35,6 +35,12 @@ class OpenVinoOptions:
     precision: InferencePrecision = InferencePrecision.AUTO
     hint: Hint = Hint.LATENCY
     cache: Path | None = None
+
+    def for_model(self, bf16: bool) -> Self:
+        """The same, in bf16 for a model that is meant for it, unless a precision was named."""
+        if bf16 and self.precision is InferencePrecision.AUTO:
+            return replace(self, precision=InferencePrecision.BF16)
+        return self
 
     def properties(self, threads: int | None) -> dict[str, Any]:
         """As OpenVINO takes them; `threads` None for all CPUs."""

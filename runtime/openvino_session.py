@@ -33,6 +33,8 @@ class OpenVinoSession:
     `outputs`: the names of those that come first; the others follow in the file's order.
     `fixed_batch` is the model's batch size where the graph fixes it, else None; `input_dtype` that
     of the images it takes. `requests`: how many batches OpenVINO wants to work on at a time.
+    `precision`: what it computes in where nothing is quantized, "f32" or "bf16". `profiled`: note
+    what each run executes.
     Raises MissingExtraError without OpenVINO, and InputError, naming the file and the reason, when
     the model cannot be loaded, has no such output or not one input of float32 or uint8, the cache
     cannot be a folder, or the CPU computes no bf16 where that is asked for. Use it as a context
@@ -44,21 +46,21 @@ class OpenVinoSession:
         model: Path,
         *,
         threads: int | None = None,
-        options: OpenVinoOptions | None = None,
+        openvino: OpenVinoOptions | None = None,
         outputs: Sequence[str] = (),
         profiled: bool = False,
     ) -> None:
         check_openvino("running a model in OpenVINO")
-        import openvino
+        from openvino import compile_model
 
         self.name = str(model)
-        options = options or OpenVinoOptions()
+        options = openvino or OpenVinoOptions()
         properties = options.properties(threads) | ({"PERF_COUNT": True} if profiled else {})
         _check_files(model, options.cache)
         if options.precision is InferencePrecision.BF16 and not computes_bf16():
             raise InputError("this CPU computes no bf16: take the inference precision auto or f32")
         try:
-            self._compiled = openvino.compile_model(model, "CPU", properties)
+            self._compiled = compile_model(model, "CPU", properties)
         except RuntimeError as error:
             raise InputError(f"{self.name}: OpenVINO: {_reason(error)}") from error
         if len(self._compiled.inputs) != 1:
@@ -75,6 +77,8 @@ class OpenVinoSession:
         given = [_name_of(port) for port in self._compiled.outputs]
         self.output_names: list[str] = put_first(given, outputs, self.name)
         self._order = [given.index(name) for name in self.output_names]
+        kind = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self.precision: str = {"bfloat16": "bf16", "bf16": "bf16"}.get(kind, "f32")
         wanted = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self.requests: int = max(1, int(wanted))
         self._splits = options.hint is Hint.THROUGHPUT and self.fixed_batch is None

@@ -86,7 +86,7 @@ def open_session(
     if runtime is RuntimeName.OPENVINO:
         from regcache.runtime.openvino_session import OpenVinoSession
 
-        return OpenVinoSession(model, threads=threads, options=openvino, outputs=outputs)
+        return OpenVinoSession(model, threads=threads, openvino=openvino, outputs=outputs)
     return OrtSession(
         model,
         threads=threads,

@@ -6,6 +6,7 @@ from typing import Self
 
 from regcache.compiler.artifact.manifest import Manifest, read_manifest
 from regcache.compiler.encoder.prepare import FLOAT
+from regcache.compiler.job.targets import Precision
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.device import CPU, Device
@@ -53,6 +54,11 @@ class Artifact:
         return self.manifest.options.profile.integers
 
     @property
+    def in_bf16(self) -> bool:
+        """Whether OpenVINO is to compute the model in bf16, nothing being quantized."""
+        return self.manifest.options.precision is Precision.BF16
+
+    @property
     def first_outputs(self) -> tuple[str, ...]:
         """The names of the embedding and of the hidden state; empty in a manifest of format 4."""
         return self.manifest.encoder.first_outputs
@@ -87,13 +93,16 @@ class Artifact:
     def _open(
         self, model: Path, threads: int | None, device: Device, run_with: RunWith, deployed: bool
     ) -> Session:
+        openvino = run_with.openvino
+        if model == self.model:
+            openvino = openvino.for_model(self.in_bf16)
         return open_session(
             model,
-            run_with.settle(RuntimeName.ONNXRUNTIME, device),
+            run_with.settle(self.manifest.options.profile.runtime, device),
             threads=threads,
             outputs=self.first_outputs,
             integers=self.runs_integers or model != self.model,
             deployed=deployed,
             device=device,
-            openvino=run_with.openvino,
+            openvino=openvino,
         )

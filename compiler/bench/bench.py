@@ -23,7 +23,7 @@ from regcache.runtime.bench_result import BenchResult, EnergySource, RunnerResul
 from regcache.runtime.energy import EnergyMeter, Unreadable, cpu_meter, gpu_meter
 from regcache.runtime.machine import describe_machine
 from regcache.runtime.open_runner import check_runner, open_runner
-from regcache.runtime.openvino_options import OpenVinoOptions
+from regcache.runtime.openvino_options import InferencePrecision, OpenVinoOptions
 from regcache.runtime.runners import Loading, RunnerName
 from regcache.runtime.session import available_cpus
 
@@ -77,7 +77,7 @@ def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
                         *(artifact, name, plan.batches, plan.threads, Path(folder), reporter),
                         model=model,
                     ),
-                    openvino=plan.openvino,
+                    openvino=_openvino(plan, artifact, of_artifact=model == artifact.model),
                 )
                 for model in (original, artifact.model)
             )
@@ -146,6 +146,16 @@ def loading_of(
     if runner is RunnerName.ORT_TENSORRT and has_zero_points(loading.model, artifact):
         return replace(loading, model=write_signed(loading.model, folder, reporter))
     return loading
+
+
+def _openvino(plan: BenchPlan, artifact: Artifact, *, of_artifact: bool) -> OpenVinoOptions:
+    """How OpenVINO runs a model: a bf16 artifact in bf16, and what it is compared with in FP32."""
+    given = plan.openvino
+    if of_artifact:
+        return given.for_model(artifact.in_bf16)
+    if artifact.in_bf16 and given.precision is InferencePrecision.AUTO:
+        return replace(given, precision=InferencePrecision.F32)
+    return given
 
 
 def _bench_runner(

@@ -10,14 +10,13 @@ from rich.console import Console
 
 from regcache.compiler.artifact.artifact import MODEL
 from regcache.compiler.artifact.manifest import Manifest
-from regcache.compiler.artifact.speed_check import describe_speed
+from regcache.compiler.artifact.speed_check import describe_primitives, describe_speed
 from regcache.compiler.cli.bench import bench_command
 from regcache.compiler.cli.build import build_command
 from regcache.compiler.cli.bundle import bundle_command
 from regcache.compiler.cli.options import (
     BatchOption,
     DeviceOption,
-    ImagesOption,
     Int8ShareOption,
     JsonOption,
     OutOption,
@@ -125,8 +124,11 @@ def inspect(
 @app.command("compile")
 def compile_command(
     source: SourceArgument,
-    images: ImagesOption,
     out: OutOption,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="A folder of images to calibrate on; bf16 and fp16 need none."),
+    ] = None,
     target: Annotated[TargetName, typer.Option(help="What will run it.")] = TargetName.ORT_CPU,
     resolution: ResolutionOption = None,
     output: OutputOption = None,
@@ -165,8 +167,12 @@ def compile_command(
         typer.Option("--half/--no-half", help="The rest in FP16; by default for TensorRT."),
     ] = None,
     attention: Annotated[
-        AttentionChoice, typer.Option(help="Attention's own products (int8: TensorRT only).")
-    ] = AttentionChoice.FLOAT,
+        AttentionChoice | None,
+        typer.Option(
+            help="Attention's own products: int8 both (TensorRT), scores q k^T alone (OpenVINO, "
+            "its default), float neither."
+        ),
+    ] = None,
     accept_slower: Annotated[
         bool, typer.Option("--accept-slower", help="Ship it though it is slower than float here.")
     ] = False,
@@ -187,7 +193,7 @@ def compile_command(
     """Compile a source into an int8 artifact, calibrated on --images."""
     options = CompileOptions(
         source=source,
-        images=str(images),
+        images="" if images is None else str(images),
         target=target,
         resolution=resolution,
         output=output,
@@ -242,6 +248,13 @@ app.command("reproduce")(reproduce_command)
 app.command("bench")(bench_command)
 
 
+_SHOWN = {
+    "calibration": "of the calibration images",
+    "given": "of the images",
+    "drawn": "pictures drawn at random",
+}
+
+
 def _print_artifact(manifest: Manifest, output: Path) -> None:
     def megabytes(model: str) -> str:
         names = (model, data_file(Path(model)).name)
@@ -253,11 +266,13 @@ def _print_artifact(manifest: Manifest, output: Path) -> None:
         manifest.curation.reason,
         f"wrote {output}: model.onnx {megabytes(MODEL)}"
         + (f", float {megabytes(FLOAT)}" if FLOAT in manifest.files else ""),
-        f"on {result.n_images} of the calibration images: cosine {result.cosine_mean:.5f}, "
+        f"on {result.n_images} {_SHOWN[manifest.parity.images]}: cosine {result.cosine_mean:.5f}, "
         f"worst {result.cosine_min:.5f}; prove it on others with: regcache parity {output}",
     ]
     if manifest.speed is not None:
         lines.insert(2, describe_speed(manifest.speed.ratios))
+    if manifest.primitives is not None:
+        lines.insert(2, describe_primitives(manifest.primitives))
     for line in lines:
         Console().print(line, highlight=False, soft_wrap=True, markup=False)
 

@@ -16,6 +16,7 @@ from regcache.compiler.plan.measure import TIMING, Look, Sizes, look
 from regcache.compiler.plan.steps import planned_steps
 from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import unnamed
+from regcache.passes.errors import InputError
 from regcache.runtime.device import find_device
 from regcache.runtime.images import list_images
 
@@ -31,7 +32,8 @@ _ACTIVATIONS: Mapping[str, float] = {
 }  # fmt: skip
 _BATCHES = frozenset({Stage.CALIBRATE, Stage.ROUND})
 # Bytes of a linear's weight.
-_WEIGHT_BYTES = {Precision.INT8: 1.0, Precision.FP8: 1.0, Precision.W4A16: 0.625}
+_WEIGHT_BYTES = {Precision.INT8: 1.0, Precision.FP8: 1.0, Precision.W4A16: 0.625,
+                 Precision.BF16: 4.0, Precision.FP16: 2.0}  # fmt: skip
 
 
 class StepForecast(Record):
@@ -81,6 +83,8 @@ def forecast(options: CompileOptions, output: Path, reporter: Reporter) -> Forec
     folder. Raises InputError as compiling does, as far as that goes.
     """
     device = find_device(options.device, algebra=True)
+    if not options.images:
+        raise InputError("--dry-run measures with photographs: name a folder with --images")
     paths = list_images(Path(options.images), reporter.warn)
     with (
         reporter.command(EXPORTING, Step(TIMING, seconds=1)),

@@ -40,7 +40,7 @@ def test_its_numbers_are_onnx_runtime_s(model: Path, images: np.ndarray) -> None
     turned = ("last_hidden_state", "pooled")
     with (
         OrtSession(model, threads=1, outputs=turned) as reference,
-        OpenVinoSession(model, threads=1, options=F32, outputs=turned) as session,
+        OpenVinoSession(model, threads=1, openvino=F32, outputs=turned) as session,
     ):
         assert session.output_names == reference.output_names == list(turned)
         assert (session.fixed_batch, session.input_dtype, session.name) == (
@@ -63,7 +63,7 @@ def test_bf16_is_coarser(model: Path, images: np.ndarray) -> None:
     found = []
     for precision in ("f32", "bf16"):
         options = OpenVinoOptions(InferencePrecision(precision))
-        with OpenVinoSession(model, threads=1, options=options) as session:
+        with OpenVinoSession(model, threads=1, openvino=options) as session:
             found.append(session.run(images)[0])
     apart = np.abs(found[0] - found[1]).max()
     assert 1e-5 < apart < 0.1
@@ -75,7 +75,7 @@ def test_several_requests_keep_the_order(model: Path, images: np.ndarray, hint: 
     batches = [images[:2], images[2:], images[1:2]]
     with (
         OrtSession(model, threads=1) as reference,
-        OpenVinoSession(model, threads=2, options=options) as session,
+        OpenVinoSession(model, threads=2, openvino=options) as session,
     ):
         for found, truth in zip(
             session.run_each(iter(batches)), reference.run_each(iter(batches)), strict=True
@@ -91,7 +91,7 @@ def test_a_fixed_batch_is_filled_up(tmp_path: Path, images: np.ndarray) -> None:
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(proto, tmp_path / "two.onnx")
     options = OpenVinoOptions(InferencePrecision.F32, Hint.THROUGHPUT)
-    with OpenVinoSession(tmp_path / "two.onnx", threads=2, options=options) as session:
+    with OpenVinoSession(tmp_path / "two.onnx", threads=2, openvino=options) as session:
         assert session.fixed_batch == 2
         pair, one = session.run(images[:2])[0], session.run(images[:1])[0]
         assert one.shape == (1, pair.shape[1])
@@ -147,12 +147,12 @@ class TestRefusals:
             OpenVinoSession(model, outputs=("other",))
         (tmp_path / "file").write_text("")
         with pytest.raises(InputError, match="file: is no folder to keep compiled models in"):
-            OpenVinoSession(model, options=OpenVinoOptions(cache=tmp_path / "file"))
+            OpenVinoSession(model, openvino=OpenVinoOptions(cache=tmp_path / "file"))
 
     def test_a_cpu_without_bf16(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("regcache.runtime.openvino_session.computes_bf16", lambda: False)
         with pytest.raises(InputError, match="this CPU computes no bf16"):
-            OpenVinoSession(model, options=OpenVinoOptions(InferencePrecision.BF16))
+            OpenVinoSession(model, openvino=OpenVinoOptions(InferencePrecision.BF16))
 
     def test_a_missing_package(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("regcache.runtime.openvino_options.find_spec", lambda _name: None)

@@ -13,19 +13,15 @@ left out.
 """
 
 import json
-import multiprocessing
 import operator
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -34,57 +30,28 @@ from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import InputError
 from regcache.passes.model_files import model_files
 from regcache.passes.preprocess import Preprocess
-from regcache.runtime.bench_cold import peak_memory
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.machine import cpu_features, cpu_name
-from regcache.runtime.openvino_options import (
-    InferencePrecision,
-    OpenVinoOptions,
-    check_openvino,
-    computes_bf16,
-)
+from regcache.runtime.openvino_options import InferencePrecision, check_openvino, computes_bf16
 from regcache.runtime.parity import ParityMeter
-from regcache.runtime.run_with import RuntimeName, Session, open_session
+from regcache.runtime.run_with import RuntimeName
 from regcache.runtime.session import available_cpus
+from regcache.runtime.time_alone import BATCHES, Deployed, Timed, embed_alone, time_alone
 
-BATCHES = (1, 8)
-_FEWEST, _WARM_UPS = 5, 3
 _WIDTH = 160
 
 
 @dataclass(frozen=True)
 class Case:
-    """One model in one runtime; `precision`: of what is not quantized."""
+    """One model in one runtime."""
 
     name: str
-    model: Path
-    runtime: RuntimeName
-    precision: InferencePrecision = InferencePrecision.F32
+    deployed: Deployed
 
     @property
     def label(self) -> str:
         """As the table names it."""
-        return f"{self.runtime.value}, {self.name}, {self.precision.value}"
-
-    def open(self, threads: int) -> Session:
-        """Load it as it would be deployed."""
-        options = OpenVinoOptions(self.precision)
-        return open_session(
-            *(self.model, self.runtime),
-            threads=threads,
-            outputs=(),
-            deployed=True,
-            openvino=options,
-        )
-
-
-@dataclass(frozen=True)
-class Timed:
-    """One round of a case: median milliseconds by batch size, and what it took beside."""
-
-    milliseconds: dict[int, float]
-    load_ms: float
-    peak_mb: float | None
+        return f"{self.deployed.runtime.value}, {self.name}, {self.deployed.precision.value}"
 
 
 @dataclass(frozen=True)
@@ -103,55 +70,22 @@ class Row:
 
 
 def cases_of(
-    float_onnx: Path, artifacts: list[Path], models: list[tuple[str, Path]]
+    float_onnx: Path, artifacts: list[Path], models: list[tuple[str, Path]], threads: int
 ) -> Iterator[Case]:
     """ONNX Runtime's float first, which all others are a share of."""
     ort, openvino = RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO
     own = [(f"regcache {folder.name}", Artifact.open(folder).model) for folder in artifacts]
     for name, model in (("float", float_onnx), *own):
-        yield Case(name, model, ort)
+        yield Case(name, Deployed(model, ort, threads))
     precisions = [InferencePrecision.F32]
     precisions += [InferencePrecision.BF16] if computes_bf16() else []
     for name, model in (("float", float_onnx), *own, *models):
         for precision in precisions:
-            yield Case(name, model, openvino, precision)
-
-
-def time_case(case: Case, shape: tuple[int, ...], threads: int, seconds: float) -> Timed:
-    """Load a model and time it at every batch size, in this process alone."""
-    started = time.perf_counter()
-    with case.open(threads) as session:
-        loaded = time.perf_counter()
-        found = {}
-        for batch in BATCHES:
-            images = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
-            for _ in range(_WARM_UPS):
-                session.run(images)
-            laps, begin = list[float](), time.perf_counter()
-            while len(laps) < _FEWEST or time.perf_counter() - begin < seconds:
-                before = time.perf_counter()
-                session.run(images)
-                laps.append(time.perf_counter() - before)
-            found[batch] = 1e3 * statistics.median(laps)
-        peak = peak_memory()
-        return Timed(found, 1e3 * (loaded - started), None if peak is None else peak / 1e6)
-
-
-def embed_all(case: Case, images: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
-    """The first output for all images, a batch of 8 at a time."""
-    with case.open(threads) as session:
-        batches = (images[start : start + 8] for start in range(0, len(images), 8))
-        return np.concatenate([outputs[0] for outputs in session.run_each(batches)])
-
-
-def alone(task: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a new process that runs nothing else."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(task, *arguments).result()
+            yield Case(name, Deployed(model, openvino, threads, precision))
 
 
 def time_all(
-    cases: list[Case], shape: tuple[int, ...], rounds: int, threads: int, seconds: float
+    cases: list[Case], recipe: Preprocess, rounds: int, seconds: float
 ) -> dict[Case, list[Timed]]:
     """Every case in turn, `rounds` times."""
     says = Console(stderr=True, highlight=False)
@@ -159,21 +93,19 @@ def time_all(
     for turn in range(rounds):
         for case in cases:
             says.print(f"round {turn + 1} of {rounds}: {case.label}", markup=False)
-            timed[case].append(alone(time_case, case, shape, threads, seconds))
+            timed[case].append(time_alone(case.deployed, recipe, seconds))
     return timed
 
 
-def rows_of(
-    timed: dict[Case, list[Timed]], recipe: Preprocess, evaluation: Path, threads: int
-) -> list[Row]:
+def rows_of(timed: dict[Case, list[Timed]], recipe: Preprocess, evaluation: Path) -> list[Row]:
     """The medians of every case, and its accuracy beside the first."""
     paths, first = list_images(evaluation), next(iter(timed))
     images = np.concatenate([batch.images for batch in ImageFolder(paths, recipe, 8)])
-    names, truth = [path.name for path in paths], alone(embed_all, first, images, threads)
+    names, truth = [path.name for path in paths], embed_alone(first.deployed, images)
     rows = []
     for case, own in timed.items():
         meter = ParityMeter()
-        meter.update([truth], [alone(embed_all, case, images, threads)], names)
+        meter.update([truth], [embed_alone(case.deployed, images)], names)
         parity = meter.result(reference="float-onnx")
         times = {batch: [one.milliseconds[batch] for one in own] for batch in BATCHES}
         base = {batch: [one.milliseconds[batch] for one in timed[first]] for batch in BATCHES}
@@ -186,7 +118,7 @@ def rows_of(
             milliseconds={batch: statistics.median(times[batch]) for batch in BATCHES},
             load_ms=statistics.median(one.load_ms for one in own),
             peak_mb=own[-1].peak_mb,
-            megabytes=sum(path.stat().st_size for path in model_files(case.model)) / 1e6,
+            megabytes=sum(path.stat().st_size for path in model_files(case.deployed.model)) / 1e6,
             cosine_mean=parity.cosine_mean,
             cosine_min=parity.cosine_min,
             nn_agreement=parity.nn_agreement,
@@ -246,10 +178,12 @@ def main(
     threads = threads or available_cpus()
     try:
         check_openvino("this table")
-        cases = list(cases_of(float_onnx, artifact or [], [_named(one) for one in model or []]))
+        cases = list(
+            cases_of(float_onnx, artifact or [], [_named(one) for one in model or []], threads)
+        )
         recipe = _recipe(float_onnx)
-        timed = time_all(cases, recipe.shape, rounds, threads, seconds)
-        rows = rows_of(timed, recipe, evaluation, threads)
+        timed = time_all(cases, recipe, rounds, seconds)
+        rows = rows_of(timed, recipe, evaluation)
     except InputError as error:
         raise typer.BadParameter(str(error)) from error
     machine = f"{cpu_name()}, {' '.join(cpu_features()) or 'features unknown'}, {threads} threads"

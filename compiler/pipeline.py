@@ -213,7 +213,8 @@ def _speed(
 ) -> SpeedRecord | None:
     """How fast the model is beside the float one; None where ONNX Runtime is not to run it."""
     options = context.options
-    if not options.profile.timed or options.simulate is not None:
+    untimed = not options.profile.timed or not options.precision.quantizes
+    if untimed or options.simulate is not None:
         return None
     first = replace(context.images, paths=context.images.paths[:1], batch_size=1)
     batch = next(iter(first))

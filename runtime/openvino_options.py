@@ -36,11 +36,10 @@ class OpenVinoOptions:
     hint: Hint = Hint.LATENCY
     cache: Path | None = None
 
-    def for_model(self, bf16: bool) -> Self:
-        """The same, in bf16 for a model that is meant for it, unless a precision was named."""
-        if bf16 and self.precision is InferencePrecision.AUTO:
-            return replace(self, precision=InferencePrecision.BF16)
-        return self
+    def for_model(self, own: InferencePrecision) -> Self:
+        """The same, in the precision that a model is meant for, unless one was named."""
+        named = self.precision is not InferencePrecision.AUTO
+        return self if named else replace(self, precision=own)
 
     def properties(self, threads: int | None) -> dict[str, Any]:
         """As OpenVINO takes them; `threads` None for all CPUs."""
@@ -64,7 +63,12 @@ def computes_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def has_openvino() -> bool:
+    """Whether OpenVINO is installed."""
+    return find_spec("openvino") is not None
+
+
 def check_openvino(what: str) -> None:
     """Raise MissingExtraError, for `what` needs it, where OpenVINO is not installed."""
-    if find_spec("openvino") is None:
+    if not has_openvino():
         raise MissingExtraError(what, extra="openvino", module="openvino")

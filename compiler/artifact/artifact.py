@@ -6,10 +6,10 @@ from typing import Self
 
 from regcache.compiler.artifact.manifest import Manifest, read_manifest
 from regcache.compiler.encoder.prepare import FLOAT
-from regcache.compiler.job.targets import Precision
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.device import CPU, Device
+from regcache.runtime.openvino_options import InferencePrecision
 from regcache.runtime.run_with import RuntimeName, RunWith, Session, open_session
 
 MODEL, PREPROCESS = "model.onnx", "preprocess.json"
@@ -54,9 +54,9 @@ class Artifact:
         return self.manifest.options.profile.integers
 
     @property
-    def in_bf16(self) -> bool:
-        """Whether OpenVINO is to compute the model in bf16, nothing being quantized."""
-        return self.manifest.options.precision is Precision.BF16
+    def inference_precision(self) -> InferencePrecision:
+        """What OpenVINO is to compute in where nothing is quantized, unless told."""
+        return self.manifest.options.precision.in_openvino
 
     @property
     def first_outputs(self) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ class Artifact:
     ) -> Session:
         openvino = run_with.openvino
         if model == self.model:
-            openvino = openvino.for_model(self.in_bf16)
+            openvino = openvino.for_model(self.inference_precision)
         return open_session(
             model,
             run_with.settle(self.manifest.options.profile.runtime, device),

@@ -152,10 +152,9 @@ def _openvino(plan: BenchPlan, artifact: Artifact, *, of_artifact: bool) -> Open
     """How OpenVINO runs a model: a bf16 artifact in bf16, and what it is compared with in FP32."""
     given = plan.openvino
     if of_artifact:
-        return given.for_model(artifact.in_bf16)
-    if artifact.in_bf16 and given.precision is InferencePrecision.AUTO:
-        return replace(given, precision=InferencePrecision.F32)
-    return given
+        return given.for_model(artifact.inference_precision)
+    in_bf16 = artifact.inference_precision is InferencePrecision.BF16
+    return given.for_model(InferencePrecision.F32) if in_bf16 else given
 
 
 def _bench_runner(

@@ -7,6 +7,7 @@ from enum import StrEnum
 from regcache.passes.affine import IntegerType
 from regcache.passes.errors import InputError
 from regcache.passes.float8 import Float8
+from regcache.runtime.openvino_options import InferencePrecision
 from regcache.runtime.run_with import RuntimeName
 
 # MatMulNBits takes 16 and more; a float32 scale for 32 weights is one more bit for each.
@@ -21,11 +22,16 @@ class TargetName(StrEnum):
     TENSORRT_RTX = "tensorrt-rtx"
     OPENVINO = "openvino"
 
+    @property
+    def profile(self) -> "TargetProfile":
+        """All that is particular to it."""
+        return PROFILES[self]
+
 
 class Precision(StrEnum):
     """What the linears compute in: 8-bit integers or floats, or float with weights of 4 bits.
 
-    In bf16 and fp16 nothing is quantized.
+    In bf16, fp16 and fp32 nothing is quantized.
     """
 
     INT8 = "int8"
@@ -33,11 +39,18 @@ class Precision(StrEnum):
     W4A16 = "w4a16"
     BF16 = "bf16"
     FP16 = "fp16"
+    FP32 = "fp32"
 
     @property
     def quantizes(self) -> bool:
         """Whether weights are rounded to fewer bits, which takes images to calibrate on."""
-        return self not in (Precision.BF16, Precision.FP16)
+        return self not in (Precision.BF16, Precision.FP16, Precision.FP32)
+
+    @property
+    def in_openvino(self) -> InferencePrecision:
+        """What OpenVINO computes in where nothing is quantized, unless told."""
+        known = {Precision.BF16: InferencePrecision.BF16, Precision.FP32: InferencePrecision.F32}
+        return known.get(self, InferencePrecision.AUTO)
 
 
 class Simulation(StrEnum):
@@ -85,11 +98,6 @@ class Target:
     def profile(self) -> "TargetProfile":
         """The profile of the target."""
         return PROFILES[self.name]
-
-    @property
-    def in_bf16(self) -> bool:
-        """Whether everything is computed in bf16."""
-        return self.floats == "bfloat16"
 
     @property
     def dtypes(self) -> tuple[str, str]:
@@ -166,6 +174,7 @@ def _cpu(name: TargetName) -> TargetProfile:
     formats = {
         Precision.INT8: Target(name, "uint8", False, "int8", "U8S8: this CPU's kernels are exact"),
         Precision.W4A16: Target(name, "uint8", False, "int8", blocks, None, 4, _BLOCK_SIZE),
+        Precision.FP32: _floats(name, "ONNX Runtime: FP32", "float32"),
     }
     saturating = Target(
         name, "uint8", False, "uint8", "U8U8: this CPU's U8S8 kernels saturate in 16 bits"
@@ -189,6 +198,7 @@ def _openvino(name: TargetName) -> TargetProfile:
         {
             Precision.INT8: exact,
             Precision.BF16: _floats(name, "OpenVINO: bf16", "bfloat16"),
+            Precision.FP32: _floats(name, "OpenVINO: FP32", "float32"),
         },
         int8_share=0.98,
         half=False,

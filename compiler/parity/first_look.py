@@ -1,7 +1,6 @@
 """The stage that compares the model with its float original on a few calibration images."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from regcache.compiler.job.stages import Stage
 from regcache.compiler.parity.comparison import compare
 from regcache.runtime.device import CPU
 from regcache.runtime.images import ImageFolder
-from regcache.runtime.openvino_options import OpenVinoOptions
+from regcache.runtime.openvino_options import OpenVinoOptions, has_openvino
 from regcache.runtime.openvino_primitives import Primitives
 from regcache.runtime.openvino_session import OpenVinoSession
 from regcache.runtime.parity import ParityResult
@@ -45,7 +44,7 @@ def first_look(context: Context, encoder: FloatEncoder, model: Path) -> FirstLoo
     context.reporter.begin(Stage.PARITY)
     own = context.target.profile.runtime
     primitives: Primitives | None = None
-    if own is RuntimeName.OPENVINO and find_spec("openvino") is not None:
+    if own is RuntimeName.OPENVINO and has_openvino():
         runtime = RuntimeName.OPENVINO
         names, found, primitives = _in_openvino(context, encoder, model, images)
     else:
@@ -98,7 +97,7 @@ def _in_openvino(
     with OpenVinoSession(
         model,
         threads=context.threads,
-        openvino=OpenVinoOptions().for_model(context.target.in_bf16),
+        openvino=OpenVinoOptions().for_model(context.precision.in_openvino),
         outputs=encoder.outputs.first,
         profiled=True,
     ) as candidate:

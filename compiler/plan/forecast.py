@@ -33,7 +33,8 @@ _ACTIVATIONS: Mapping[str, float] = {
 _BATCHES = frozenset({Stage.CALIBRATE, Stage.ROUND})
 # Bytes of a linear's weight.
 _WEIGHT_BYTES = {Precision.INT8: 1.0, Precision.FP8: 1.0, Precision.W4A16: 0.625,
-                 Precision.BF16: 4.0, Precision.FP16: 2.0}  # fmt: skip
+                 Precision.BF16: 4.0, Precision.FP16: 2.0,
+                 Precision.FP32: 4.0}  # fmt: skip
 
 
 class StepForecast(Record):

@@ -6,6 +6,7 @@ from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.pass_record import pass_records
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.stages import Stage
+from regcache.compiler.job.targets import Precision
 from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.finish import Quantized
 from regcache.compiler.quantization.int8_share import Placement
@@ -18,13 +19,14 @@ def leave_unquantized(
 ) -> tuple[Equalized, Placement, Quantized]:
     """The encoder as it is, and what the stages of quantization would have given.
 
-    In FP16 what may overflow computes in FP32; bf16 is a matter of how OpenVINO runs the graph.
+    In FP16 what may overflow computes in FP32; bf16 is a matter of how OpenVINO runs the graph, and
+    FP32 is what it is.
     Every site stays float.
     """
     context.reporter.begin(Stage.WRITE)
 
     def steps() -> Iterator[Pass]:
-        if not context.target.in_bf16:
+        if context.precision is Precision.FP16:
             yield HalfPrecision()
 
     graph, ran = run_all(steps(), encoder.graph)

@@ -37,7 +37,8 @@ class RunWith:
         chosen = self.runtime or own
         if chosen is RuntimeName.OPENVINO:
             if device.on_gpu:
-                raise InputError(f"OpenVINO runs on the CPU, not on {device}: --device cpu")
+                other = f"--device cpu, or --runtime {RuntimeName.ONNXRUNTIME.value}"
+                raise InputError(f"OpenVINO runs on the CPU, not on {device}: {other}")
             check_openvino("running in OpenVINO")
         elif self.openvino != OpenVinoOptions():
             raise InputError(

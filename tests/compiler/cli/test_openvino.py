@@ -9,6 +9,7 @@ import pytest
 from support.command_line import assert_refused, run_regcache
 from support.tiny_artifact import tiny_artifact, write_tiny
 from support.tiny_source import photos
+from support.triton_schema import parse_config
 
 import regcache
 from regcache.passes.errors import InputError, MissingExtraError
@@ -236,3 +237,32 @@ def test_fp16_needs_no_images(target: str, images: Path, tmp_path: Path) -> None
     found = regcache.parity(artifact, images)
     assert 1e-9 < 1 - found.cosine_mean < 1e-4
     assert_refused(run_regcache(*command, "--no-half"), "--no-half says nothing with")
+
+
+def test_bundles(compiled: Path, tmp_path: Path) -> None:
+    output = tmp_path / "repository"
+    bundle = ("bundle", compiled, "-o", output)
+    done = run_regcache(*bundle, "--format", "triton", "--threads", 3)
+    assert done.code == 0, done
+    config = parse_config((output / "tiny" / "config.pbtxt").read_text())
+    assert (config["backend"], config["default_model_filename"]) == ("openvino", "model.onnx")
+    assert config["instance_group"] == [{"count": 1, "kind": "KIND_CPU"}]
+    assert config["parameters"] == {
+        "PERFORMANCE_HINT": {"string_value": "LATENCY"},
+        "NUM_STREAMS": {"string_value": "1"},
+        "INFERENCE_NUM_THREADS": {"string_value": "3"},
+    }
+    assert "OpenVINO backend" in (output / "README.md").read_text()
+    assert_refused(
+        run_regcache(*bundle, "--format", "ort-edge"), "compile it with --target ort-cpu"
+    )
+
+
+@pytest.mark.skipif(not computes_bf16(), reason="NOT CHECKED: this CPU computes no bf16")
+def test_a_bf16_bundle_says_so(tmp_path: Path) -> None:
+    artifact, output = tmp_path / "artifact", tmp_path / "repository"
+    command = ("compile", write_tiny(tmp_path), "-o", artifact, "--target", "openvino")
+    assert run_regcache(*command, "--precision", "bf16").code == 0
+    assert run_regcache("bundle", artifact, "--format", "triton", "-o", output).code == 0
+    config = parse_config((output / "tiny" / "config.pbtxt").read_text())
+    assert config["parameters"]["HINT_BF16"] == {"string_value": "YES"}

@@ -1,8 +1,8 @@
 """Float, bf16 and int8 on every CPU runtime: time as a share of ONNX Runtime's float, and accuracy.
 
 Each model runs in a process of its own, as sessions that share one spin against one another; all
-of them in turn, some rounds over, and a share is the median over the rounds of its time to float's
-in the same round. Accuracy is beside ONNX Runtime's float.
+of them in turn, some rounds over. Its time is the least of the rounds' medians, as what else the
+machine does only adds to it. Accuracy is beside ONNX Runtime's float.
 
     python benchmarks/cpu_runtimes.py FLOAT_ONNX --evaluation DIR [--artifact ARTIFACT]...
         [--model NAME=FILE_ONNX]... [--rounds 3] [--threads N] [--json FILE]
@@ -13,7 +13,6 @@ left out.
 """
 
 import json
-import operator
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -36,7 +35,7 @@ from regcache.runtime.openvino_options import InferencePrecision, check_openvino
 from regcache.runtime.parity import ParityMeter
 from regcache.runtime.run_with import RuntimeName
 from regcache.runtime.session import available_cpus
-from regcache.runtime.time_alone import BATCHES, Deployed, Timed, embed_alone, time_alone
+from regcache.runtime.time_alone import BATCHES, Deployed, Timed, embed_alone, least, time_alone
 
 _WIDTH = 160
 
@@ -61,6 +60,7 @@ class Row:
     label: str
     shares: dict[int, float]
     milliseconds: dict[int, float]
+    rounds: list[dict[int, float]]
     load_ms: float
     peak_mb: float | None
     megabytes: float
@@ -107,15 +107,12 @@ def rows_of(timed: dict[Case, list[Timed]], recipe: Preprocess, evaluation: Path
         meter = ParityMeter()
         meter.update([truth], [embed_alone(case.deployed, images)], names)
         parity = meter.result(reference="float-onnx")
-        times = {batch: [one.milliseconds[batch] for one in own] for batch in BATCHES}
-        base = {batch: [one.milliseconds[batch] for one in timed[first]] for batch in BATCHES}
+        times, base = least(own), least(timed[first])
         row = Row(
             label=case.label,
-            shares={
-                batch: statistics.median(map(operator.truediv, times[batch], base[batch]))
-                for batch in BATCHES
-            },
-            milliseconds={batch: statistics.median(times[batch]) for batch in BATCHES},
+            shares={batch: times[batch] / base[batch] for batch in times},
+            milliseconds=times,
+            rounds=[dict(one.milliseconds) for one in own],
             load_ms=statistics.median(one.load_ms for one in own),
             peak_mb=own[-1].peak_mb,
             megabytes=sum(path.stat().st_size for path in model_files(case.deployed.model)) / 1e6,

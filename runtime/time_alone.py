@@ -6,7 +6,7 @@ Sessions that share a process spin against one another, and one runtime's thread
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -70,6 +70,13 @@ class Timed:
     milliseconds: Mapping[int, float]
     load_ms: float
     peak_mb: float | None
+
+
+def least(rounds: Sequence[Timed]) -> dict[int, float]:
+    """The least milliseconds of some rounds, by batch size: other work only adds to them."""
+    return {
+        batch: min(one.milliseconds[batch] for one in rounds) for batch in rounds[0].milliseconds
+    }
 
 
 def time_alone(deployed: Deployed, recipe: Preprocess, seconds: float) -> Timed:

@@ -28,7 +28,7 @@ from regcache.runtime.openvino_options import (
 )
 from regcache.runtime.parity import ParityMeter, ParityResult
 from regcache.runtime.session import available_cpus
-from regcache.runtime.time_alone import Deployed, Timed, embed_alone, time_alone
+from regcache.runtime.time_alone import Deployed, Timed, embed_alone, least, time_alone
 
 _ROUNDS, _SECONDS, _IMAGES = 3, 0.5, 16
 
@@ -166,16 +166,13 @@ def _measure(
 def _record(
     way: Way, deployed: Deployed, timed: Sequence[Timed], parity: ParityResult
 ) -> WayRecord:
-    medians = {
-        batch: statistics.median(one.milliseconds[batch] for one in timed)
-        for batch in timed[0].milliseconds
-    }
-    largest = max(medians)
+    times = least(timed)
+    largest = max(times)
     return WayRecord(
         target=way.target,
         precision=way.precision,
-        milliseconds=medians,
-        images_per_second=1e3 * largest / medians[largest],
+        milliseconds=times,
+        images_per_second=1e3 * largest / times[largest],
         load_ms=statistics.median(one.load_ms for one in timed),
         file_mb=sum(path.stat().st_size for path in model_files(deployed.model)) / 1e6,
         peak_mb=timed[-1].peak_mb,

@@ -35,7 +35,7 @@ class WayRecord(Record):
     precision: Precision
     """What the linears compute in."""
     milliseconds: dict[int, float]
-    """Median milliseconds of a run, by batch size."""
+    """Milliseconds of a run, by batch size: the least of the rounds' medians."""
     images_per_second: float
     """At the largest batch size."""
     load_ms: float

@@ -10,7 +10,7 @@ from support.tiny_vit import Spec, TinyVit
 
 from regcache.passes.errors import InputError
 from regcache.runtime.run_with import RuntimeName
-from regcache.runtime.time_alone import Deployed, embed_alone, time_alone
+from regcache.runtime.time_alone import Deployed, Timed, embed_alone, least, time_alone
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +27,11 @@ def test_time_and_outputs(tmp_path: Path) -> None:
     assert min(timed.milliseconds.values()) > 0
     assert timed.load_ms > 0
     assert timed.peak_mb is None or timed.peak_mb > 10
+
+
+def test_the_least_of_some_rounds() -> None:
+    rounds = [Timed({1: 3.0, 8: 9.0}, 1.0, None), Timed({1: 2.0, 8: 11.0}, 1.0, None)]
+    assert least(rounds) == {1: 2.0, 8: 9.0}
 
 
 def test_what_fails_there_is_said_here(tmp_path: Path) -> None:

@@ -142,8 +142,10 @@ class OpenVinoSession:
             request.wait()
         except RuntimeError as error:
             raise InputError(f"{self.name}: OpenVINO: {_reason(error)}") from error
-        made = [np.array(request.get_output_tensor(slot).data[:count]) for slot in self._order]
+        made = [np.array(request.get_output_tensor(slot).data) for slot in self._order]
         self._idle.append(request)
+        if count < (self.fixed_batch or 0):
+            made = [output[:count] for output in made]
         return made
 
     def __enter__(self) -> Self:

@@ -2,7 +2,8 @@
 
 Each model runs in a process of its own, as sessions that share one spin against one another; all
 of them in turn, some rounds over. Its time is the least of the rounds' medians, as what else the
-machine does only adds to it. Accuracy is beside ONNX Runtime's float.
+machine does only adds to it; the CPUs' time, in all, is told beside it. Accuracy is beside ONNX
+Runtime's float.
 
     python benchmarks/cpu_runtimes.py FLOAT_ONNX --evaluation DIR [--artifact ARTIFACT]...
         [--model NAME=FILE_ONNX]... [--rounds 3] [--threads N] [--json FILE]
@@ -61,6 +62,7 @@ class Row:
     shares: dict[int, float]
     milliseconds: dict[int, float]
     rounds: list[dict[int, float]]
+    cpu_shares: dict[int, float]
     load_ms: float
     peak_mb: float | None
     megabytes: float
@@ -113,6 +115,7 @@ def rows_of(timed: dict[Case, list[Timed]], recipe: Preprocess, evaluation: Path
             shares={batch: times[batch] / base[batch] for batch in times},
             milliseconds=times,
             rounds=[dict(one.milliseconds) for one in own],
+            cpu_shares={batch: used(own, batch) / used(timed[first], batch) for batch in times},
             load_ms=statistics.median(one.load_ms for one in own),
             peak_mb=own[-1].peak_mb,
             megabytes=sum(path.stat().st_size for path in model_files(case.deployed.model)) / 1e6,
@@ -124,9 +127,15 @@ def rows_of(timed: dict[Case, list[Timed]], recipe: Preprocess, evaluation: Path
     return rows
 
 
+def used(rounds: list[Timed], batch: int) -> float:
+    """The least milliseconds of all CPUs together."""
+    return min(one.cpu_ms[batch] for one in rounds)
+
+
 def table_of(rows: list[Row], title: str) -> Table:
     """One line for each case."""
-    heads = [f"share at {batch}" for batch in BATCHES] + [f"ms at {batch}" for batch in BATCHES]
+    heads = [f"share at {batch}" for batch in BATCHES]
+    heads += [f"CPU at {batch}" for batch in BATCHES] + [f"ms at {batch}" for batch in BATCHES]
     heads += ["images/s", "load ms", "peak MB", "file MB", "cosine", "worst", "nn"]
     columns = [Column(head, justify="right", no_wrap=True) for head in heads]
     table = Table(Column("runtime, model, rest", no_wrap=True), *columns, title=title)
@@ -135,6 +144,7 @@ def table_of(rows: list[Row], title: str) -> Table:
         table.add_row(
             row.label,
             *(f"{row.shares[batch]:.3f}" for batch in BATCHES),
+            *(f"{row.cpu_shares[batch]:.3f}" for batch in BATCHES),
             *(f"{row.milliseconds[batch]:.1f}" for batch in BATCHES),
             f"{1e3 * last / row.milliseconds[last]:.0f}",
             f"{row.load_ms:.0f}",

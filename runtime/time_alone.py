@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -64,12 +64,14 @@ class Deployed:
 class Timed:
     """How long a model took: median milliseconds by batch size, and to load.
 
-    `peak_mb`: megabytes of memory at most, None where the system does not say.
+    `cpu_ms`: of all CPUs together, which other work lengthens less. `peak_mb`: megabytes of memory
+    at most, None where the system does not say.
     """
 
     milliseconds: Mapping[int, float]
     load_ms: float
     peak_mb: float | None
+    cpu_ms: Mapping[int, float] = field(default_factory=dict)
 
 
 def least(rounds: Sequence[Timed]) -> dict[int, float]:
@@ -114,19 +116,22 @@ def _time(deployed: Deployed, recipe: Preprocess, seconds: float) -> Timed:
     started = time.perf_counter()
     with deployed.open() as session:
         loaded = time.perf_counter()
-        found = {}
+        found, used = {}, {}
         for batch in [session.fixed_batch] if session.fixed_batch else BATCHES:
             images = loading.images(batch)
             for _ in range(_WARM_UPS):
                 session.run(images)
-            laps, begin = list[float](), time.perf_counter()
+            laps, cpu, begin = list[float](), list[float](), time.perf_counter()
             while len(laps) < _FEWEST or time.perf_counter() - begin < seconds:
-                before = time.perf_counter()
+                before, busy = time.perf_counter(), time.process_time()
                 session.run(images)
                 laps.append(time.perf_counter() - before)
+                cpu.append(time.process_time() - busy)
             found[batch] = 1e3 * statistics.median(laps)
+            used[batch] = 1e3 * statistics.median(cpu)
         peak = peak_memory()
-        return Timed(found, 1e3 * (loaded - started), None if peak is None else peak / 1e6)
+        megabytes = None if peak is None else peak / 1e6
+        return Timed(found, 1e3 * (loaded - started), megabytes, used)
 
 
 def _embed(deployed: Deployed, images: NDArray[np.float32]) -> NDArray[np.float32]:

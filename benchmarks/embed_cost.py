@@ -1,9 +1,10 @@
 """What `regcache.load(ARTIFACT).embed` costs beside what it cannot do without.
 
-That is ONNX Runtime on tensors that are ready, plus reading the images. Both run in turn, in one
-process; the ratio is what counts.
+That is the runtime on tensors that are ready, plus reading the images. Both run in turn, in one
+process; the ratio is what counts. OpenVINO loads its compiled model from a cache on both sides.
 
-    python benchmarks/embed_cost.py ARTIFACT --images DIR [--rounds 5] [--threads N] [--json FILE]
+    python benchmarks/embed_cost.py ARTIFACT --images DIR [--runtime openvino] [--rounds 5]
+        [--threads N] [--json FILE]
 """
 
 import json
@@ -11,16 +12,20 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
 import numpy as np
 import onnxruntime as ort
 import typer
+from numpy.typing import NDArray
 
 import regcache
 from regcache.compiler.artifact.artifact import MODEL
 from regcache.runtime.images import list_images, read_image
+from regcache.runtime.run_with import RuntimeName
 from regcache.runtime.session import available_cpus
 
 
@@ -30,28 +35,30 @@ def main(
     batch_size: int = 8,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     threads: int | None = None,
+    runtime: RuntimeName = RuntimeName.ONNXRUNTIME,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
-    """Print the time of loading and embedding, over raw ONNX Runtime's plus decoding's."""
+    """Print the time of loading and embedding, over the raw runtime's plus decoding's."""
     threads = threads or available_cpus()
     paths = list_images(images)
-    with regcache.load(artifact, threads=threads) as embedder:
-        recipe = embedder.recipe
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(
-        os.fspath(artifact / MODEL), options, providers=["CPUExecutionProvider"]
+    cache = TemporaryDirectory(prefix="regcache-")  # removed when the process ends
+    folder = cache.name if runtime is RuntimeName.OPENVINO else None
+    load = partial(
+        regcache.load, artifact, threads=threads, runtime=runtime.value, model_cache=folder
     )
-    name = session.get_inputs()[0].name
+    with load() as embedder:
+        recipe = embedder.recipe
+    infer = _openvino if runtime is RuntimeName.OPENVINO else _onnxruntime
+    run_raw = infer(artifact / MODEL, threads)
     ready = np.stack([read_image(path, recipe) for path in paths])
 
     def embed() -> None:
-        with regcache.load(artifact, threads=threads) as loaded:
+        with load() as loaded:
             loaded.embed(paths, batch_size=batch_size)
 
     def run() -> None:
         for start in range(0, len(ready), batch_size):
-            session.run(None, {name: ready[start : start + batch_size]})
+            run_raw(ready[start : start + batch_size])
 
     def decode() -> None:
         for path in paths:
@@ -75,6 +82,22 @@ def main(
         print(f"{key:12} {value:9.3f}")
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _onnxruntime(model: Path, threads: int) -> Callable[[NDArray[Any]], object]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(os.fspath(model), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})
+
+
+def _openvino(model: Path, threads: int) -> Callable[[NDArray[Any]], object]:
+    from openvino import compile_model
+
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    request = compile_model(model, "CPU", hints).create_infer_request()
+    return lambda images: request.infer({0: images}, share_inputs=True)
 
 
 def _seconds(step: Callable[[], None]) -> float:

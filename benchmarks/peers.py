@@ -4,10 +4,11 @@ Each peer quantizes in a virtual environment of its own, made once (up to 6 GB w
 PyTorch). All models then run here, on ONNX Runtime's CPU, and are compared with the float one.
 
     python benchmarks/peers.py FLOAT_ONNX --calibration DIR --evaluation DIR [--ours ARTIFACT]...
-        [--only NAME]... [--venvs DIR] [--timeout SECONDS] [--json FILE]
+        [--only NAME]... [--venvs DIR] [--timeout SECONDS] [--keep DIR] [--json FILE]
 
 The seconds are those of the peer's whole process. What it printed stays in the folder of the
-environments, as NAME.log. A peer that cannot be installed or run has its reason in the table.
+environments, as NAME.log; with --keep its model stays as NAME.onnx. A peer
+that cannot be installed or run has its reason in the table.
 """
 
 import glob
@@ -15,6 +16,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -264,7 +266,9 @@ class Bench:
         return Figures(_megabytes(quantized), meter.result(reference="float-onnx"), speed)
 
 
-def measure_peer(peer: Peer, bench: Bench, venvs: Path, timeout: int) -> Row:
+def measure_peer(
+    peer: Peer, bench: Bench, venvs: Path, timeout: int, keep: Path | None = None
+) -> Row:
     """Install what the peer needs, quantize, measure; whatever goes wrong is in the row."""
     row = (peer.name, f"{peer.library.package} {peer.library.version}", peer.how, False)
     try:
@@ -272,6 +276,9 @@ def measure_peer(peer: Peer, bench: Bench, venvs: Path, timeout: int) -> Row:
         with tempfile.TemporaryDirectory() as scratch:
             quantized = Path(scratch) / "model.onnx"
             seconds = quantize(peer, bench, python, quantized, venvs / f"{peer.name}.log", timeout)
+            if keep is not None:
+                keep.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(quantized, keep / f"{peer.name}.onnx")
             return Row(*row, seconds, bench.measure(quantized))
     except (PeerError, InputError) as error:
         return Row(*row, failure=first_line(error))
@@ -414,6 +421,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="A peer's name, or how it starts.")] = None,
     venvs: Annotated[Path, typer.Option()] = Path("build/peers"),
     timeout: Annotated[int, typer.Option(help="Seconds that a peer may quantize.")] = 1800,
+    keep: Annotated[Path | None, typer.Option(help="Where the peers' models stay.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Print one table of all models, sorted by the mean cosine to float."""
@@ -432,7 +440,7 @@ def main(
         raise typer.BadParameter(str(error)) from error
     for peer in peers:
         says.print(f"{peer.name}: {peer.how}", markup=False)
-        rows.append(measure_peer(peer, bench, venvs, timeout))
+        rows.append(measure_peer(peer, bench, venvs, timeout, keep))
     rows.sort(key=_closeness, reverse=True)
     console = Console()
     console.width = max(console.width, _WIDTH)

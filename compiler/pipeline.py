@@ -6,15 +6,16 @@ A stage is a function of the context and of the encoder as it stands; it changes
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from regcache.compiler.artifact.artifact import MODEL, PREPROCESS
 from regcache.compiler.artifact.describe import Compiled, describe_artifact
-from regcache.compiler.artifact.manifest import FileRecord, Manifest, SpeedRecord
+from regcache.compiler.artifact.manifest import FileRecord, Manifest, ParityRecord, SpeedRecord
 from regcache.compiler.artifact.signature import check_signing_key, sign
 from regcache.compiler.artifact.speed_check import check_speed
 from regcache.compiler.calibration.calibrate import Calibrated, calibrate
@@ -28,10 +29,10 @@ from regcache.compiler.encoder.pass_record import say_slower
 from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.encoder.split import split_for_target
 from regcache.compiler.job.context import Context, choose_target
-from regcache.compiler.job.options import CompileOptions, RegisterChoice
+from regcache.compiler.job.options import CompileOptions, RegisterChoice, Rounding
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision
-from regcache.compiler.parity.first_look import first_look
+from regcache.compiler.parity.first_look import FIRST_LOOK_IMAGES, first_look
 from regcache.compiler.plan.model_size import bytes_of
 from regcache.compiler.plan.steps import TOKENS, planned_steps
 from regcache.compiler.quantization.equalize import (
@@ -41,15 +42,19 @@ from regcache.compiler.quantization.equalize import (
     without_shifts,
 )
 from regcache.compiler.quantization.finish import Quantized, quantize
-from regcache.compiler.quantization.int8_share import keep_float
+from regcache.compiler.quantization.int8_share import Placement, keep_float
 from regcache.compiler.quantization.rotation import rotate
+from regcache.compiler.quantization.unquantized import leave_unquantized
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import real_path, staged_folder
 from regcache.passes.errors import InputError
 from regcache.passes.model_files import check_free, model_files, remove_model
 from regcache.passes.onnx_file import save_graph
+from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import Device, computing_on, find_device
 from regcache.runtime.images import ImageFolder, Skipped, list_images
+from regcache.runtime.made_pictures import draw_pictures
+from regcache.runtime.openvino_options import check_openvino, computes_bf16
 
 REGISTERS = "registers.npz"
 
@@ -72,18 +77,19 @@ def compile_encoder(
     InputError on bad input, and then leaves nothing at `output` that was not there before.
     """
     device = device or find_device(options.device, algebra=True)
+    _check_possible(options)
     target = choose_target(options)
-    paths = list_images(Path(options.images), reporter.warn)
-    steps = planned_steps(options, len(paths))
     journal = _journal(output)
     if key is not None:
         check_signing_key(key)
-    with (
-        reporter.command(*steps),
-        staged_folder(output, force=force, tell=reporter.warn) as staging,
-        computing_on(device),
-        one_blas_thread(),
-    ):
+    with temporary_folder() as drawn, computing_on(device), one_blas_thread(), ExitStack() as ends:
+        paths = (
+            list_images(Path(options.images), reporter.warn)
+            if options.images
+            else draw_pictures(drawn, FIRST_LOOK_IMAGES)
+        )
+        ends.enter_context(reporter.command(*planned_steps(options, len(paths))))
+        staging = ends.enter_context(staged_folder(output, force=force, tell=reporter.warn))
         prepared = prepare(options, staging, reporter, threads=options.threads)
         encoder = split_for_target(prepared, target)
         go_on_with(encoder.graph, prepared.graph, staging)
@@ -92,7 +98,8 @@ def compile_encoder(
             paths, encoder.recipe, encoder.batch(options.batch_size), reporter.skipped
         )
         context = Context(options, target, images, staging, journal, reporter, device)
-        manifest = _compile(context, encoder, staging)
+        follow = _compile if options.precision.quantizes else _compile_float
+        manifest = follow(context, encoder, staging)
         manifest.write(staging)
         if key is not None:
             sign(staging, key)
@@ -114,11 +121,27 @@ def _journal(output: Path) -> Path:
 
 def _check_room(options: CompileOptions, encoder: FloatEncoder, folder: Path, images: int) -> None:
     """Refuse a full disk before the search, not after it: model.onnx is copied to be looked at."""
-    size = bytes_of(encoder, options.precision, half=options.in_half)
-    row = 4 * sum(site.linears[0].weight_shape[0] for site in encoder.view.sites)
-    rows = stored_bytes(row, images, encoder.view.tokens or TOKENS)
-    check_free(folder / MODEL, size + rows)
-    check_free(Path(tempfile.gettempdir(), MODEL), size)
+    size = model = bytes_of(encoder, options.precision, half=options.in_half)
+    if options.precision.quantizes and options.rounding is Rounding.GPTQ:
+        row = 4 * sum(site.linears[0].weight_shape[0] for site in encoder.view.sites)
+        size += stored_bytes(row, images, encoder.view.tokens or TOKENS)
+    check_free(folder / MODEL, size)
+    check_free(Path(tempfile.gettempdir(), MODEL), model)
+
+
+def _check_possible(options: CompileOptions) -> None:
+    """Raise InputError without images to calibrate on, or where bf16 cannot be looked at here.
+
+    ONNX Runtime would compute the same file in FP32, which says nothing of bf16: MissingExtraError
+    without OpenVINO.
+    """
+    if options.precision.quantizes and not options.images:
+        named = options.precision.value
+        raise InputError(f"{named} is calibrated on photographs: name a folder with --images")
+    if options.precision is Precision.BF16:
+        check_openvino("--precision bf16")
+        if not computes_bf16():
+            raise InputError("--precision bf16: this CPU computes none; compile where it will run")
 
 
 def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
@@ -135,16 +158,51 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
         even, sensitivity = _even(context, placed), []  # known is only what was without registers
     placement = keep_float(context, placed, even, sensitivity, options.share)
     quantized = quantize(context, even.equalized, placement, even.calibrated)
+    made = _Made(curated, even.equalized, placement, quantized)
     _save(quantized, curated, (encoder, placed, even.equalized.encoder), folder)
-    parity = first_look(context, encoder, folder / MODEL)
-    speed = _speed(context, encoder, folder / MODEL, quantized.linears)
+    return _finish(context, encoder, made, skipped, folder)
+
+
+def _compile_float(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
+    """The stages where nothing is quantized: no image is run but for the first look."""
+    skipped = list[Skipped]()
+    context = replace(context, images=context.images.telling(skipped.append))
+    curated = no_registers(encoder, "nothing is quantized")
+    made = _Made(curated, *leave_unquantized(context, encoder))
+    _save(made.quantized, curated, (encoder,), folder)
+    return _finish(context, encoder, made, skipped, folder)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What the stages made of an encoder."""
+
+    curated: Curated
+    equalized: Equalized
+    placement: Placement
+    quantized: Quantized
+
+
+def _finish(
+    context: Context, encoder: FloatEncoder, made: _Made, skipped: Sequence[Skipped], folder: Path
+) -> Manifest:
+    """Measure the model in `folder`, write the files that are missing but for the manifest."""
+    look = first_look(context, encoder, folder / MODEL)
+    parity = ParityRecord(images=_shown(context), result=look.result, runtime=look.runtime)
+    speed = _speed(context, encoder, folder / MODEL, made.quantized.linears)
     (folder / PREPROCESS).write_text(encoder.recipe.to_json(), encoding="utf-8")
     source = FileRecord.of(*model_files(encoder.path))
-    if not options.keep_float:
+    if not context.options.keep_float:
         remove_model(encoder.path)
     context.reporter.begin(Stage.SEAL)
-    compiled = Compiled(curated, even.equalized, placement, quantized, parity, speed)
+    compiled = Compiled(**vars(made), parity=parity, primitives=look.primitives, speed=speed)
     return describe_artifact(context, compiled, source, skipped, folder)
+
+
+def _shown(context: Context) -> Literal["calibration", "given", "drawn"]:
+    if not context.options.images:
+        return "drawn"
+    return "calibration" if context.options.precision.quantizes else "given"
 
 
 class _Even(NamedTuple):
@@ -179,7 +237,8 @@ def _speed(
 ) -> SpeedRecord | None:
     """How fast the model is beside the float one; None where ONNX Runtime is not to run it."""
     options = context.options
-    if not options.profile.integers or options.simulate is not None:
+    untimed = not options.profile.timed or not options.precision.quantizes
+    if untimed or options.simulate is not None:
         return None
     first = replace(context.images, paths=context.images.paths[:1], batch_size=1)
     batch = next(iter(first))

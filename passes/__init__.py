@@ -36,11 +36,13 @@ Make activations easier to quantize:
     RotateHidden           what the MLPs' second linears read is rotated
     ShiftActivations       channels are shifted so that symmetric integers fit them
     Equalize               channels are divided by a factor each
+    BalanceScores          keys are centred, and reach as far as queries, channel by channel
     SplitQkv               a packed projection becomes one for q, k and v each
 Quantize:
     QuantizeLinears        Q/DQ pairs of integers around the linears
     QuantizeFloat8         Q/DQ pairs of E4M3 around the linears
-    QuantizeAttention      Q/DQ pairs before attention's two products
+    QuantizeAttention      Q/DQ pairs before attention's products
+    QuantizePatches        Q/DQ pairs around the convolution that makes patches
     PackWeights            weights of 4 or 8 bits in blocks
     RoundWeights           weights of few bits, everything computed in float
     CorrectBias            biases take back what quantization shifts on average

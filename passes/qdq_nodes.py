@@ -88,16 +88,24 @@ def insert_pair(
 
 
 def insert_weight(
-    graph: gs.Graph, name: str, stored: NDArray[Any], scales: NDArray[np.float32], zero_point: int
+    graph: gs.Graph,
+    name: str,
+    stored: NDArray[Any],
+    scales: NDArray[np.float32],
+    zero_point: int,
+    axis: int = 1,
 ) -> gs.Variable:
-    """The float32 output of a new DequantizeLinear for `stored` [K, N], `scales` [N]."""
+    """The float32 output of a new DequantizeLinear for `stored`, [K, N] or more, `scales` [N].
+
+    `axis`: which of its axes has N.
+    """
     inputs = [
         gs.Constant(f"{name}/quantized", stored),
         gs.Constant(f"{name}/scale", scales),
         gs.Constant(f"{name}/zero_point", np.full(scales.shape, zero_point, stored.dtype)),
     ]
     output = gs.Variable(f"{name}/dequantized", dtype=np.float32)
-    graph.nodes.append(gs.Node("DequantizeLinear", f"{name}/dq", {"axis": 1}, inputs, [output]))
+    graph.nodes.append(gs.Node("DequantizeLinear", f"{name}/dq", {"axis": axis}, inputs, [output]))
     return output
 
 

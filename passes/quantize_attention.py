@@ -15,6 +15,7 @@ from regcache.passes.find_blocks import view_encoder
 from regcache.passes.qdq_nodes import free_name, insert_pair
 from regcache.passes.walk import count_ops, producer
 
+_OPERANDS = "queries, keys or values"
 LONGEST = 512
 """Keys up to which TensorRT fuses int8 attention, registers included."""
 PROBABILITIES = Affine(1 / 127, 0, "int8")
@@ -29,6 +30,9 @@ class QuantizeAttention:
     of their tensors (see attention_operands); probabilities that it does not name get 1/127.
     Matched: softmax between two matmuls, operands of rank 4 or merged [B heads, ...], K and V with
     spliced registers, which are quantized along.
+    `only_scores`: the operands of q k^T alone, of any number of keys, and values stay float: what
+    OpenVINO fuses without the accuracy that rounding probabilities costs. It moves the pairs up to
+    the projections itself.
     Skipped: ONNX's Attention, more than 512 keys or an unknown number of them, a block that
     `activations` does not name fully, one that is quantized already.
 
@@ -38,6 +42,7 @@ class QuantizeAttention:
     """
 
     activations: Mapping[str, Affine]
+    only_scores: bool = False
     name: ClassVar[str] = "quantize_attention"
     parity: ClassVar[Parity] = Lossy()
 
@@ -64,7 +69,7 @@ class QuantizeAttention:
             if reason is not None:
                 skips.append(Skip(site, reason, "its products are not in int8"))
                 continue
-            for node in (attention.scores, attention.context):
+            for node in self._products(attention):
                 for slot, tensor in enumerate(node.inputs):
                     if tensor.name not in done:
                         scale = self.activations.get(tensor.name, PROBABILITIES).scale
@@ -77,31 +82,43 @@ class QuantizeAttention:
         return Log(tuple(edits), tuple(skips))
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
-        """The same blocks, each as it was or with all four operands dequantized; only pairs new."""
+        """The same blocks, each as it was or with all operands dequantized; only pairs are new."""
         old, new = view_encoder(before), view_encoder(after)
         planned = 0
         for one, other in zip(old.blocks, new.blocks, strict=True):
             if self._refusal(one.attention) is None:
                 planned += 1
-                assert all(_dequantized(other.attention))
+                assert all(self._dequantized(other.attention))
             else:
-                assert _dequantized(one.attention) == _dequantized(other.attention)
+                assert self._dequantized(one.attention) == self._dequantized(other.attention)
         pairs = count_ops(after, "QuantizeLinear") - count_ops(before, "QuantizeLinear")
         assert len(after.nodes) - len(before.nodes) == 2 * pairs <= 8 * planned
 
     def _refusal(self, attention: Attention) -> str | None:
         if attention.scores is attention.context:
             return "ONNX's Attention has no place for Q/DQ pairs"
-        if any(_dequantized(attention)):
+        if any(self._dequantized(attention)):
             return "quantized already"
         keys = attention.key.shape[-1] if attention.key.shape else None
-        if not isinstance(keys, int):
-            return "the number of keys is not known"
-        if keys > LONGEST:
-            return f"{keys} keys; TensorRT fuses int8 attention up to {LONGEST}"
-        if any(tensor.name not in self.activations for tensor in _operands(attention)[:3]):
-            return "no scale for its queries, keys or values"
+        if not self.only_scores:
+            if not isinstance(keys, int):
+                return "the number of keys is not known"
+            if keys > LONGEST:
+                return f"{keys} keys; TensorRT fuses int8 attention up to {LONGEST}"
+        wanted = _operands(attention)[: 2 if self.only_scores else 3]
+        if any(tensor.name not in self.activations for tensor in wanted):
+            return f"no scale for its {'queries or keys' if self.only_scores else _OPERANDS}"
         return None
+
+    def _products(self, attention: Attention) -> list[gs.Node]:
+        """The products to quantize."""
+        return [attention.scores] if self.only_scores else [attention.scores, attention.context]
+
+    def _dequantized(self, attention: Attention) -> list[bool]:
+        """Which of the operands to quantize stand behind a DequantizeLinear."""
+        operands = _operands(attention)[: 2 if self.only_scores else 4]
+        makers = [producer(tensor) for tensor in operands]
+        return [maker is not None and maker.op == "DequantizeLinear" for maker in makers]
 
 
 def attention_operands(view: EncoderView) -> dict[int, tuple[str, str, str, str]]:
@@ -120,9 +137,3 @@ def attention_operands(view: EncoderView) -> dict[int, tuple[str, str, str, str]
 
 def _operands(attention: Attention) -> tuple[gs.Variable, gs.Variable, gs.Variable, gs.Variable]:
     return attention.query, attention.key, attention.value, attention.context.inputs[0]
-
-
-def _dequantized(attention: Attention) -> list[bool]:
-    """Which of the operands stand behind a DequantizeLinear."""
-    makers = [producer(tensor) for tensor in _operands(attention)]
-    return [maker is not None and maker.op == "DequantizeLinear" for maker in makers]

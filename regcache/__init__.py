@@ -75,7 +75,7 @@ __all__ = [
 
 def compile(  # noqa: A001 - users call it regcache.compile
     source: "AnySource",
-    images: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None,
     output: str | os.PathLike[str],
     *,
     example: "Tensor | None" = None,
@@ -90,7 +90,8 @@ def compile(  # noqa: A001 - users call it regcache.compile
     `source`: what the command line takes ("encoder.onnx", "hf:ID_OR_DIR", "timm:NAME"...); a
     torch.nn.Module with an `example` of its input, traced in this process in eval mode and left as
     it was; or an onnx.ModelProto.
-    `images`: a folder with photographs of the kind that the encoder will see; 50 are enough.
+    `images`: a folder with photographs of the kind that the encoder will see; 50 are enough. None
+    will do where nothing is quantized: precision="bf16" for OpenVINO, "fp16" for TensorRT.
     `output`: the folder to write; an artifact that is there is replaced, anything else is not.
     `force`: replace an artifact though other files lie in its folder; they go to `OUTPUT.kept`.
     `example`: of a module alone: a batch [B, 3, height, width] or [B, height, width, 3] of floats,
@@ -134,6 +135,8 @@ def parity(
     batch_size: int = 4,
     threads: int | None = None,
     device: str = "cpu",
+    runtime: Literal["onnxruntime", "openvino"] | None = None,
+    inference_precision: Literal["auto", "f32", "bf16"] = "auto",
     verbose: bool = False,
 ) -> "ParityResult":
     """Measure how close an artifact is to its original, on a folder of images.
@@ -150,6 +153,7 @@ def parity(
     `gallery`, `query`: folders of class folders, for the accuracy of nearest neighbours.
     `class_scores`: whether the embedding is a score for each class; None: as the manifest says.
     `device`: "cpu", or "cuda:N" for what ONNX Runtime does not compute in the CPU's integers.
+    `runtime`, `inference_precision`: what runs the artifact, as in `load`.
     `verbose`: as in `compile`.
 
     Raises InputError where the folder is no artifact, a byte of it has changed, there is nothing to
@@ -157,7 +161,7 @@ def parity(
 
         assert regcache.parity("vit-int8", "others/", thresholds={"cosine_min": 0.98}).passed
     """
-    from regcache._api import measure_parity
+    from regcache._api import measure_parity, run_with_of
 
     return measure_parity(
         artifact,
@@ -172,6 +176,7 @@ def parity(
         batch_size=batch_size,
         threads=threads,
         device=device,
+        run_with=run_with_of(runtime, inference_precision, "latency", None),
         verbose=verbose,
     )
 
@@ -219,22 +224,32 @@ def load(
     *,
     threads: int | None = None,
     device: str = "cpu",
+    runtime: Literal["onnxruntime", "openvino"] | None = None,
+    inference_precision: Literal["auto", "f32", "bf16"] = "auto",
+    hint: Literal["latency", "throughput"] = "latency",
+    model_cache: str | os.PathLike[str] | None = None,
     verify: str | os.PathLike[str] | None = None,
 ) -> "Embedder":
     """Open an artifact, ready to embed images: `load(ARTIFACT).embed(IMAGES)`, float32 [N, D].
 
     `artifact`: what `compile` returned, or its folder; every file is checked against its hash.
-    `threads`: of ONNX Runtime; all CPUs this process may use by default.
+    `threads`: of the runtime; all CPUs this process may use by default.
     `device`: "cpu", or "cuda:N", which computes in float, rounded as written, whatever the target.
     `verify`: a public key of OpenSSH's, by whose owner the artifact has to be signed.
+    `runtime`: what computes; None for what suits the artifact's target. The other options are
+    OpenVINO's. `inference_precision`: what is not quantized computes in this; "auto" is the CPU's
+    fastest. `hint`: one batch soon, or several side by side. `model_cache`: a folder where the
+    compiled model is kept for the next start.
     Raises InputError when the folder is no artifact, a byte of it has changed, it is not signed as
-    asked, ONNX Runtime cannot load its model, or there is no such device.
+    asked, the runtime cannot load its model, or there is no such device;
+    `regcache.passes.errors.MissingExtraError` where the runtime is not installed.
 
         with regcache.load("vit-int8") as encoder:
             embeddings = encoder.embed(["a.jpg", "b.jpg"])
     """
-    from regcache.compiler.artifact.artifact import Artifact
+    from regcache._api import folder_of, run_with_of
     from regcache.compiler.artifact.embedder import Embedder
 
-    folder = artifact.folder if isinstance(artifact, Artifact) else artifact
-    return Embedder(folder, threads=threads, device=device, verify=verify)
+    run_with = run_with_of(runtime, inference_precision, hint, model_cache)
+    folder = folder_of(artifact)
+    return Embedder(folder, threads=threads, device=device, run_with=run_with, verify=verify)

@@ -28,7 +28,9 @@ from regcache.passes.quiet import quiet
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import find_device
 from regcache.runtime.images import list_images
+from regcache.runtime.openvino_options import Hint, InferencePrecision, OpenVinoOptions
 from regcache.runtime.parity import ParityResult
+from regcache.runtime.run_with import RuntimeName, RunWith
 from regcache.runtime.thresholds import Thresholds
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -82,11 +84,13 @@ def compile_source(
     force: bool,
 ) -> Artifact:
     """`regcache.compile`: see there."""
-    folder, target = path_of(images, "images"), path_of(output, "output")
+    folder = None if images is None else path_of(images, "images")
+    target = path_of(output, "output")
     named = NamedSource.of(given.source, given.example)
-    chosen = _options(named, given, {"images": str(folder), **options})
+    chosen = _options(named, given, {"images": str(folder or ""), **options})
     find_device(chosen.device, algebra=True)
-    list_images(folder)  # said before minutes of exporting
+    if folder is not None:
+        list_images(folder)  # said before minutes of exporting
     check_output(target, force=force)
     reporter = _reporter(verbose)
     with _written(named, chosen, reporter) as ready:
@@ -139,6 +143,7 @@ def measure_parity(
     batch_size: int,
     threads: int | None,
     device: str,
+    run_with: RunWith,
     verbose: bool,
 ) -> ParityResult:
     """`regcache.parity`: see there."""
@@ -161,7 +166,20 @@ def measure_parity(
             batch_size=_count(batch_size, "batch_size"),
             threads=None if threads is None else _count(threads, "threads"),
             device=device,
+            run_with=run_with,
         )
+
+
+def run_with_of(runtime: str | None, precision: str, hint: str, cache: object) -> RunWith:
+    """The runtime that somebody named, and OpenVINO's options. Raises InputError for others."""
+    return RunWith(
+        None if runtime is None else _choice(RuntimeName, runtime, "runtime"),
+        OpenVinoOptions(
+            _choice(InferencePrecision, precision, "inference_precision"),
+            _choice(Hint, hint, "hint"),
+            None if cache is None else path_of(cache, "model_cache"),
+        ),
+    )
 
 
 def folder_of(artifact: object) -> Path:

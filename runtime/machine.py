@@ -15,10 +15,13 @@ _LIBRARIES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt",
     "tensorrt-rtx-cu12",
     "polygraphy",
 )
+FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+"""The instructions that decide which number format a CPU is fastest in."""
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -41,6 +44,16 @@ def cpu_name(cpuinfo: Path = _CPUINFO) -> str:
     except OSError:
         match = None
     return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def cpu_features(cpuinfo: Path = _CPUINFO) -> tuple[str, ...]:
+    """Which instructions for small numbers the CPU has, by Linux's names; empty where not told."""
+    try:
+        match = re.search(r"^flags\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    flags = set(match[1].split()) if match else set()
+    return tuple(name for name in FEATURES if name in flags)
 
 
 def _gpu_name() -> str | None:

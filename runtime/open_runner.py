@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.runtime.gpu import find_gpu
+from regcache.runtime.openvino_options import check_openvino
 from regcache.runtime.runners import LIBRARIES, Loading, Runner, RunnerName
 
 
@@ -17,6 +18,8 @@ def check_runner(name: RunnerName) -> None:
         from regcache.runtime.ort_gpu import check_provider
 
         check_provider(name)
+    elif name is RunnerName.OPENVINO:
+        check_openvino(f"runner {name}")
     elif name.takes_engines:
         for module, extra in (("polygraphy", "gpu"), LIBRARIES[name]):
             if find_spec(module) is None:
@@ -32,6 +35,9 @@ def preload(name: RunnerName) -> None:
     """Import what a runner needs, so that it is not counted as loading a model."""
     if name is RunnerName.ORT_CPU:
         import_module("regcache.runtime.ort_cpu")
+    elif name is RunnerName.OPENVINO:
+        import_module("regcache.runtime.openvino_cpu")
+        import_module("openvino")
     elif name.takes_engines:
         for module in ("regcache.runtime.trt_runner", "polygraphy.cuda", LIBRARIES[name][0]):
             import_module(module)
@@ -49,6 +55,10 @@ def open_runner(loading: Loading) -> Runner:
         from regcache.runtime.ort_cpu import OrtCpuRunner
 
         return OrtCpuRunner(loading)
+    if loading.runner is RunnerName.OPENVINO:
+        from regcache.runtime.openvino_cpu import OpenVinoRunner
+
+        return OpenVinoRunner(loading)
     if loading.runner.takes_engines:
         from regcache.runtime.trt_runner import TensorRtRunner
 

@@ -1,6 +1,6 @@
 """What can run an encoder to be timed: one runner per library, behind one protocol."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.passes.preprocess import PixelType
+from regcache.runtime.openvino_options import OpenVinoOptions
 
 
 class RunnerName(StrEnum):
@@ -19,11 +20,12 @@ class RunnerName(StrEnum):
     ORT_TENSORRT = "ort-tensorrt"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
+    OPENVINO = "openvino"
 
     @property
     def on_gpu(self) -> bool:
         """Whether it needs a GPU, with copies to it and back."""
-        return self is not RunnerName.ORT_CPU
+        return self not in (RunnerName.ORT_CPU, RunnerName.OPENVINO)
 
     @property
     def takes_engines(self) -> bool:
@@ -59,9 +61,9 @@ class Ran:
 class Loading:
     """A model, how to load it, and the images that it will be run on.
 
-    `model`: an ONNX file, or for TensorRT an engine. `threads`: of ONNX Runtime on the CPU.
+    `model`: an ONNX file, or for TensorRT an engine. `threads`: of the runner on the CPU.
     `batches`: the sizes to be run. `shape`, `dtype`: of one image, float32 [3, H, W] unless the
-    model takes others. `outputs`: the names of those that come first.
+    model takes others. `outputs`: the names of those that come first. `openvino`: how that runs it.
     """
 
     runner: RunnerName
@@ -71,6 +73,7 @@ class Loading:
     shape: tuple[int, int, int]
     dtype: PixelType = "float32"
     outputs: tuple[str, ...] = ()
+    openvino: OpenVinoOptions = field(default_factory=OpenVinoOptions)
 
     def images(self, batch: int) -> NDArray[Any]:
         """Random pixels, [batch, *shape]: a transformer's time is the same for all."""

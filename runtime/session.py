@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,6 +110,10 @@ class OrtSession:
             outputs = [output[:count] for output in outputs]
         return outputs
 
+    def run_each(self, batches: Iterable[NDArray[Any]]) -> Iterator[list[NDArray[Any]]]:
+        """Encode batches one after the other, as `run` does."""
+        return map(self.run, batches)
+
     def at_once(self, wanted: int) -> int:
         """How many of the `wanted` runs gain by sharing the session: on a GPU, which has a queue
         and memory of its own, one.
@@ -118,16 +122,21 @@ class OrtSession:
 
     def filled(self, images: NDArray[Any]) -> NDArray[Any]:
         """The images, with copies of the last up to the batch size that the model fixes."""
-        missing = (self.fixed_batch or 0) - len(images)
-        if missing <= 0 or not len(images):
-            return images
-        return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+        return fill_batch(images, self.fixed_batch)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         del self._session
+
+
+def fill_batch(images: NDArray[Any], fixed: int | None) -> NDArray[Any]:
+    """The images, with copies of the last up to the batch size `fixed`, if there is one."""
+    missing = (fixed or 0) - len(images)
+    if missing <= 0 or not len(images):
+        return images
+    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
 
 
 def put_first(names: Sequence[str], first: Sequence[str], model: str) -> list[str]:

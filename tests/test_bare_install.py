@@ -18,6 +18,7 @@ OPTIONAL = {
     "distributed",
     "matplotlib",
     "open_clip",
+    "openvino",
     "onnxscript",
     "polygraphy",
     "pynvml",

@@ -138,8 +138,8 @@ def test_a_gpu_without_float8_fails_nothing(
 
 
 def test_the_whole_set(script: ModuleType) -> None:
-    """Every runner, and both number formats of TensorRT."""
+    """Every runner but OpenVINO, which is the CPU's, and both number formats of TensorRT."""
     runners = {runner for case in script.CASES for runner in case.runners}
-    assert runners == set(RunnerName)
+    assert runners == set(RunnerName) - {RunnerName.OPENVINO}
     assert {case.precision for case in script.CASES} == {Precision.INT8, Precision.FP8}
     assert not script.Outcome("a", "b", cosine=0.97).passed

@@ -117,7 +117,7 @@ class TestManifests:
         for path, value, fault in (
             (("encoder", "width"), "32", "$.encoder.width: '32' is no integer"),
             (("format_version",), 3, "$.format_version: 3 is none of [4, 5]"),
-            (("parity", "images"), "others", "$.parity.images: 'others' is not 'calibration'"),
+            (("parity", "images"), "others", "$.parity.images: 'others' is none of"),
             (("options", "bits"), 8, "$.options: bits is not known"),
             (("quantization", "sites", 0, "covered"), [0.0], "$.quantization.sites.0.covered"),
             (("encoder", "tokens"), True, "$.encoder.tokens: True is no"),

@@ -14,7 +14,8 @@ from regcache.compiler.staging import is_written
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.device import CPU, Device
-from regcache.runtime.session import OrtSession
+from regcache.runtime.openvino_options import InferencePrecision
+from regcache.runtime.run_with import RuntimeName, RunWith, Session, open_session
 
 MODEL, PREPROCESS = "model.onnx", "preprocess.json"
 _TRIES = 20
@@ -100,33 +101,58 @@ class Artifact:
         return self.manifest.options.profile.integers
 
     @property
+    def inference_precision(self) -> InferencePrecision:
+        """What OpenVINO is to compute in where nothing is quantized, unless told."""
+        return self.manifest.options.precision.in_openvino
+
+    @property
     def first_outputs(self) -> tuple[str, ...]:
         """The names of the embedding and of the hidden state; empty in a manifest of format 4."""
         return self.manifest.encoder.first_outputs
 
     def session(
-        self, *, threads: int | None = None, device: Device = CPU, deployed: bool = False
-    ) -> OrtSession:
-        """The compiled encoder in ONNX Runtime, the embedding its first output.
+        self,
+        *,
+        threads: int | None = None,
+        device: Device = CPU,
+        deployed: bool = False,
+        run_with: RunWith | None = None,
+    ) -> Session:
+        """The compiled encoder in its runtime, the embedding its first output.
 
-        A GPU computes in float what a CPU does in integers, rounded as written. `deployed`: see
-        OrtSession. Raises ReplacedError where the model may be another artifact's.
+        In ONNX Runtime a GPU computes in float what a CPU does in integers, rounded as written.
+        `deployed`: see OrtSession. Raises InputError or MissingExtraError where the runtime is not
+        installed or does not load the model, ReplacedError where that may be another artifact's.
         """
-        with self.unreplaced():
-            return OrtSession(
-                self.model,
-                threads=threads,
-                integers=self.runs_integers,
-                outputs=self.first_outputs,
-                device=device,
-                deployed=deployed,
-            )
+        return self._open(self.model, threads, device, run_with or RunWith(), deployed)
 
-    def float_session(self, *, threads: int | None = None, device: Device = CPU) -> OrtSession:
-        """The float original in ONNX Runtime. Raises InputError where there is none."""
+    def float_session(
+        self,
+        *,
+        threads: int | None = None,
+        device: Device = CPU,
+        run_with: RunWith | None = None,
+    ) -> Session:
+        """The float original, by default in ONNX Runtime. Raises InputError where there is none."""
+        chosen = run_with or RunWith(RuntimeName.ONNXRUNTIME)
+        return self._open(self.float_model, threads, device, chosen, deployed=False)
+
+    def _open(
+        self, model: Path, threads: int | None, device: Device, run_with: RunWith, deployed: bool
+    ) -> Session:
+        openvino = run_with.openvino
+        if model == self.model:
+            openvino = openvino.for_model(self.inference_precision)
         with self.unreplaced():
-            return OrtSession(
-                self.float_model, threads=threads, outputs=self.first_outputs, device=device
+            return open_session(
+                model,
+                run_with.settle(self.manifest.options.profile.runtime, device),
+                threads=threads,
+                outputs=self.first_outputs,
+                integers=self.runs_integers or model != self.model,
+                deployed=deployed,
+                device=device,
+                openvino=openvino,
             )
 
 

@@ -26,7 +26,7 @@ from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.finish import Quantized
 from regcache.compiler.quantization.int8_share import Placement
 from regcache.runtime.images import Skipped
-from regcache.runtime.parity import ParityResult
+from regcache.runtime.openvino_primitives import Primitives
 from regcache.runtime.versions import installed_versions
 
 
@@ -38,7 +38,8 @@ class Compiled:
     equalized: Equalized
     placement: Placement
     quantized: Quantized
-    parity: ParityResult
+    parity: ParityRecord
+    primitives: Primitives | None
     speed: SpeedRecord | None
 
 
@@ -59,14 +60,15 @@ def describe_artifact(
         source=SourceRecord(name=options.source, sha256=source.sha256, recipe=encoder.recipe_from),
         encoder=_encoder(encoder),
         calibration=CalibrationRecord(
-            images=len(context.images.paths),
+            images=len(context.images.paths) if options.precision.quantizes else 0,
             skipped=[f"{item.path.name}: {item.reason}" for item in skipped],
         ),
         curation=compiled.curated.record,
         quantization=_quantization(context, compiled),
         passes=[*encoder.passes, *compiled.quantized.passes],
-        parity=ParityRecord(result=compiled.parity),
+        parity=compiled.parity,
         speed=compiled.speed,
+        primitives=compiled.primitives,
         files=hash_files(folder),
     )
 

@@ -1,7 +1,8 @@
 """Images in, embeddings out: an artifact and its preprocessing behind one method."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from regcache.runtime.images import (
     preprocess_image,
     read_image,
 )
-from regcache.runtime.session import OrtSession
+from regcache.runtime.run_with import RunWith, Session
 
 ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 """A file, a Pillow image of any mode, or RGB pixels, uint8 [height, width, 3]."""
@@ -37,15 +38,17 @@ _ONE_IMAGE = (str, os.PathLike, Image.Image)
 
 
 class Embedder:
-    """An artifact opened in ONNX Runtime; `regcache.load` makes one.
+    """An artifact opened in the runtime that is to run it; `regcache.load` makes one.
 
     `artifact`: a folder that `regcache compile` wrote; every file is checked against its hash.
-    `threads`: of ONNX Runtime; all CPUs this process may use by default.
+    `threads`: of the runtime; all CPUs this process may use by default.
     `device`: "cpu", or "cuda:N", which computes in float, rounded as written, whatever the target.
+    `run_with`: what computes, and how; ONNX Runtime by default.
     `verify`: a public key of OpenSSH's, by whose owner the artifact has to be signed.
     Use it as a context manager, or `close` it, to free the weights early.
-    Raises InputError when the folder is no artifact, a byte of it has changed, it is not
-    signed as asked, ONNX Runtime cannot load its model, or there is no such device.
+    Raises InputError when the folder is no artifact, a byte of it has changed, it is not signed as
+    asked, the runtime cannot load its model, or there is no such device; MissingExtraError where
+    the runtime is not installed.
     """
 
     def __init__(
@@ -54,15 +57,18 @@ class Embedder:
         *,
         threads: int | None = None,
         device: str = "cpu",
+        run_with: RunWith | None = None,
         verify: str | os.PathLike[str] | None = None,
     ) -> None:
         place = find_device(device)
         key = None if verify is None else Path(verify)
-        self._session: OrtSession | None
+        self._session: Session | None
         for left in reversed(range(_TRIES)):
             self._artifact = Artifact.open(Path(artifact), verify=key)
             try:
-                self._session = self._artifact.session(threads=threads, device=place, deployed=True)
+                self._session = self._artifact.session(
+                    threads=threads, device=place, deployed=True, run_with=run_with
+                )
                 break
             except ReplacedError:
                 if not left:
@@ -147,22 +153,20 @@ class Embedder:
         pixels = (
             self._read(image, index, on_error) for index, image in enumerate(_as_iterable(images))
         )
-        while batch := list(islice(pixels, session.fixed_batch or batch_size)):
-            yield self._encode(session, batch)
+        unread = deque[list[int]]()
 
-    def _encode(
-        self, session: OrtSession, batch: Sequence[NDArray[Any] | None]
-    ) -> list[NDArray[Any]]:
-        """Run a batch; where an image is None, its rows are NaN, and -1 in integers."""
-        unread = [index for index, image in enumerate(batch) if image is None]
-        outputs = session.run(
-            np.stack([self._black() if image is None else image for image in batch])
-        )
-        for output in outputs:
-            output[unread] = np.array(np.nan if output.dtype.kind == "f" else -1).astype(
-                output.dtype
-            )
-        return outputs
+        def batches() -> Iterator[NDArray[Any]]:
+            while batch := list(islice(pixels, session.fixed_batch or batch_size)):
+                unread.append([index for index, image in enumerate(batch) if image is None])
+                yield np.stack([self._black() if image is None else image for image in batch])
+
+        for outputs in session.run_each(batches()):
+            rows = unread.popleft()
+            for output in outputs:  # NaN where an image could not be read, -1 in integers
+                output[rows] = np.array(np.nan if output.dtype.kind == "f" else -1).astype(
+                    output.dtype
+                )
+            yield outputs
 
     def _read(self, image: ImageInput, index: int, on_error: OnError) -> NDArray[Any] | None:
         try:
@@ -180,7 +184,7 @@ class Embedder:
     def _black(self) -> NDArray[Any]:
         return np.zeros(self.recipe.shape, self.recipe.dtype)
 
-    def _open_session(self) -> OrtSession:
+    def _open_session(self) -> Session:
         if self._session is None:
             raise ValueError("the embedder is closed")
         return self._session

@@ -16,12 +16,14 @@ from regcache.compiler.job.record import Record
 from regcache.compiler.quantization.int8_share import ParetoPoint
 from regcache.compiler.staging import MANIFEST
 from regcache.runtime.device import Device, device_name
+from regcache.runtime.openvino_primitives import Primitives
 from regcache.runtime.parity import ParityResult
+from regcache.runtime.run_with import RuntimeName
 from regcache.runtime.speed import SpeedRatio
 
 _HASHED = 1 << 20
-LIBRARIES = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "onnxruntime-gpu", "pillow",
-             "torch", "transformers", "timm", "open_clip_torch")  # fmt: skip
+LIBRARIES = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "onnxruntime-gpu", "openvino",
+             "pillow", "torch", "transformers", "timm", "open_clip_torch")  # fmt: skip
 """What decides, by its version, what an artifact holds."""
 
 
@@ -179,8 +181,12 @@ class CalibrationRecord(Record):
 class ParityRecord(Record):
     """A first look at parity while compiling, beside the float ONNX."""
 
-    images: Literal["calibration"] = "calibration"
-    """Which images were compared: a few that ranges were chosen on as well."""
+    images: Literal["calibration", "given", "drawn"] = "calibration"
+    """Which images were compared: a few that ranges were chosen on as well; of those given, where
+    nothing was calibrated; or pictures drawn at random, where none were given.
+    """
+    runtime: RuntimeName = RuntimeName.ONNXRUNTIME
+    """What ran the model; a manifest from before there was a choice does not say."""
     result: ParityResult
     """What the comparison gave."""
 
@@ -225,6 +231,8 @@ class Manifest(Record):
     """How close the model is to float, on a few calibration images."""
     speed: SpeedRecord | None
     """How fast it is beside float; None where ONNX Runtime is not the target."""
+    primitives: Primitives | None = None
+    """What OpenVINO computed in; None where it is not the target, or was not installed."""
     engines: list[EngineRecord] = Field(default_factory=list)
     """Engines that `regcache build` has added since."""
     files: dict[str, FileRecord]

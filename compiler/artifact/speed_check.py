@@ -10,6 +10,7 @@ from regcache.compiler.artifact.manifest import SpeedRecord
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
+from regcache.runtime.openvino_primitives import Primitives
 from regcache.runtime.optimised_graph import integer_matmuls, optimised_ops
 from regcache.runtime.speed import SpeedRatio, compare_speed
 
@@ -57,6 +58,13 @@ def describe_speed(ratios: Sequence[SpeedRatio]) -> str:
     """The ratios as one line."""
     parts = [f"{speed.ratio:.2f} x float's time at batch {speed.batch}" for speed in ratios]
     return ", ".join(parts) + f" with {ratios[0].threads} threads"
+
+
+def describe_primitives(found: Primitives) -> str:
+    """What OpenVINO computed in, as one line."""
+    kinds = (("int8", found.int8), ("bf16", found.bf16), ("f16", found.f16), ("f32", found.f32))
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds if count)
+    return f"OpenVINO ran {counts} primitives, {found.float_products} products in float"
 
 
 def _slower(ratios: Sequence[SpeedRatio]) -> bool:

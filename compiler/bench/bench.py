@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from regcache.compiler.artifact.artifact import Artifact
@@ -23,6 +23,7 @@ from regcache.runtime.bench_result import BenchResult, EnergySource, RunnerResul
 from regcache.runtime.energy import EnergyMeter, Unreadable, cpu_meter, gpu_meter
 from regcache.runtime.machine import describe_machine
 from regcache.runtime.open_runner import check_runner, open_runner
+from regcache.runtime.openvino_options import InferencePrecision, OpenVinoOptions
 from regcache.runtime.runners import Loading, RunnerName
 from regcache.runtime.session import available_cpus
 
@@ -35,8 +36,9 @@ class BenchPlan:
 
     `against`: the source of the float model; None for the artifact's own. `half_float`: convert the
     float model to FP16 first. `batches`: batch sizes; engines are tuned for the first. `seconds`:
-    how long each runner measures each batch size. `threads`: of ONNX Runtime on the CPU, all CPUs
-    by default. `max_ratio`: the largest ratio of quantized to float latency that passes.
+    how long each runner measures each batch size. `threads`: of a runner on the CPU, all CPUs by
+    default. `max_ratio`: the largest ratio of quantized to float latency that passes. `openvino`:
+    how that runner runs both.
     """
 
     artifact: Path
@@ -47,6 +49,7 @@ class BenchPlan:
     seconds: float = 5.0
     threads: int | None = None
     max_ratio: float | None = None
+    openvino: OpenVinoOptions = field(default_factory=OpenVinoOptions)
 
 
 def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
@@ -69,8 +72,12 @@ def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
             if _TARGETS.get(name, target) is not target:
                 reporter.warn(f"{plan.artifact} was compiled for {target}, and is run by {name}")
             original_loading, quantized_loading = (
-                loading_of(
-                    artifact, name, plan.batches, plan.threads, folder, reporter, model=model
+                replace(
+                    loading_of(
+                        *(artifact, name, plan.batches, plan.threads, folder, reporter),
+                        model=model,
+                    ),
+                    openvino=_openvino(plan, artifact, of_artifact=model == artifact.model),
                 )
                 for model in (original, artifact.model)
             )
@@ -95,7 +102,7 @@ def _float_model(plan: BenchPlan, artifact: Artifact, reporter: Reporter) -> Ite
         path = folder / FLOAT
         if plan.against is None:
             path = artifact.float_model
-        elif plan.against.endswith(".onnx"):
+        elif plan.against.endswith((".onnx", ".xml")):
             path = Path(plan.against)
         else:
             reporter.step(f"exporting {plan.against}")
@@ -139,6 +146,15 @@ def loading_of(
     if runner is RunnerName.ORT_TENSORRT and has_zero_points(loading.model, artifact):
         return replace(loading, model=write_signed(loading.model, folder, reporter))
     return loading
+
+
+def _openvino(plan: BenchPlan, artifact: Artifact, *, of_artifact: bool) -> OpenVinoOptions:
+    """How OpenVINO runs a model: a bf16 artifact in bf16, and what it is compared with in FP32."""
+    given = plan.openvino
+    if of_artifact:
+        return given.for_model(artifact.inference_precision)
+    in_bf16 = artifact.inference_precision is InferencePrecision.BF16
+    return given.for_model(InferencePrecision.F32) if in_bf16 else given
 
 
 def _bench_runner(

@@ -14,6 +14,7 @@ from regcache.compiler.bundle.record import (
     record_bundle,
     staged_bundle,
 )
+from regcache.compiler.job.targets import TargetName
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.model_files import model_files
 from regcache.runtime.device import LOG_NOTHING
@@ -46,7 +47,7 @@ def bundle_edge(artifact: Artifact, output: Path, *, ort_format: bool = False) -
     can hold, or `output` cannot be replaced.
     """
     target = artifact.manifest.options.target
-    if not artifact.runs_integers:
+    if target is not TargetName.ORT_CPU:
         raise InputError(
             f"{artifact.folder}: is for {target.value}; compile it with --target ort-cpu"
         )

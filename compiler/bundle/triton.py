@@ -18,6 +18,8 @@ from regcache.compiler.bundle.triton_config import TensorSpec, TritonConfig, gra
 from regcache.passes.errors import InputError
 from regcache.passes.model_files import model_files
 from regcache.passes.preprocess import Preprocess
+from regcache.runtime.openvino_options import InferencePrecision
+from regcache.runtime.run_with import RuntimeName
 
 DEFAULT_MAX_BATCH = 8
 DEFAULT_QUEUE_DELAY = 1000
@@ -46,7 +48,7 @@ class TritonOptions:
     `name`: of the model, by default from the artifact's source. `max_batch`: images in one run,
     8 by default, or the most that an engine takes. `queue_delay`: microseconds that an image waits
     for others. `engine`: serve the artifact's TensorRT engines in place of its ONNX file.
-    `threads`: of ONNX Runtime on a CPU; all by default.
+    `threads`: of the backend on a CPU; all by default.
     """
 
     name: str | None = None
@@ -83,24 +85,41 @@ def bundle_triton(artifact: Artifact, output: Path, options: TritonOptions) -> B
 def _onnx_config(
     artifact: Artifact, name: str, options: TritonOptions
 ) -> tuple[TritonConfig, dict[str, Path]]:
-    """ONNX Runtime's backend: on the CPU, or with the TensorRT execution provider."""
+    """A backend that reads ONNX: OpenVINO's for its artifacts, else ONNX Runtime's.
+
+    That runs on the CPU, or with the TensorRT execution provider.
+    """
     gpu = not artifact.runs_integers
     if gpu and options.threads is not None:
         raise InputError("--threads is for artifacts that run on the CPU")
     inputs, outputs = graph_tensors(artifact.model)
     max_batch = _max_batch(inputs[0], options.max_batch, largest=None)
+    profile = artifact.manifest.options.profile
+    in_openvino = profile.runtime is RuntimeName.OPENVINO
+    threads = {} if options.threads is None else {"intra_op_thread_count": str(options.threads)}
     config = TritonConfig(
         name=name,
-        backend="onnxruntime",
+        backend="openvino" if in_openvino else "onnxruntime",
         gpu=gpu,
         max_batch=max_batch,
         queue_delay=options.queue_delay,
         inputs=inputs,
         outputs=outputs,
-        threads=options.threads,
+        parameters=_openvino_parameters(artifact, options) if in_openvino else threads,
+        filename=MODEL if in_openvino else None,
         accelerator=_accelerator(inputs[0], max_batch) if gpu else None,
     )
     return config, {file.name: file for file in model_files(artifact.model)}
+
+
+def _openvino_parameters(artifact: Artifact, options: TritonOptions) -> dict[str, str]:
+    """What OpenVINO's backend is told: one run at a time, by all threads."""
+    found = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+    if options.threads is not None:
+        found["INFERENCE_NUM_THREADS"] = str(options.threads)
+    if artifact.inference_precision is InferencePrecision.BF16:
+        found["HINT_BF16"] = "YES"
+    return found
 
 
 def _plan_config(
@@ -195,6 +214,10 @@ def _readme(artifact: Artifact, config: TritonConfig) -> str:
     if config.backend == "tensorrt":
         built = sorted({record.version for record in _engines(artifact).values()})
         served = f"Triton's TensorRT has to be {' or '.join(built)}, which built it."
+    elif config.backend == "openvino":
+        served = (
+            "Triton's OpenVINO backend reads it; which OpenVINO that is, its release notes say."
+        )
     elif config.gpu:
         served += " TensorRT builds its engine when the server starts."
     embedding = artifact.manifest.encoder.embedding

@@ -49,6 +49,8 @@ class TritonConfig:
     `queue_delay`: microseconds that an image waits for others to fill a batch.
     `accelerator`: parameters of the TensorRT execution provider, None where it does not run.
     `plans`: the file of a TensorRT engine for each compute capability.
+    `parameters`: of the backend, by name. `filename`: of the model, where the backend expects
+    another.
     """
 
     name: str
@@ -58,7 +60,8 @@ class TritonConfig:
     queue_delay: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    threads: int | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    filename: str | None = None
     accelerator: Mapping[str, str] | None = None
     plans: Mapping[str, str] = field(default_factory=dict)
 
@@ -85,9 +88,13 @@ class TritonConfig:
             fields["optimization"] = {
                 "execution_accelerators": {"gpu_execution_accelerator": [tensorrt]}
             }
-        if self.threads is not None:
-            count = {"string_value": str(self.threads)}
-            fields["parameters"] = [{"key": "intra_op_thread_count", "value": count}]
+        if self.filename is not None:
+            fields["default_model_filename"] = self.filename
+        if self.parameters:
+            fields["parameters"] = [
+                {"key": key, "value": {"string_value": value}}
+                for key, value in self.parameters.items()
+            ]
         if self.plans:
             fields["cc_model_filenames"] = _map(self.plans)
         return _text(fields)

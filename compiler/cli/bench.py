@@ -8,10 +8,19 @@ import typer
 from regcache.compiler.bench.bench import BenchPlan, bench_artifact, parse_batches, parse_runners
 from regcache.compiler.bench.plot import check_plot, write_plot
 from regcache.compiler.bench.table import bench_lines, bench_tables
-from regcache.compiler.cli.options import ArtifactArgument, JsonOption, ThreadsOption, listed
+from regcache.compiler.cli.options import (
+    ArtifactArgument,
+    HintOption,
+    InferencePrecisionOption,
+    JsonOption,
+    ModelCacheOption,
+    ThreadsOption,
+    listed,
+)
 from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import write_text
+from regcache.runtime.openvino_options import Hint, InferencePrecision, OpenVinoOptions
 
 
 def bench_command(
@@ -27,7 +36,8 @@ def bench_command(
         list[str] | None,
         typer.Option(
             metavar="LIST",
-            help="Of ort-cpu, ort-cuda, ort-tensorrt, tensorrt, tensorrt-rtx; ort-cpu by default.",
+            help="Of ort-cpu, openvino, ort-cuda, ort-tensorrt, tensorrt, tensorrt-rtx; ort-cpu by "
+            "default.",
         ),
     ] = None,
     batch: Annotated[
@@ -41,6 +51,9 @@ def bench_command(
         float, typer.Option(min=0.0, max=3600.0, help="Timed for each runner and batch size.")
     ] = 5.0,
     threads: ThreadsOption = None,
+    inference_precision: InferencePrecisionOption = InferencePrecision.AUTO,
+    hint: HintOption = Hint.LATENCY,
+    model_cache: ModelCacheOption = None,
     max_ratio: Annotated[
         float | None,
         typer.Option(min=0.0, help="Exit 1 where quantized / float latency is over it."),
@@ -62,6 +75,7 @@ def bench_command(
         seconds=seconds,
         threads=threads,
         max_ratio=max_ratio,
+        openvino=OpenVinoOptions(inference_precision, hint, model_cache),
     )
     result = bench_artifact(plan, Reporter())
     if json != Path("-"):  # before a file is written, which may fail

@@ -38,7 +38,7 @@ _EngineOption = Annotated[
     bool, typer.Option("--engine", help="Let Triton run the artifact's TensorRT engines.")
 ]
 _ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Threads of ONNX Runtime in Triton; all by default.")
+    int | None, typer.Option(min=1, help="Threads of the backend on a CPU; all by default.")
 ]
 _OrtFormatOption = Annotated[
     bool, typer.Option("--ort-format", help="model.ort, for minimal builds of ONNX Runtime.")

@@ -8,17 +8,21 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from regcache.compiler.artifact.artifact import MODEL
-from regcache.compiler.artifact.manifest import Manifest
-from regcache.compiler.artifact.speed_check import describe_speed
+from regcache.compiler.cli.artifact_lines import print_artifact
 from regcache.compiler.cli.bench import bench_command
 from regcache.compiler.cli.build import build_command
 from regcache.compiler.cli.bundle import bundle_command
+from regcache.compiler.cli.cpu import (
+    MinCosineOption,
+    OtherCpuOption,
+    TargetChoice,
+    compile_by_choice,
+    target_of,
+)
 from regcache.compiler.cli.ending import ended_cleanly
 from regcache.compiler.cli.options import (
     BatchOption,
     DeviceOption,
-    ImagesOption,
     Int8ShareOption,
     JsonOption,
     OutOption,
@@ -36,7 +40,7 @@ from regcache.compiler.cli.options import (
 from regcache.compiler.cli.parity import parity_command
 from regcache.compiler.cli.reproduce import reproduce_command
 from regcache.compiler.cli.tables import print_lines, print_tables
-from regcache.compiler.encoder.prepare import FLOAT, export_source
+from regcache.compiler.encoder.prepare import export_source
 from regcache.compiler.inspection.inspect import inspect_encoder
 from regcache.compiler.inspection.tables import inspection_tables
 from regcache.compiler.job.options import (
@@ -48,7 +52,7 @@ from regcache.compiler.job.options import (
     Rounding,
 )
 from regcache.compiler.job.stages import Stage
-from regcache.compiler.job.targets import Precision, Simulation, TargetName
+from regcache.compiler.job.targets import Precision, Simulation
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.plan.forecast import forecast
 from regcache.compiler.plan.table import describe_forecast, forecast_table
@@ -56,7 +60,7 @@ from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import staged_file, write_text
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import RegcacheError, one_line
-from regcache.passes.model_files import check_name, data_file
+from regcache.passes.model_files import check_name
 from regcache.passes.quiet import silence_graphs
 from regcache.runtime.session import silence_runtime
 
@@ -129,9 +133,16 @@ def inspect(
 @app.command("compile")
 def compile_command(
     source: SourceArgument,
-    images: ImagesOption,
     out: OutOption,
-    target: Annotated[TargetName, typer.Option(help="What will run it.")] = TargetName.ORT_CPU,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="A folder of images to calibrate on; bf16 and fp16 need none."),
+    ] = None,
+    target: Annotated[
+        TargetChoice, typer.Option(help="What will run it; cpu: this machine decides.")
+    ] = TargetChoice.ORT_CPU,
+    min_cosine: MinCosineOption = None,
+    other_cpu: OtherCpuOption = None,
     resolution: ResolutionOption = None,
     output: OutputOption = None,
     preprocess: PreprocessOption = None,
@@ -169,8 +180,12 @@ def compile_command(
         typer.Option("--half/--no-half", help="The rest in FP16; by default for TensorRT."),
     ] = None,
     attention: Annotated[
-        AttentionChoice, typer.Option(help="Attention's own products (int8: TensorRT only).")
-    ] = AttentionChoice.FLOAT,
+        AttentionChoice | None,
+        typer.Option(
+            help="Attention's own products: int8 both (TensorRT), scores q k^T alone (OpenVINO, "
+            "its default), float neither."
+        ),
+    ] = None,
     accept_slower: Annotated[
         bool, typer.Option("--accept-slower", help="Ship it though it is slower than float here.")
     ] = False,
@@ -193,8 +208,8 @@ def compile_command(
     """Compile a source into an int8 artifact, calibrated on --images."""
     options = CompileOptions(
         source=source,
-        images=str(images),
-        target=target,
+        images="" if images is None else str(images),
+        target=target_of(target, precision, min_cosine, other_cpu),
         resolution=resolution,
         output=output,
         preprocess=None if preprocess is None else str(preprocess),
@@ -219,12 +234,14 @@ def compile_command(
     )
     if dry_run:
         _foretell(options, out, json)
-        return
-    manifest = compile_encoder(options, out, Reporter(), force=force, key=sign)
-    if json is not None:
-        write_text(json, manifest.model_dump_json(indent=2) + "\n")
-    if json != Path("-"):
-        _print_artifact(manifest, out)
+    elif target is TargetChoice.CPU:
+        compile_by_choice(options, out, json, min_cosine, other_cpu, force=force, key=sign)
+    else:
+        manifest = compile_encoder(options, out, Reporter(), force=force, key=sign)
+        if json is not None:
+            write_text(json, manifest.model_dump_json(indent=2) + "\n")
+        if json != Path("-"):
+            print_artifact(manifest, out)
 
 
 def _foretell(options: CompileOptions, out: Path, json: Path | None) -> None:
@@ -246,25 +263,6 @@ app.command("bundle")(bundle_command)
 app.command("parity")(parity_command)
 app.command("reproduce")(reproduce_command)
 app.command("bench")(bench_command)
-
-
-def _print_artifact(manifest: Manifest, output: Path) -> None:
-    def megabytes(model: str) -> str:
-        names = (model, data_file(Path(model)).name)
-        sizes = [manifest.files[name].size for name in names if name in manifest.files]
-        return f"{sum(sizes) / 1e6:.1f} MB"
-
-    result = manifest.parity.result
-    lines = [
-        manifest.curation.reason,
-        f"wrote {output}: model.onnx {megabytes(MODEL)}"
-        + (f", float {megabytes(FLOAT)}" if FLOAT in manifest.files else ""),
-        f"on {result.n_images} of the calibration images: cosine {result.cosine_mean:.5f}, "
-        f"worst {result.cosine_min:.5f}; prove it on others with: regcache parity {output}",
-    ]
-    if manifest.speed is not None:
-        lines.insert(2, describe_speed(manifest.speed.ratios))
-    print_lines(lines)
 
 
 def main() -> None:

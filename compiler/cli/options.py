@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from regcache.passes.errors import InputError
+from regcache.runtime.openvino_options import Hint, InferencePrecision
+from regcache.runtime.run_with import RuntimeName
 
 SourceArgument = Annotated[
     str,
@@ -31,11 +33,26 @@ PreprocessOption = Annotated[
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images per run.")]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Threads of ONNX Runtime; all CPUs by default.")
+    int | None, typer.Option(min=1, help="Threads of the runtime; all CPUs by default.")
 ]
 DeviceOption = Annotated[
     str,
     typer.Option(metavar="cpu|cuda[:N]", help="What runs the graphs, and PyTorch's algebra."),
+]
+RuntimeOption = Annotated[
+    RuntimeName | None,
+    typer.Option(help="What runs the artifact; by default what suits its target."),
+]
+InferencePrecisionOption = Annotated[
+    InferencePrecision,
+    typer.Option(help="OpenVINO: what is not quantized computes in this; auto: the CPU's fastest."),
+]
+HintOption = Annotated[
+    Hint, typer.Option(help="OpenVINO: one batch soon, or many images side by side.")
+]
+ModelCacheOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="OpenVINO: keep compiled models here for the next start."),
 ]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write the numbers to this file ('-': to stdout).")

@@ -10,8 +10,12 @@ from regcache.compiler.cli.options import (
     ArtifactArgument,
     BatchOption,
     DeviceOption,
+    HintOption,
     ImagesOption,
+    InferencePrecisionOption,
     JsonOption,
+    ModelCacheOption,
+    RuntimeOption,
     ThreadsOption,
     VerifyOption,
 )
@@ -20,8 +24,10 @@ from regcache.compiler.parity.measure import Against, ReferenceChoice, measure_a
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import write_text
 from regcache.passes.errors import InputError
+from regcache.runtime.openvino_options import Hint, InferencePrecision, OpenVinoOptions
 from regcache.runtime.parity_output import block_table, parity_table, write_json, write_junit
 from regcache.runtime.parity_summary import append_summary
+from regcache.runtime.run_with import RunWith
 from regcache.runtime.thresholds import DEFAULT_MIN_COSINE, Thresholds
 
 _STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -67,6 +73,10 @@ def parity_command(
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
     verify: VerifyOption = None,
+    runtime: RuntimeOption = None,
+    inference_precision: InferencePrecisionOption = InferencePrecision.AUTO,
+    hint: HintOption = Hint.LATENCY,
+    model_cache: ModelCacheOption = None,
     json: JsonOption = None,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit report to this file.")] = None,
     summary: Annotated[
@@ -93,6 +103,7 @@ def parity_command(
         threads=threads,
         device=device,
         verify=verify,
+        run_with=RunWith(runtime, OpenVinoOptions(inference_precision, hint, model_cache)),
     )
     if json == Path("-"):
         write_text(json, result.model_dump_json(indent=2) + "\n")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regcache.compiler.job.options import Calibrator, CompileOptions, Effort, Rounding
-from regcache.compiler.job.targets import Target, resolve_target, simulate
+from regcache.compiler.job.targets import Precision, Target, resolve_target, simulate
 from regcache.compiler.reporter import Reporter
 from regcache.runtime.device import CPU, Device
 from regcache.runtime.images import ImageFolder
@@ -57,6 +57,11 @@ class Context:
     def seed(self) -> int:
         """Seed of all that is drawn at random."""
         return self.options.seed
+
+    @property
+    def precision(self) -> Precision:
+        """What the linears compute in."""
+        return self.options.precision
 
     @property
     def calibrator(self) -> Calibrator:

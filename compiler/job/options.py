@@ -54,9 +54,10 @@ class Rounding(StrEnum):
 
 
 class AttentionChoice(StrEnum):
-    """The number format of attention's own two products."""
+    """The number format of attention's own two products: `scores`, the first alone is int8."""
 
     FLOAT = "float"
+    SCORES = "scores"
     INT8 = "int8"
 
 
@@ -89,7 +90,7 @@ class CompileOptions(Record):
     source_file: SkipJsonSchema[Path | None] = Field(default=None, exclude=True, repr=False)
     """An ONNX file that holds a source given as an object in memory; in no manifest."""
     images: str
-    """Folder of the images to calibrate on."""
+    """Folder of the images to calibrate on; empty for none, where nothing is quantized."""
     target: TargetName = TargetName.ORT_CPU
     """What will run the artifact."""
     resolution: int | None = None
@@ -138,8 +139,8 @@ class CompileOptions(Record):
     """Whether a model that is slower than float here is kept all the same."""
     half: bool | None = None
     """Whether the rest computes in FP16; None for the target's default."""
-    attention: AttentionChoice = AttentionChoice.FLOAT
-    """Number format of attention's own two products."""
+    attention: AttentionChoice | None = None
+    """Number format of attention's own two products; None for the target's default."""
 
     @field_validator("device")
     @classmethod
@@ -166,10 +167,14 @@ class CompileOptions(Record):
     def _go_together(self) -> Self:
         """Raise InputError for options that exclude each other, before anything is read."""
         resolve_target(self.target, u8s8_saturates=False, precision=self.precision)
+        if not self.precision.quantizes:
+            self._nothing_to_quantize()
         if not self.profile.half and (self.half or self.attention is AttentionChoice.INT8):
             raise InputError(
                 f"--half and --attention int8 are for TensorRT, not {self.target.value}"
             )
+        if self.attention is AttentionChoice.SCORES and not self.profile.scores:
+            raise InputError(f"--attention scores is for openvino, not {self.target.value}")
         if self.precision is Precision.W4A16 and self.int8_share is not None:
             raise InputError("--int8-share says nothing about w4a16: activations stay float")
         if self.precision is Precision.FP8 and self.calibrator not in FLOAT8_CALIBRATORS:
@@ -185,6 +190,19 @@ class CompileOptions(Record):
                 "these options there is neither"
             )
         return self
+
+    def _nothing_to_quantize(self) -> None:
+        """Raise InputError for an option that says how, where nothing is quantized."""
+        given = {
+            "--int8-share": self.int8_share is not None,
+            "--attention": self.attention is not None,
+            "--simulate": self.simulate is not None,
+            "--search-budget": self.search_budget is not None,
+            "--no-half": self.half is False,
+        }
+        for option, is_given in given.items():
+            if is_given:
+                raise InputError(f"{option} says nothing with --precision {self.precision.value}")
 
     @property
     def profile(self) -> TargetProfile:
@@ -202,13 +220,31 @@ class CompileOptions(Record):
     @property
     def _looks(self) -> bool:
         """Whether something is searched for or measured that an effort can look at closely."""
-        plain = self.precision is Precision.W4A16 or self.simulate is Simulation.W4A16
+        plain = self.precision is Precision.W4A16 or not self.precision.quantizes
+        plain = plain or self.simulate is Simulation.W4A16
         return not plain and (self.registers is RegisterChoice.AUTO or self.share < 1)
 
     @property
     def rotates(self) -> bool:
         """Whether activations may be rotated: `rotate`, but never for FP8, W4A16 or simulations."""
         return self.rotate and self.precision is Precision.INT8 and self.simulate is None
+
+    @property
+    def attention_in(self) -> AttentionChoice:
+        """`attention`, or its default: the target's for int8, else float."""
+        if self.attention is not None:
+            return self.attention
+        whole = self.profile.scores and self._in_integers
+        return AttentionChoice.SCORES if whole else AttentionChoice.FLOAT
+
+    @property
+    def quantizes_patches(self) -> bool:
+        """Whether the patch convolution is quantized."""
+        return self.profile.patches and self._in_integers
+
+    @property
+    def _in_integers(self) -> bool:
+        return self.precision is Precision.INT8 and self.simulate is None
 
     @property
     def in_half(self) -> bool:

@@ -7,6 +7,8 @@ from enum import StrEnum
 from regcache.passes.affine import IntegerType
 from regcache.passes.errors import InputError
 from regcache.passes.float8 import Float8
+from regcache.runtime.openvino_options import InferencePrecision
+from regcache.runtime.run_with import RuntimeName
 
 # MatMulNBits takes 16 and more; a float32 scale for 32 weights is one more bit for each.
 _BLOCK_SIZE = 32
@@ -18,14 +20,37 @@ class TargetName(StrEnum):
     ORT_CPU = "ort-cpu"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
+    OPENVINO = "openvino"
+
+    @property
+    def profile(self) -> "TargetProfile":
+        """All that is particular to it."""
+        return PROFILES[self]
 
 
 class Precision(StrEnum):
-    """What the linears compute in: 8-bit integers or floats, or float with weights of 4 bits."""
+    """What the linears compute in: 8-bit integers or floats, or float with weights of 4 bits.
+
+    In bf16, fp16 and fp32 nothing is quantized.
+    """
 
     INT8 = "int8"
     FP8 = "fp8"
     W4A16 = "w4a16"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether weights are rounded to fewer bits, which takes images to calibrate on."""
+        return self not in (Precision.BF16, Precision.FP16, Precision.FP32)
+
+    @property
+    def in_openvino(self) -> InferencePrecision:
+        """What OpenVINO computes in where nothing is quantized, unless told."""
+        known = {Precision.BF16: InferencePrecision.BF16, Precision.FP32: InferencePrecision.F32}
+        return known.get(self, InferencePrecision.AUTO)
 
 
 class Simulation(StrEnum):
@@ -54,7 +79,8 @@ class Target:
     `name`: the target they belong to; `why`: the reason, in words. Integers of fewer than 8 bits
     are simulated inside 8. `activation_bits` is None where only weights are quantized, to 4 bits in
     blocks of 32 input channels: simulated in float, or stored as integers in blocks of
-    `block_size`. `float8`: activations and weights are E4M3, and the integer types do not count.
+    `block_size`. `float8`: activations and weights are E4M3; `floats`: nothing is quantized, all
+    is computed in that. The integer types do not count then.
     """
 
     name: TargetName
@@ -66,6 +92,7 @@ class Target:
     weight_bits: int = 8
     block_size: int | None = None
     float8: bool = False
+    floats: str | None = None
 
     @property
     def profile(self) -> "TargetProfile":
@@ -77,6 +104,8 @@ class Target:
         """ONNX's names of what activations and weights are rounded to."""
         if self.float8:
             return Float8.dtype, Float8.dtype
+        if self.floats is not None:
+            return self.floats, self.floats
         return self.activation_dtype, self.weight_dtype
 
 
@@ -90,7 +119,8 @@ class TargetProfile:
     whether it, and attention in int8, can be asked for. `integers`: whether ONNX Runtime measures
     the artifact with its own integer kernels, and not dequantized, node by node as written. It does
     not where a CPU's kernels may saturate and the target's do not. `runner`: the name of the runner
-    that times it.
+    that times it. `scores`: whether attention's q k^T is int8 unless told, and `patches` whether
+    the patch convolution is. `split`: whether packed projections become one for each of q, k and v.
     """
 
     formats: Mapping[Precision, Target]
@@ -99,6 +129,30 @@ class TargetProfile:
     integers: bool
     runner: str
     saturating: Target | None = None
+    scores: bool = False
+    patches: bool = False
+    split: bool = False
+
+    @property
+    def timed(self) -> bool:
+        """Whether `compile` compares its speed with float: it does in ONNX Runtime's integers."""
+        return self.integers and self.runtime is RuntimeName.ONNXRUNTIME
+
+    @property
+    def runtime(self) -> RuntimeName:
+        """The runtime of `load` and `parity` that suits it."""
+        own = self.runner == RuntimeName.OPENVINO
+        return RuntimeName.OPENVINO if own else RuntimeName.ONNXRUNTIME
+
+
+def _floats(name: TargetName, why: str, kind: str) -> Target:
+    """Nothing is quantized, and all is computed in `kind`."""
+    return Target(
+        *(name, "int8", True, "int8", f"{why}, nothing is quantized"),
+        activation_bits=None,
+        weight_bits=16,
+        floats=kind,
+    )
 
 
 def _tensorrt(name: TargetName) -> TargetProfile:
@@ -106,6 +160,7 @@ def _tensorrt(name: TargetName) -> TargetProfile:
     formats = {
         Precision.INT8: Target(name, "int8", True, "int8", "TensorRT: signed int8, zero point 0"),
         Precision.FP8: Target(name, "int8", True, "int8", "TensorRT: FP8, E4M3", float8=True),
+        Precision.FP16: _floats(name, "TensorRT: FP16", "float16"),
     }
     return TargetProfile(formats, int8_share=1.0, half=True, integers=False, runner=name.value)
 
@@ -119,6 +174,7 @@ def _cpu(name: TargetName) -> TargetProfile:
     formats = {
         Precision.INT8: Target(name, "uint8", False, "int8", "U8S8: this CPU's kernels are exact"),
         Precision.W4A16: Target(name, "uint8", False, "int8", blocks, None, 4, _BLOCK_SIZE),
+        Precision.FP32: _floats(name, "ONNX Runtime: FP32", "float32"),
     }
     saturating = Target(
         name, "uint8", False, "uint8", "U8U8: this CPU's U8S8 kernels saturate in 16 bits"
@@ -126,10 +182,40 @@ def _cpu(name: TargetName) -> TargetProfile:
     return TargetProfile(formats, 0.95, False, True, name.value, saturating)
 
 
+def _openvino(name: TargetName) -> TargetProfile:
+    """What OpenVINO fuses on the CPU: everything that multiplies, so no linear is worth float.
+
+    The share leaves room for the rotation of the stream, which costs no time that can be measured.
+    Only with packed projections apart does one of them hand q, k or v on as integers.
+    """
+    why = "OpenVINO: uint8 activations, int8 weights"
+    exact = Target(name, "uint8", False, "int8", why)
+    # 2 x 255 x 63 fits into 16 bits, which is where such CPUs add pairs of products.
+    saturating = replace(
+        exact, weight_bits=7, why=f"{why} of 7 bits: this CPU's kernels saturate in 16 bits"
+    )
+    return TargetProfile(
+        {
+            Precision.INT8: exact,
+            Precision.BF16: _floats(name, "OpenVINO: bf16", "bfloat16"),
+            Precision.FP32: _floats(name, "OpenVINO: FP32", "float32"),
+        },
+        int8_share=0.98,
+        half=False,
+        integers=True,
+        runner=name.value,
+        saturating=saturating,
+        scores=True,
+        patches=True,
+        split=True,
+    )
+
+
 PROFILES: Mapping[TargetName, TargetProfile] = {
     TargetName.ORT_CPU: _cpu(TargetName.ORT_CPU),
     TargetName.TENSORRT: _tensorrt(TargetName.TENSORRT),
     TargetName.TENSORRT_RTX: _tensorrt(TargetName.TENSORRT_RTX),
+    TargetName.OPENVINO: _openvino(TargetName.OPENVINO),
 }
 
 

@@ -17,6 +17,7 @@ from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
 from regcache.runtime.device import CPU, Device, find_device
 from regcache.runtime.images import ImageFolder, list_images
 from regcache.runtime.parity import OUTPUT_NAMES, ParityResult, Reference
+from regcache.runtime.run_with import RuntimeName, RunWith
 from regcache.runtime.thresholds import Thresholds
 
 _LOAD, _COMPARE = "loading both encoders", "comparing"
@@ -52,6 +53,7 @@ def measure_artifact(
     threads: int | None = None,
     device: str = "cpu",
     verify: Path | None = None,
+    run_with: RunWith | None = None,
 ) -> ParityResult:
     """Run an artifact and its original over a folder of images.
 
@@ -59,12 +61,16 @@ def measure_artifact(
     (gallery, query) for nearest-neighbour accuracy. `class_scores`: whether the embedding is a
     score for each class; None: as the manifest says. `device`: what runs ONNX Runtime's graphs, but
     for the CPU's integer kernels. `verify`: the public key of whoever has to have signed it.
-    Raises InputError where there is no such device, when the artifact's files are not those of its
-    manifest or it is not signed as asked, where there is nothing to compare with, and for a
-    threshold of something that is not measured.
+    `run_with`: what runs the artifact, by default what suits its target; blocks are compared in
+    ONNX Runtime. Raises InputError where there is no such device, when the artifact's files are not
+    those of its manifest or it is not signed as asked, where there is nothing to compare with, and
+    for a threshold of something that is not measured.
     """
     thresholds.ask_for(knn=labelled is not None, blocks=per_layer)
     place = find_device(device)
+    run_with = run_with or RunWith()
+    if per_layer and run_with.runtime is RuntimeName.OPENVINO:
+        raise InputError("--per-layer looks into ONNX Runtime: --runtime onnxruntime")
     with reporter.command(*_steps(labelled is not None, per_layer)):
         reporter.begin(_LOAD)
         opened = Artifact.open(artifact, verify=verify)
@@ -74,9 +80,13 @@ def measure_artifact(
         paths = list_images(images, reporter.warn)
         with ExitStack() as sessions:
             candidate = sessions.enter_context(
-                opened.session(threads=threads, device=CPU if opened.runs_integers else place)
+                opened.session(
+                    threads=threads,
+                    device=CPU if opened.runs_integers else place,
+                    run_with=run_with,
+                )
                 if against is Against.ARTIFACT
-                else opened.float_session(threads=threads, device=place)
+                else opened.float_session(threads=threads, device=place, run_with=run_with)
             )
             names = candidate.output_names
             kind, reference = _reference(

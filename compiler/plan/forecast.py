@@ -16,6 +16,7 @@ from regcache.compiler.plan.model_size import compiled_bytes
 from regcache.compiler.plan.steps import planned_steps
 from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import unnamed
+from regcache.passes.errors import InputError
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import find_device
 from regcache.runtime.images import list_images
@@ -80,6 +81,8 @@ def forecast(options: CompileOptions, output: Path, reporter: Reporter) -> Forec
     folder. Raises InputError as compiling does, as far as that goes.
     """
     device = find_device(options.device, algebra=True)
+    if not options.images:
+        raise InputError("--dry-run measures with photographs: name a folder with --images")
     paths = list_images(Path(options.images), reporter.warn)
     with (
         reporter.command(EXPORTING, Step(TIMING, seconds=1)),

@@ -7,7 +7,14 @@ from regcache.compiler.job.targets import Precision
 from regcache.passes.model_files import model_size
 
 # Bytes of a linear's weight.
-_WEIGHT_BYTES = {Precision.INT8: 1.0, Precision.FP8: 1.0, Precision.W4A16: 0.625}
+_WEIGHT_BYTES = {
+    Precision.INT8: 1.0,
+    Precision.FP8: 1.0,
+    Precision.W4A16: 0.625,
+    Precision.BF16: 4.0,
+    Precision.FP16: 2.0,
+    Precision.FP32: 4.0,
+}
 
 
 def compiled_bytes(weights: int, linears: int, precision: Precision, *, half: bool) -> int:

@@ -33,6 +33,11 @@ def planned_steps(options: CompileOptions, images: int, *, tokens: int = TOKENS)
 def _steps(options: CompileOptions, images: int, fewer: float) -> Iterator[Step]:
     """`fewer`: images for the same number of tokens, beside those that costs were measured on."""
     yield EXPORTING
+    if not options.precision.quantizes:
+        yield Step(Stage.WRITE, images=_WRITE)
+        yield Step(Stage.PARITY, images=_PARITY)
+        yield Step(Stage.SEAL, seconds=_HASHING)
+        return
     breadth = Breadth.of(options.effort)
     closer = breadth.sensitivity / Breadth().sensitivity * _SENSITIVITY + 1 - _SENSITIVITY
     rotates, searches = may_rotate(options), may_search(options, images)
@@ -51,7 +56,7 @@ def _steps(options: CompileOptions, images: int, fewer: float) -> Iterator[Step]
         yield Step(Stage.ROUND, images=_ROUND * fewer)
     yield Step(Stage.WRITE, images=_WRITE)
     yield Step(Stage.PARITY, images=_PARITY)
-    if options.profile.integers and options.simulate is None:
+    if options.profile.timed and options.simulate is None:
         yield Step(Stage.SPEED, images=_SPEED, seconds=_TIMING)
     yield Step(Stage.SEAL, seconds=_HASHING)
 

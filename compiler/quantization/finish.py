@@ -1,6 +1,6 @@
 """The stage that quantizes: scales, rounded weights, Q/DQ, biases, and the rest in FP16."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,16 +20,18 @@ from regcache.compiler.encoder.pass_record import PassRecord, pass_records
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.options import AttentionChoice
 from regcache.compiler.job.stages import Stage
-from regcache.compiler.quantization.attention import attention_scales
+from regcache.compiler.quantization.attention import attention_scales, beside_linears
 from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.int8_share import Placement
 from regcache.compiler.quantization.layer_input import LayerInput
 from regcache.compiler.quantization.rounding import round_weights
+from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import Pass, run_all
-from regcache.passes.encoder import Site, by_tensor
+from regcache.passes.encoder import EncoderView, Site, by_tensor
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.keep_bias_apart import KeepBiasApart
 from regcache.passes.quantize_attention import QuantizeAttention
+from regcache.passes.quantize_patches import QuantizePatches
 
 Floats = NDArray[np.float32]
 
@@ -94,8 +96,11 @@ def _rest(
 ) -> Iterator[Pass]:
     """The passes behind the linears: attention in int8, FP16, and Adds apart for ONNX Runtime."""
     options, view = context.options, equalized.encoder.view
-    if options.attention is AttentionChoice.INT8:
-        images = (batch.images for batch in context.images.some(_ATTENTION_IMAGES))
+    images = (batch.images for batch in context.images.some(_ATTENTION_IMAGES))
+    scores, patches = options.attention_in is AttentionChoice.SCORES, options.quantizes_patches
+    if scores or patches:
+        yield from _beside_linears(context, view, images, scores, patches)
+    if options.attention_in is AttentionChoice.INT8:
         yield QuantizeAttention(
             attention_scales(view, images, threads=context.threads, device=context.device)
         )
@@ -110,10 +115,30 @@ def _rest(
             ranges[name] = float(stream.low.min()), float(stream.high.max())
         yield HalfPrecision(ranges)
     # MatMulNBits takes no Gemm's place.
-    if context.target.profile.integers and not isinstance(
-        number_format(context.target), BlockWeights
-    ):
+    if context.target.profile.timed and not isinstance(number_format(context.target), BlockWeights):
         yield KeepBiasApart()
+
+
+def _beside_linears(
+    context: Context,
+    view: EncoderView,
+    images: Iterable[Floats],
+    scores: bool,
+    patches: bool,
+) -> Iterator[Pass]:
+    """The passes that quantize q k^T, the patch convolution, or both, as OpenVINO fuses them."""
+    found = beside_linears(
+        *(view, images),
+        scores=scores,
+        patches=patches,
+        threads=context.threads,
+        device=context.device,
+    )
+    if scores:
+        yield BalanceScores(found.balances)
+        yield QuantizeAttention(found.operands, only_scores=True)
+    if patches:
+        yield QuantizePatches(found.images)
 
 
 def _rounded(

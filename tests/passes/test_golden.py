@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from support.pass_contracts import CONTRACTS
 
+from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import run
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.equalize import Equalize
@@ -20,6 +21,7 @@ from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.pack_weights import PackWeights
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.passes.quantize_float8 import QuantizeFloat8
+from regcache.passes.quantize_patches import QuantizePatches
 from regcache.passes.rotate_hidden import RotateHidden
 from regcache.passes.rotate_stream import RotateStream
 from regcache.passes.shift_activations import ShiftActivations
@@ -31,6 +33,7 @@ from regcache.passes.split_qkv import SplitQkv
 
 FOLDER = Path(__file__).parents[1] / "golden"
 SPELLING = {
+    BalanceScores: "plain",
     DeleteSinks: "plain",
     Equalize: "plain",
     FuseGelu: "erf reciprocal",
@@ -41,6 +44,7 @@ SPELLING = {
     PackWeights: "plain",
     QuantizeAttention: "plain",
     QuantizeFloat8: "plain",
+    QuantizePatches: "plain",
     RotateHidden: "plain",
     RotateStream: "plain",
     ShiftActivations: "plain",

@@ -193,6 +193,39 @@ def test_a_block_without_a_scale_stays_float() -> None:
     ]
 
 
+@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("name", MATMULS)
+def test_only_scores(name: str, registers: int) -> None:
+    """q k^T alone, of any number of keys; values and probabilities stay float."""
+    vit = TinyVit(SPELLINGS[name])
+    graph = canonical_graph(vit.model())
+    if registers:
+        graph = spliced(graph, vit.spec, registers)
+    chosen = attention_scales(graph)
+    for block in view_encoder(graph).blocks:
+        del chosen[block.attention.context.inputs[1].name]
+        block.attention.key.shape = [*block.attention.key.shape[:-1], "tokens"]
+    result = run(QuantizeAttention(chosen, only_scores=True), graph)
+    blocks = vit.spec.depth
+    assert len(result.log.edits) == blocks
+    assert ops(result.graph) - ops(graph) == Counter(
+        QuantizeLinear=2 * blocks, DequantizeLinear=2 * blocks
+    )
+    for block in view_encoder(result.graph).blocks:
+        makers = [item.inputs[0].op for item in block.attention.scores.inputs]
+        assert makers == ["DequantizeLinear"] * 2
+        assert block.attention.context.inputs[0].inputs[0].op != "DequantizeLinear"
+    for one, other in zip(
+        run_graph(result.graph, vit.images(2)), run_graph(graph, vit.images(2)), strict=True
+    ):
+        assert 0 < np.abs(one - other).mean() < 0.1
+    again = run(QuantizeAttention(chosen, only_scores=True), result.graph)
+    assert not again.changed
+    del chosen[attention_operands(view_encoder(graph))[0][1]]
+    few = run(QuantizeAttention(chosen, only_scores=True), graph)
+    assert [skip.reason for skip in few.log.skips] == ["no scale for its queries or keys"]
+
+
 @pytest.mark.parametrize(
     "scale",
     [Affine(0.1, 1, "int8"), Affine(0.1, 128, "uint8"), Affine(0.1, 0, "int8", bits=4)],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from regcache.runtime.machine import cpu_name, describe_machine
+from regcache.runtime.machine import cpu_features, cpu_name, describe_machine
 from regcache.runtime.session import available_cpus
 
 
@@ -24,3 +24,10 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.gpu is None
     assert {"regcache", "numpy"} <= machine.versions.keys()
     assert {"onnxruntime", "onnxruntime-gpu"} & machine.versions.keys()
+
+
+def test_features_that_decide(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni avx512_vnni_x\n")
+    assert cpu_features(info) == ("avx2", "avx512f", "avx512_vnni")
+    assert cpu_features(tmp_path / "none") == ()

@@ -6,16 +6,18 @@ from functools import cache
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from support.balancing import random_balances
 from support.block_weights import block_weights
 from support.canonical import canonical_graph
 from support.equalizing import random_factors
 from support.quantized_graphs import quantized
 from support.registers import random_kv, random_tokens
-from support.scales import attention_scales, float8_scales, linear_scales
+from support.scales import attention_scales, float8_scales, image_scales, linear_scales
 from support.shifting import random_shifts
 from support.spellings import SPELLINGS
 from support.tiny_vit import TinyVit, with_batch
 
+from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import Pass, run
 from regcache.passes.canonicalize import canonicalize_graph
 from regcache.passes.check import check_and_infer
@@ -48,6 +50,7 @@ from regcache.passes.pin_image import PinImage
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.passes.quantize_float8 import QuantizeFloat8
 from regcache.passes.quantize_linears import QuantizeLinears
+from regcache.passes.quantize_patches import QuantizePatches
 from regcache.passes.raise_opset import raise_opset
 from regcache.passes.resolve_shapes import ResolveShapes
 from regcache.passes.rotate_hidden import RotateHidden
@@ -143,6 +146,9 @@ def on(prepare: Prepare, kind: Callable[[], Pass]) -> Contract:
 
 
 CONTRACTS: dict[type, Contract] = {
+    BalanceScores: Contract(
+        canonical, lambda _, graph: BalanceScores(random_balances(graph)), adds=True
+    ),
     CorrectBias: Contract(canonical, corrections, adds=True),
     DeleteSinks: Contract(canonical, lambda _spelling, _graph: DeleteSinks(1, 2)),
     DropIdentities: on(written, DropIdentities),
@@ -179,6 +185,7 @@ CONTRACTS: dict[type, Contract] = {
     ),
     QuantizeFloat8: Contract(canonical, lambda _, graph: QuantizeFloat8(float8_scales(graph))),
     QuantizeLinears: Contract(canonical, lambda _, graph: QuantizeLinears(linear_scales(graph))),
+    QuantizePatches: Contract(canonical, lambda _, graph: QuantizePatches(image_scales(graph))),
     ResolveShapes: on(written, ResolveShapes),
     RotateHidden: Contract(canonical, lambda _spelling, _graph: RotateHidden(4)),
     RotateStream: on(canonical, RotateStream),

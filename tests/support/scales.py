@@ -8,6 +8,7 @@ from regcache.passes.float8 import Float8
 from regcache.passes.quantize_attention import (
     attention_operands,
 )
+from regcache.passes.quantize_patches import patch_convolutions
 
 
 def linear_scales(
@@ -33,3 +34,9 @@ def float8_scales(graph: gs.Graph) -> dict[str, Float8]:
     """A scale per site; that of a tiny encoder covers nearly all of what it computes."""
     sites = view_encoder(graph).sites
     return {site.tensor.name: Float8.from_range(-4.0 - i / 8, 3.0) for i, site in enumerate(sites)}
+
+
+def image_scales(graph: gs.Graph) -> dict[str, Affine]:
+    """A scale for what each patch convolution reads."""
+    names = [node.inputs[0].name for node in patch_convolutions(graph)]
+    return {name: Affine.from_range(-4.0, 4.5, "uint8", symmetric=False) for name in names}

@@ -21,18 +21,24 @@ def tiny_artifact(
 
     `batch`: what the encoder's graph fixes it to, if anything. `depth`: its blocks.
     """
-    model = TinyVit(replace(SPEC, depth=depth)).model()
-    if batch is not None:
-        bake_batch(model, batch)
-    encoder, artifact = folder / "tiny.onnx", folder / "artifact"
-    onnx.save(model, encoder)
-    sidecar(encoder).write_text(RECIPE.to_json())
+    encoder, artifact = write_tiny(folder, batch=batch, depth=depth), folder / "artifact"
     images = photos(folder / "calibration", 8, seed=1)
     command = ("compile", encoder, "--images", images, "-o", artifact, "--registers", "off")
     fast = ("--rounding", "nearest", "--no-equalize", "--int8-share", "1", "--accept-slower")
     outcome = run_regcache(*command, *fast, "--threads", "1", *options)
     assert outcome.code == 0, outcome
     return artifact
+
+
+def write_tiny(folder: Path, *, batch: int | None = None, depth: int = SPEC.depth) -> Path:
+    """`folder`/tiny.onnx, with its recipe beside it."""
+    model = TinyVit(replace(SPEC, depth=depth)).model()
+    if batch is not None:
+        bake_batch(model, batch)
+    encoder = folder / "tiny.onnx"
+    onnx.save(model, encoder)
+    sidecar(encoder).write_text(RECIPE.to_json())
+    return encoder
 
 
 def bake_batch(model: onnx.ModelProto, batch: int) -> None:

@@ -31,7 +31,8 @@ def test_every_field() -> None:
     config = replace(
         CONFIG,
         gpu=True,
-        threads=3,
+        parameters={"intra_op_thread_count": "3"},
+        filename="vit.onnx",
         accelerator={"trt_engine_cache_enable": "1"},
         plans={"8.9": "model-8.9.plan", "12.0": "model-12.0.plan"},
     )
@@ -51,6 +52,7 @@ def test_every_field() -> None:
             "max_queue_delay_microseconds": "500",
         },
         "optimization": {"execution_accelerators": {"gpu_execution_accelerator": [tensorrt]}},
+        "default_model_filename": "vit.onnx",
         "parameters": {"intra_op_thread_count": {"string_value": "3"}},
         "cc_model_filenames": {"8.9": "model-8.9.plan", "12.0": "model-12.0.plan"},
     }

@@ -67,6 +67,8 @@ def test_without_a_search_all_is_calibrated_once(options: dict[str, Any]) -> Non
         ({"simulate": "w4a16"}, Stage.ROUND),
         ({"simulate": "w6a6"}, Stage.SPEED),
         ({"target": "tensorrt"}, Stage.SPEED),
+        ({"target": "openvino"}, Stage.SPEED),
+        ({"target": "openvino", "precision": "bf16"}, Stage.CALIBRATE),
     ],
 )
 def test_options_leave_steps_out(options: dict[str, Any], left_out: Stage) -> None:
@@ -82,6 +84,8 @@ def test_options_leave_steps_out(options: dict[str, Any], left_out: Stage) -> No
         ["--target", "tensorrt-rtx", "--registers", "off"],
         ["--precision", "w4a16"],
         ["--simulate", "w6a6", "--registers", "off"],
+        ["--target", "openvino", "--registers", "off", "--int8-share", "1"],
+        ["--target", "tensorrt", "--precision", "fp16"],
     ],
     ids=" ".join,
 )

@@ -1,0 +1,92 @@
+"""`regcache compile --target cpu` on the command line."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regcache.compiler.cli.artifact_lines import print_artifact
+from regcache.compiler.cli.choose import CpuKind, compile_for_cpu, compile_for_kind
+from regcache.compiler.cli.cpu_ways import MIN_COSINE, choice_table
+from regcache.compiler.cli.tables import print_tables
+from regcache.compiler.job.options import CompileOptions
+from regcache.compiler.job.targets import Precision, TargetName
+from regcache.compiler.reporter import Reporter
+from regcache.compiler.staging import write_text
+from regcache.passes.errors import InputError
+
+
+class TargetChoice(StrEnum):
+    """What `--target` takes: a target, or `cpu`, where the machine decides."""
+
+    ORT_CPU = "ort-cpu"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+    OPENVINO = "openvino"
+    CPU = "cpu"
+
+
+MinCosineOption = Annotated[
+    float | None,
+    typer.Option(
+        min=-1.0,
+        max=1.0,
+        help=f"--target cpu: least mean cosine to float, {MIN_COSINE} by default.",
+    ),
+]
+OtherCpuOption = Annotated[
+    CpuKind | None,
+    typer.Option("--for", help="--target cpu: choose by rule for a CPU with these instructions."),
+]
+
+
+def target_of(
+    choice: TargetChoice, precision: Precision, min_cosine: float | None, kind: CpuKind | None
+) -> TargetName:
+    """The target that is asked for; for `cpu`, the one whose options are read.
+
+    Raises InputError for options that do not go with it.
+    """
+    if choice is TargetChoice.CPU:
+        if precision is not Precision.INT8:
+            raise InputError(f"--precision {precision.value}: --target cpu chooses the precision")
+        return TargetName.ORT_CPU
+    for option, value in (("--min-cosine", min_cosine), ("--for", kind)):
+        if value is not None:
+            raise InputError(f"{option} is for --target cpu, not {choice.value}")
+    return TargetName(choice.value)
+
+
+def compile_by_choice(
+    options: CompileOptions,
+    output: Path,
+    json: Path | None,
+    min_cosine: float | None,
+    kind: CpuKind | None,
+    *,
+    force: bool = False,
+    key: Path | None = None,
+) -> None:
+    """Compile what is best on this CPU, or by rule on another; print the table of all ways.
+
+    `force`, `key`: as compile_encoder has them. With `json`: the manifest where the rule chose,
+    else {"choice", "manifest"}.
+    """
+    if not options.keep_float:
+        raise InputError("--no-float: --target cpu compares with float.onnx and keeps it")
+    least, reporter = MIN_COSINE if min_cosine is None else min_cosine, Reporter()
+    if kind is not None:
+        manifest = compile_for_kind(options, output, reporter, least, kind, force=force, key=key)
+        text = manifest.model_dump_json(indent=2)
+    else:
+        choice, manifest = compile_for_cpu(options, output, reporter, least, force=force, key=key)
+        text = (
+            f'{{"choice": {choice.model_dump_json()},\n"manifest": {manifest.model_dump_json()}}}'
+        )
+        if json != Path("-"):
+            print_tables([choice_table(choice)])
+    if json is not None:
+        write_text(json, f"{text}\n")
+    if json != Path("-"):
+        print_artifact(manifest, output)

@@ -36,6 +36,7 @@ class OrtSession:
     `outputs`: the names of those that come first; the others follow in the file's order.
     `inputs`: how many inputs the model has; what the others take comes behind the images.
     `weights`: initializers that the bytes of the model leave out, by name; they are not copied.
+    `brief`: whether a few images are all that it will run, for which weights need no packing.
     `device`: a GPU has no integer kernels, and computes as for `integers` = False.
     Raises InputError, naming the file and the reason, when the model cannot be loaded, has no such
     output or not so many inputs of float32 (the images may be uint8). Use it as a context manager
@@ -52,6 +53,7 @@ class OrtSession:
         outputs: Sequence[str] = (),
         inputs: int = 1,
         weights: Mapping[str, NDArray[Any]] | None = None,
+        brief: bool = False,
         device: Device = CPU,
     ) -> None:
         self.name = "the model in memory" if isinstance(model, bytes) else str(model)
@@ -61,6 +63,9 @@ class OrtSession:
         integers = integers and not device.on_gpu
         options = cpu_session_options(threads, integers, deployed)
         self._weights = _lend(options, weights or {})
+        if brief or sum(array.nbytes for array in (weights or {}).values()) > _LARGE:
+            # Packed for its kernels weights are in memory twice; 2 % slower without (DINOv2-S).
+            options.add_session_config_entry("session.disable_prepacking", "1")
         # It deletes a Relu before an FP8 QuantizeLinear, as if that began at zero.
         disabled = None if integers else ["ReluQuantRewrite"]
         self._device = device
@@ -242,9 +247,6 @@ def _lend(options: ort.SessionOptions, weights: Mapping[str, NDArray[Any]]) -> l
     values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(w)) for w in weights.values()]
     if values:
         options.add_external_initializers(list(weights), values)
-    if sum(array.nbytes for array in weights.values()) > _LARGE:
-        # Packed for its kernels they would be in memory twice; 2 % slower (DINOv2-S).
-        options.add_session_config_entry("session.disable_prepacking", "1")
     return values
 
 

@@ -14,8 +14,8 @@ from regcache.runtime.openvino_primitives import Primitives
 from regcache.runtime.optimised_graph import integer_matmuls, optimised_ops
 from regcache.runtime.speed import SpeedRatio, compare_speed
 
-# A ratio far below 1 needs few runs; one that is not is measured again.
-_SECONDS, _ROUNDS, _SECONDS_AGAIN = 0.4, 2, 2.0
+# A ratio far below 1 needs few runs and no large batch; one that is not is measured again.
+_BATCHES, _SECONDS, _ROUNDS, _SECONDS_AGAIN = (1, 4), 0.4, 2, 2.0
 # Less is lost in a machine's noise, of a run's time or altogether.
 _NOISE, _NOISE_MS = 1.05, 1.0
 
@@ -42,7 +42,13 @@ def check_speed(
     if kernels < linears:
         reporter.warn(f"ONNX Runtime computes {kernels} of {linears} quantized linears in integers")
     ratios = compare_speed(
-        float_model, model, images, threads=threads, seconds=_SECONDS, rounds=_ROUNDS
+        float_model,
+        model,
+        images,
+        batches=_BATCHES,
+        threads=threads,
+        seconds=_SECONDS,
+        rounds=_ROUNDS,
     )
     if _slower(ratios):  # the machine may have been busy
         ratios = compare_speed(float_model, model, images, threads=threads, seconds=_SECONDS_AGAIN)

@@ -18,9 +18,14 @@ Floats = NDArray[np.float32]
 
 
 def open_graph(
-    graph: gs.Graph, *, threads: int | None = None, integers: bool = False, device: Device = CPU
+    graph: gs.Graph,
+    *,
+    threads: int | None = None,
+    integers: bool = False,
+    brief: bool = False,
+    device: Device = CPU,
 ) -> OrtSession:
-    """A session of a graph, which shares its weights."""
+    """A session of a graph, which shares its weights. `brief`: see OrtSession."""
     content, weights = lend_weights(graph)
     return OrtSession(
         content,
@@ -28,6 +33,7 @@ def open_graph(
         integers=integers,
         inputs=len(graph.inputs),
         weights=weights,
+        brief=brief,
         device=device,
     )
 

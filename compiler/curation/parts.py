@@ -58,7 +58,9 @@ class Part:
         with ExitStack() as stack:
             session = None
             if made:
-                session = stack.enter_context(open_graph(self.graph, threads=1, device=device))
+                session = stack.enter_context(
+                    open_graph(self.graph, threads=1, brief=True, device=device)
+                )
 
             def compute(state: State, batch: int) -> list[Floats]:
                 known = {**state.others, self.start: state.stream}

@@ -50,7 +50,7 @@ def screened_ranges(held: HeldStudy, screen: Screen) -> Ranges:
         except InputError:
             return {}
     low, high = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    session = open_graph(segment, threads=1, device=study.device)
+    session = open_graph(segment, threads=1, brief=True, device=study.device)
     for outputs in stream(session, workbench.fit[start][: study.screening_images], study.batch):
         for name, output in zip(names, outputs, strict=False):
             low[name] = min(low[name], float(output.min()))

@@ -95,8 +95,8 @@ class Search:
     def run(self) -> Setting:
         """The setting of least true error on the `rank` images, of those that were tried."""
         promising = self._short_list()
-        self._try(promising[: self.short_list] or self._least_bad())
-        self._try(self._deletions())
+        registers = promising[: self.short_list] or self._least_bad()
+        self._try([*registers, *self._deletions()])
         best = self._best(lambda setting: setting.count > 0)
         if best is not None:
             self._try([self._with_deletion(best)])  # neither may help alone, and both together

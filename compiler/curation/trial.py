@@ -96,7 +96,7 @@ def _new_scales(workbench: Workbench, graph: gs.Graph, first: int) -> dict[str, 
     sites = workbench.sites(first, workbench.depth)
     names = [site.tensor.name for site in sites]
     rest = cut_graph(graph, workbench.streams[first], names)
-    session = open_graph(rest, threads=1, device=study.device)
+    session = open_graph(rest, threads=1, brief=True, device=study.device)
     statistics = site_statistics(workbench.view, len(study.images.fit), study.seed)
     collect(session, workbench.fit[first], sites, statistics)
     return study.quantizer.scales(sites, statistics, threads=1, columns=COLUMNS)

@@ -50,7 +50,7 @@ def once(before: Callable[[], None], call: Callable[..., object]) -> Callable[..
     return wrapped
 
 
-@pytest.mark.parametrize("step", ["read_manifest", "Preprocess.from_json", "OrtSession"])
+@pytest.mark.parametrize("step", ["read_manifest", "Preprocess.from_json", "open_session"])
 def test_what_is_loaded_is_what_the_manifest_says(
     two: list[Path], output: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -70,7 +70,7 @@ def test_one_that_is_replaced_for_ever_is_said_to_be(
         replace(output, two[1])
         return OrtSession(two[1] / "model.onnx")
 
-    monkeypatch.setattr(artifact_module, "OrtSession", replaced)
+    monkeypatch.setattr(artifact_module, "open_session", replaced)
     monkeypatch.setattr("regcache.compiler.artifact.embedder._TRIES", 2)
     with pytest.raises(ReplacedError, match="was replaced while it was read; try again"):
         regcache.load(output)

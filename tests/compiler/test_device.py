@@ -119,13 +119,13 @@ def test_all_of_a_compilation_moves_but_what_is_the_cpus(
     assert manifest.options.device == "cuda:0"
     assert manifest.device == DeviceRecord(gpu=None, algebra="numpy")
     here, there = cuda.ran(on_gpu=False), cuda.ran(on_gpu=True)
-    assert {"observed.onnx", "rounded.onnx", "float.onnx", ""} <= there
+    assert {"float.onnx", ""} <= there
     own = {"model.onnx"} if target == "ort-cpu" else set()
     assert ("model.onnx" in there) == (target == "tensorrt")
     # Adopting compares a file with its original, the speed check with float; in memory are blocks
     # that make keys and values of a few registers.
     assert here == {"tiny.onnx", "float.onnx", ""} | own
-    assert cuda.models.count("") > 20  # of the search
+    assert cuda.models.count("") > 20  # calibration and the search
     plain, moved = (folder / f"{one}-{target}" / "model.onnx" for one in ("plain", "gpu"))
     assert plain.read_bytes() == moved.read_bytes()
 
@@ -137,7 +137,7 @@ def test_what_comes_after_moves_too(
     """The graph in memory is the one that asks whether CUDA computes, or canonical float."""
     images = folder / "images"
     regcache.inspect(folder / "tiny.onnx", images, device="cuda")
-    assert cuda.ran(on_gpu=True) == {"observed.onnx", ""}
+    assert cuda.ran(on_gpu=True) == {""}
     for kind, moves in (("int8", True), ("w4a16", False)):
         cuda.clear()
         plain = regcache.parity(folder / f"cpu-{kind}", images, per_layer=True)

@@ -83,6 +83,36 @@ class Loading:
         return random.standard_normal((batch, *self.shape), dtype=np.float32)
 
 
+class Session(Protocol):
+    """An encoder loaded on the CPU, as OrtSession and OpenVinoSession are."""
+
+    name: str
+    fixed_batch: int | None
+
+    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+        """Encode images of the model's dtype and layout."""
+
+
+class SessionRunner:
+    """A session on the CPU as a runner: nothing is copied."""
+
+    placement: dict[str, int] | None = None
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.name, self.fixed_batch = session.name, session.fixed_batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        del self._session
+
+    def run(self, images: NDArray[Any]) -> Ran:
+        """Encode images of the model's dtype and layout."""
+        return Ran(self._session.run(images))
+
+
 class Runner(Protocol):
     """An encoder ready to run; a context manager that frees it.
 

@@ -19,8 +19,8 @@ from regcache.runtime.device import CPU, LOG_NOTHING, Device, open_session
 # The images an encoder may take, by ONNX Runtime's names.
 INPUT_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
 _IMAGE_TYPES = [[name] for name in INPUT_TYPES]
-# Bytes of weights that a session is not to hold a copy of.
-_LARGE = 200_000_000
+# Bytes of weights from which memory is to hold no second copy: graphs keep them on disk.
+LARGE = 200_000_000
 
 
 class OrtSession:
@@ -63,7 +63,7 @@ class OrtSession:
         integers = integers and not device.on_gpu
         options = cpu_session_options(threads, integers, deployed)
         self._weights = _lend(options, weights or {})
-        if brief or sum(array.nbytes for array in (weights or {}).values()) > _LARGE:
+        if brief or sum(array.nbytes for array in (weights or {}).values()) > LARGE:
             # Packed for its kernels weights are in memory twice; 2 % slower without (DINOv2-S).
             options.add_session_config_entry("session.disable_prepacking", "1")
         # It deletes a Relu before an FP8 QuantizeLinear, as if that began at zero.

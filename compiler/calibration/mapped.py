@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from regcache.passes.external_weights import let_go, mapping
 from regcache.passes.onnx_file import constant_bytes
+from regcache.runtime.session import LARGE
 
 Array = NDArray[np.generic]
 
-# Bytes of weights from which a graph is kept on disk.
-LARGE = 200_000_000
 # A smaller constant is not worth a mapping of its own.
 _LEAST = 1 << 20
 

@@ -21,7 +21,7 @@ def test_a_session_shares_the_graph_s_weights(monkeypatch: pytest.MonkeyPatch, l
     """Also where they are not packed for the kernels, and once the graph is gone."""
     vit = TinyVit(Spec())
     if large:
-        monkeypatch.setattr(session_module, "_LARGE", 1000)
+        monkeypatch.setattr(session_module, "LARGE", 1000)
     graph, images = canonicalize(vit.model()), vit.images(5)
     (wanted,) = run_graph(graph, images)[:1]
     session = open_graph(graph, threads=1)

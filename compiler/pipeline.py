@@ -21,7 +21,7 @@ from regcache.compiler.artifact.speed_check import check_speed
 from regcache.compiler.calibration.calibrate import Calibrated, calibrate
 from regcache.compiler.calibration.mapped import go_on_with, let_graph_go, return_memory
 from regcache.compiler.calibration.side_by_side import one_blas_thread
-from regcache.compiler.calibration.stored_rows import stored_bytes
+from regcache.compiler.calibration.stored_rows import stored_bytes, stores_rows
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.find import find_registers, no_registers, splice
 from regcache.compiler.encoder.float_encoder import FloatEncoder
@@ -29,7 +29,7 @@ from regcache.compiler.encoder.pass_record import say_slower
 from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.encoder.split import split_for_target
 from regcache.compiler.job.context import Context, choose_target
-from regcache.compiler.job.options import CompileOptions, RegisterChoice, Rounding
+from regcache.compiler.job.options import CompileOptions, RegisterChoice
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision
 from regcache.compiler.parity.first_look import FIRST_LOOK_IMAGES, first_look
@@ -122,7 +122,7 @@ def _journal(output: Path) -> Path:
 def _check_room(options: CompileOptions, encoder: FloatEncoder, folder: Path, images: int) -> None:
     """Refuse a full disk before the search, not after it: model.onnx is copied to be looked at."""
     size = model = bytes_of(encoder, options.precision, half=options.in_half)
-    if options.precision.quantizes and options.rounding is Rounding.GPTQ:
+    if options.precision.quantizes and stores_rows(choose_target(options), options.rounding):
         row = 4 * sum(site.linears[0].weight_shape[0] for site in encoder.view.sites)
         size += stored_bytes(row, images, encoder.view.tokens or TOKENS)
     check_free(folder / MODEL, size)

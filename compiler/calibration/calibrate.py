@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from regcache.compiler.calibration.number_formats import number_format
 from regcache.compiler.calibration.observe import (
     HalvedStatistics,
     Observer,
@@ -12,7 +11,7 @@ from regcache.compiler.calibration.observe import (
     stream_ranges,
 )
 from regcache.compiler.calibration.statistics import ChannelRange, Floats
-from regcache.compiler.calibration.stored_rows import StoredRows, stored_rows
+from regcache.compiler.calibration.stored_rows import StoredRows, stored_rows, stores_rows
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.stages import Stage
@@ -53,8 +52,8 @@ def calibrate(context: Context, encoder: FloatEncoder) -> Calibrated:
     sites = encoder.view.sites
     statistics = halved_statistics(encoder.view, count, context.seed)
     streams = stream_ranges(encoder.view) if context.in_half else {}
-    rounds = context.rounds_by_error and number_format(context.target).by_error
-    rows = stored_rows(sites, context.scratch, count, context.seed) if rounds else {}
+    stores = stores_rows(context.target, context.rounding)
+    rows = stored_rows(sites, context.scratch, count, context.seed) if stores else {}
     context.reporter.begin(Stage.CALIBRATE, f"{count} images")
     batches = context.reporter.images(images.telling(skipped.append), count, Stage.CALIBRATE)
     seen: dict[str, Observer] = {

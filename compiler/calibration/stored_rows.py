@@ -9,6 +9,9 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.number_formats import number_format
+from regcache.compiler.job.options import Rounding
+from regcache.compiler.job.targets import Target
 from regcache.passes.encoder import Site
 
 Floats = NDArray[np.float32]
@@ -65,6 +68,11 @@ class StoredRows:
         others = min(self.of_an_image, tokens) - 1
         chosen = self.random.permutation(tokens - 1)[:others] + 1
         return np.concatenate([np.zeros(1, np.intp), chosen])
+
+
+def stores_rows(target: Target, rounding: Rounding) -> bool:
+    """Whether the weights of a target's linears, or their biases, are chosen by stored rows."""
+    return rounding is Rounding.GPTQ and number_format(target).by_error
 
 
 def stored_bytes(row: int, images: int, tokens: int) -> int:

@@ -74,9 +74,9 @@ class Context:
         return self.options.in_half
 
     @property
-    def rounds_by_error(self) -> bool:
-        """Whether weights are rounded, where their format allows it, by what their linears read."""
-        return self.options.rounding is Rounding.GPTQ
+    def rounding(self) -> Rounding:
+        """How weights are rounded, where their format allows it."""
+        return self.options.rounding
 
     @property
     def effort(self) -> Effort:

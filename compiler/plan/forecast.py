@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from regcache.compiler.calibration.mapped import LARGE
-from regcache.compiler.calibration.stored_rows import stored_bytes
+from regcache.compiler.calibration.stored_rows import stored_bytes, stores_rows
 from regcache.compiler.job.breadth import Breadth
-from regcache.compiler.job.options import CompileOptions, Rounding
+from regcache.compiler.job.context import choose_target
+from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.stages import EXPORTING, Stage
 from regcache.compiler.plan.measure import TIMING, Look, Sizes, look
@@ -20,6 +20,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import find_device
 from regcache.runtime.images import list_images
+from regcache.runtime.session import LARGE
 
 # Steps that decode every calibration image.
 _DECODING = frozenset({Stage.CALIBRATE})
@@ -109,8 +110,8 @@ def forecast(options: CompileOptions, output: Path, reporter: Reporter) -> Forec
 def foretell(options: CompileOptions, images: int, seen: Look) -> list[StepForecast]:
     """What every step takes of an encoder that was looked at, for so many images."""
     sizes = seen.sizes
-    rounds = options.rounding is Rounding.GPTQ
-    rows = stored_bytes(sizes.activations // sizes.tokens, images, sizes.tokens) if rounds else 0
+    stores = stores_rows(choose_target(options), options.rounding)
+    rows = stored_bytes(sizes.activations // sizes.tokens, images, sizes.tokens) if stores else 0
     disk = _Disk(sizes, model_bytes(sizes, options), rows)
     return [
         StepForecast(

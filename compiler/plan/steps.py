@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from regcache.compiler.calibration.number_formats import number_format
+from regcache.compiler.calibration.stored_rows import stores_rows
 from regcache.compiler.job.breadth import LEAST_IMAGES, Breadth
 from regcache.compiler.job.context import choose_target
-from regcache.compiler.job.options import CompileOptions, RegisterChoice, Rounding
+from regcache.compiler.job.options import CompileOptions, RegisterChoice
 from regcache.compiler.job.stages import EXPORTING, Stage
 from regcache.compiler.reporter import Step
 
@@ -52,7 +52,7 @@ def _steps(options: CompileOptions, images: int, fewer: float) -> Iterator[Step]
     if places:
         yield Step(Stage.PLACE, images=closer * _PLACE, sure=not searches)
     yield Step(Stage.RANGES, images=_RANGES * fewer)
-    if options.rounding is Rounding.GPTQ and number_format(target).by_error:
+    if stores_rows(target, options.rounding):
         yield Step(Stage.ROUND, images=_ROUND * fewer)
     yield Step(Stage.WRITE, images=_WRITE)
     yield Step(Stage.PARITY, images=_PARITY)

@@ -11,7 +11,6 @@ from support.tiny_artifact import SPEC
 from support.tiny_source import RECIPE, photos
 from support.tiny_vit import TinyVit
 
-from regcache.compiler.calibration.mapped import LARGE
 from regcache.compiler.calibration.stored_rows import stored_bytes
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.stages import Stage
@@ -19,6 +18,7 @@ from regcache.compiler.plan.forecast import StepForecast, foretell, model_bytes
 from regcache.compiler.plan.measure import Look, Sizes
 from regcache.compiler.plan.steps import TOKENS, planned_steps
 from regcache.export.onnx_file import sidecar
+from regcache.runtime.session import LARGE
 
 MB = 1_000_000
 SIZES = Sizes(

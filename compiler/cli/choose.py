@@ -69,9 +69,7 @@ def compile_for_cpu(
     if options.simulate is not None:
         raise InputError("--target cpu times what ships: --simulate cannot be timed")
     ways = list(_ways())
-    if key is not None:
-        check_signing_key(key)
-    with _folders(output, reporter, force=force) as (staging, folder):
+    with _folders(output, reporter, force, key) as (staging, folder):
         for way in ways:
             if way.precision.quantizes:
                 reporter.step(f"compiling for {way}")
@@ -103,9 +101,7 @@ def compile_for_kind(
     """
     check_openvino("--target cpu --for")
     way = Way(TargetName.OPENVINO, _RULE[kind])
-    if key is not None:
-        check_signing_key(key)
-    with _folders(output, reporter, force=force) as (staging, scratch):
+    with _folders(output, reporter, force, key) as (staging, scratch):
         artifact = scratch / str(way)
         manifest = compile_encoder(_options_for(options, way), artifact, reporter)
         found = manifest.parity.result.cosine_mean
@@ -119,8 +115,12 @@ def compile_for_kind(
 
 
 @contextmanager
-def _folders(output: Path, reporter: Reporter, *, force: bool) -> Iterator[tuple[Path, Path]]:
+def _folders(
+    output: Path, reporter: Reporter, force: bool, key: Path | None
+) -> Iterator[tuple[Path, Path]]:
     """The folder that becomes the output, and one for what is tried."""
+    if key is not None:
+        check_signing_key(key)
     staged = staged_folder(output, force=force, tell=reporter.warn)
     with staged as staging, temporary_folder() as scratch:
         yield staging, scratch

@@ -148,10 +148,10 @@ def _to_look_closer_at(workbench: Workbench, damage: Mapping[str, float]) -> lis
     chosen = order[: math.ceil(workbench.study.sites_alone * len(sites))]
     worst = max(sites, key=lambda site: damage[site.name])
     names = {site.name for site in (*chosen, worst)}
-    blocks = {site.block: list[str]() for site in sites if site.name in names}
+    blocks = dict[int, list[str]]()
     for site in sites:
         if site.name in names:
-            blocks[site.block].append(site.name)
+            blocks.setdefault(site.block, []).append(site.name)
     return list(blocks.values())
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from regcache.runtime.bench_result import BatchResult, Percentiles, Timing
 from regcache.runtime.energy import EnergyMeter, Unreadable
 from regcache.runtime.runners import Lap, Loading, Runner
-from regcache.runtime.speed import possible_batches, time_pairs
+from regcache.runtime.speed import go_on, possible_batches, time_pairs
 
 # Pairs that a slow model still gets, within four times the seconds.
 _ROUNDS = 10
@@ -79,11 +79,7 @@ def time_runners(
 
 def _stopwatch(loading: Loading) -> Stopwatch:
     """On a GPU nothing is waited for: idle, it would lower its clocks."""
-    return Stopwatch(settle=_go_on) if loading.runner.on_gpu else Stopwatch()
-
-
-def _go_on() -> None:
-    """Wait for nothing."""
+    return Stopwatch(settle=go_on) if loading.runner.on_gpu else Stopwatch()
 
 
 def _repeat(run: Callable[[], object], seconds: float, clock: Clock) -> int:

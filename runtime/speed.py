@@ -72,8 +72,8 @@ def compare_speed(
     if min(batches, default=0) < 1:
         raise InputError(f"batch sizes must be positive, not {list(batches)}")
     with (
-        OrtSession(float_model, threads=threads, deployed=True) as original,
-        OrtSession(quantized_model, threads=threads, deployed=True) as quantized,
+        OrtSession(float_model, threads=threads, deployed=True, resting=True) as original,
+        OrtSession(quantized_model, threads=threads, deployed=True, resting=True) as quantized,
     ):
         found = []
         for batch in possible_batches(original, quantized, batches):
@@ -83,6 +83,7 @@ def compare_speed(
                 partial(quantized.run, filled),
                 seconds=seconds,
                 rounds=rounds,
+                settle=go_on,
             )
             found.append(_summary(pairs, batch, threads))
     return found
@@ -163,6 +164,10 @@ def _let_threads_rest() -> None:
         time.sleep(_NAP_SECONDS)
         if time.process_time() - before < _NAP_SECONDS / 10:
             return
+
+
+def go_on() -> None:
+    """Wait for nothing, before a run of a model that no other's threads disturb."""
 
 
 def _summary(pairs: Sequence[tuple[float, float]], batch: int, threads: int) -> SpeedRatio:

@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 passed, 1 a measured value misses its limit, 2 bad input."""
 
+import gc
 import sys
 import warnings
 from importlib.metadata import version
@@ -269,6 +270,8 @@ def main() -> None:
     """Entry point: bad input and a full disk are one line on stderr and exit code 2."""
     silence_runtime()
     silence_graphs()
+    if not gc.get_freeze_count():
+        gc.freeze()  # modules live as long as the process: no collection need walk through them
     # Of palettes and metadata; they would land between the lines that tell progress.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:

@@ -1,11 +1,15 @@
 """Checker and shape inference without the weights, so that they cost milliseconds at any size."""
 
+from collections.abc import Sequence
+from functools import cache
 from math import prod
+from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
 
-from regcache.passes.detach_weights import detach_weights
+from regcache.passes.detach_weights import export_skeleton
 
 # BEiT's index of relative positions has a million at 512 pixels.
 _LONGEST_ROW = 1 << 22
@@ -118,10 +122,31 @@ def _dims(tensor_type: onnx.TypeProto.Tensor) -> list[int | str] | None:
 
 
 def _without_weights(graph: gs.Graph) -> onnx.ModelProto:
-    bare, _ = detach_weights(graph)
-    outputs = {output.name for output in bare.outputs}
-    for name, tensor in bare.tensors().items():
-        if isinstance(tensor, gs.Variable) and tensor.inputs and name not in outputs:
-            tensor.shape = None  # what an earlier form of the graph had here may be stale
-    model: onnx.ModelProto = gs.export_onnx(bare, do_type_check=False)
+    """The graph's message; weights are inputs, and inner tensors have a type but no shape."""
+    model, weights = export_skeleton(graph)
+    for weight in weights.values():
+        model.graph.input.append(OnnxExporter.export_value_info_proto(weight, False))
+    ends = {item.name for item in (*graph.inputs, *graph.outputs)}
+    for name, tensor in graph.tensors().items():
+        if isinstance(tensor, gs.Variable) and tensor.dtype is not None and name not in ends:
+            # What an earlier form of the graph had here may be stale.
+            _declare(model, tensor, None if tensor.inputs else tensor.shape)
     return model
+
+
+def _declare(
+    model: onnx.ModelProto, tensor: gs.Variable, shape: Sequence[int | str] | None
+) -> None:
+    """Add an inner tensor's type to a message, and its shape where that is known."""
+    if shape is not None or tensor.type != "tensor_type":
+        found = gs.Variable(tensor.name, tensor.dtype, shape, tensor.type)
+        model.graph.value_info.append(OnnxExporter.export_value_info_proto(found, False))
+    else:  # a tenth of the time
+        info = model.graph.value_info.add(name=tensor.name)
+        info.type.tensor_type.elem_type = _element_type(tensor.dtype)
+
+
+@cache
+def _element_type(dtype: Any) -> int:
+    """onnx.TensorProto's number of a type."""
+    return int(dtype_to_onnx(dtype))

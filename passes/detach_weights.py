@@ -5,6 +5,7 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from regcache.passes.copy_graph import copy_graph
 
@@ -42,20 +43,47 @@ def unpack_graph(model: bytes, weights: Weights) -> gs.Graph:
     return graph
 
 
+class _Skeleton(gs.Graph):  # type: ignore[misc]
+    """Another graph, to be written with those of its tensors alone that are `shown`."""
+
+    def __init__(self, graph: gs.Graph, shown: dict[str, gs.Tensor]) -> None:
+        self.__dict__.update(graph.__dict__)
+        self._shown = shown
+
+    def tensors(self, check_duplicates: bool = False) -> dict[str, gs.Tensor]:
+        return dict(self._shown)
+
+
+def export_skeleton(
+    graph: gs.Graph, largest_kept: int = LARGEST_KEPT
+) -> tuple[onnx.ModelProto, dict[str, gs.Constant]]:
+    """A graph's message without constants of more than `largest_kept` numbers, and these, by name.
+
+    Nor does it hold types and shapes of inner tensors. The graph is not copied: a third of the time
+    of detach_weights and an export.
+    """
+    constants = {
+        name: tensor for name, tensor in graph.tensors().items() if isinstance(tensor, gs.Constant)
+    }
+    kept = {name: item for name, item in constants.items() if _size(item) <= largest_kept}
+    model = gs.export_onnx(_Skeleton(graph, kept), do_type_check=False)
+    return model, {name: item for name, item in constants.items() if name not in kept}
+
+
 def lend_weights(graph: gs.Graph) -> tuple[bytes, Weights]:
     """A graph as ONNX bytes whose large initializers lie elsewhere, and these, by name.
 
     They are the graph's own arrays, not copies; who runs the bytes is given them. An array of a
     type that NumPy itself does not have stays in the bytes.
     """
-    bare, weights = detach_weights(graph, _LARGEST_IN_MESSAGE)
-    lent = {name: values for name, values in weights.items() if values.dtype.kind in "fiu"}
-    attach_weights(bare, {name: weights[name] for name in weights.keys() - lent.keys()})
-    model = gs.export_onnx(bare, do_type_check=False)
-    inputs = [item for item in model.graph.input if item.name not in lent]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    for name, values in lent.items():
+    model, left_out = export_skeleton(graph, _LARGEST_IN_MESSAGE)
+    lent: Weights = {}
+    for name, constant in left_out.items():
+        values = constant.values
+        if values.dtype.kind not in "fiu":
+            model.graph.initializer.append(OnnxExporter.export_tensor_proto(constant))
+            continue
+        lent[name] = values
         stored = model.graph.initializer.add(
             name=name,
             dims=values.shape,

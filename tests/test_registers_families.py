@@ -17,6 +17,7 @@ from support.sample import sample_file
 from support.torch_reference import RegisterReference, find_tower
 
 from regcache.compiler.curation.registers import capture_registers
+from regcache.export.reference import Source
 from regcache.export.source import open_source
 from regcache.passes.base import Pass, run
 from regcache.passes.canonicalize import canonicalize
@@ -33,11 +34,15 @@ COUNTS, BATCHES = (1, 4, 16), (1, 3, 8)
 
 @dataclass(frozen=True)
 class Pair:
-    """An encoder as a canonical graph and as its PyTorch original; `real`: with its weights."""
+    """An encoder as a canonical graph and as its PyTorch original; `real`: with its weights.
+
+    Its images are `side` x `side`.
+    """
 
     graph: gs.Graph
     view: EncoderView
     reference: RegisterReference
+    side: int
     real: bool = False
 
     def ranges(self) -> tuple[tuple[int, int], ...]:
@@ -58,22 +63,21 @@ class Pair:
 @functools.lru_cache(maxsize=1)
 def family(name: str, folder: Path) -> Pair:
     exported = zoo.export_family(name, folder)
-    return pair(exported.path, RegisterReference(find_tower(exported.source, zoo.SIDE)))
+    return pair(exported.path, exported.source, zoo.SIDE)
 
 
 @pytest.fixture(scope="module")
 def sample(folder: Path) -> Pair:
-    source = open_source("sample:dinov2-small")
-    return pair(sample_file(folder), RegisterReference(find_tower(source, zoo.SIDE)), real=True)
+    return pair(sample_file(folder), open_source("sample:dinov2-small"), 224, real=True)
 
 
-def pair(path: Path, reference: RegisterReference, *, real: bool = False) -> Pair:
-    graph = canonicalize(load_model(path))
-    return Pair(graph, view_encoder(graph), reference, real)
+def pair(path: Path, source: Source, side: int, *, real: bool = False) -> Pair:
+    graph, reference = canonicalize(load_model(path)), RegisterReference(find_tower(source, side))
+    return Pair(graph, view_encoder(graph), reference, side, real)
 
 
-def images(batch: int) -> NDArray[np.float32]:
-    shape = (batch, 3, zoo.SIDE, zoo.SIDE)
+def images(pair: Pair, batch: int) -> NDArray[np.float32]:
+    shape = (batch, 3, pair.side, pair.side)
     return np.random.default_rng(batch).standard_normal(shape, dtype=np.float32)
 
 
@@ -88,7 +92,7 @@ def assert_close(found: NDArray[Any], wanted: NDArray[Any]) -> None:
 
 
 def compute(step: Pass, pair: Pair, batch: int) -> list[NDArray[Any]]:
-    return run_graph(run(step, pair.graph).graph, images(batch), optimize=True)
+    return run_graph(run(step, pair.graph).graph, images(pair, batch), optimize=True)
 
 
 def check_kv(pair: Pair) -> None:
@@ -98,7 +102,7 @@ def check_kv(pair: Pair) -> None:
         for ours, theirs in zip((keys, values), captured, strict=True):
             assert_close(ours, theirs)
         found = compute(SpliceRegisters(start, end, keys, values), pair, batch)
-        wanted = pair.reference.run_kv(images(batch), start, end, keys, values)
+        wanted = pair.reference.run_kv(images(pair, batch), start, end, keys, values)
         for ours, theirs in zip(found, wanted, strict=True):
             assert_close(ours, theirs)
 
@@ -107,7 +111,7 @@ def check_tokens(pair: Pair) -> None:
     for count, (start, end), batch in pair.cases():
         more = tokens(pair, count)
         found = compute(SpliceRegisterTokens(start, end, more), pair, batch)
-        wanted = pair.reference.run_tokens(images(batch), start, end, more)
+        wanted = pair.reference.run_tokens(images(pair, batch), start, end, more)
         for ours, theirs in zip(found, wanted, strict=True):
             assert_close(ours, theirs)
 
@@ -118,7 +122,7 @@ def check_deletion(pair: Pair) -> None:
     cases = [(depth // 2, 10, 3), (0, 1, 1), (depth - 1, 5, 8)]
     for block, count, batch in cases[: None if pair.real else 1]:
         pooled, hidden = compute(DeleteSinks(block, count), pair, batch)
-        wanted = pair.reference.run_without(images(batch), block, count, prefix)
+        wanted = pair.reference.run_without(images(pair, batch), block, count, prefix)
         assert_close(pooled, wanted.pooled)
         patches = np.take_along_axis(hidden[:, prefix:], wanted.kept[..., None], axis=1)
         assert_close(np.concatenate([hidden[:, :prefix], patches], axis=1), wanted.hidden)

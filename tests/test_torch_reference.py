@@ -211,8 +211,9 @@ def assert_differ(one: list[Array], other: list[Array]) -> None:
 
 
 def prefix_tokens(tokens: int) -> int:
-    """What is left of the sequence besides 14 x 14 or 16 x 16 patches."""
-    return tokens - (256 if tokens >= 256 else 196)
+    """What is left of the sequence besides the patches, of 16 or 14 pixels a side."""
+    few, many = ((zoo.SIDE // patch) ** 2 for patch in (16, 14))
+    return tokens - (many if tokens >= many else few)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -50,7 +50,8 @@ class Exported:
     source: Source
 
 
-SIDE = 224
+SIDE = 112
+"""Pixels of the random encoders' images: half the released ones', for a quarter of their tokens."""
 
 
 @functools.cache
@@ -67,7 +68,7 @@ def family_source(name: str, folder: Path) -> Source:
 
 @functools.cache
 def export_family(name: str, folder: Path) -> Exported:
-    """One family's ONNX, at 224 x 224, made once in `folder` even when processes share it."""
+    """One family's ONNX, at SIDE x SIDE, made once in `folder` even when processes share it."""
     source = family_source(name, folder)
     path = folder / f"{name}.onnx"
     with FileLock(folder / f"{name}.lock"):

@@ -1,4 +1,4 @@
-"""Random encoders of the released architectures, real in all but depth."""
+"""Random encoders of the released architectures, real in all but depth and number of patches."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ import timm
 import torch
 import transformers
 from safetensors.torch import save_file
+from support.zoo import SIDE
 
 from regcache.export.cache import written_whole
 from regcache.export.reference import Source
@@ -58,7 +59,7 @@ def _vit_sizes(width: int, heads: int, **more: Any) -> dict[str, Any]:
 
 def _clip_b16(folder: Path) -> Source:
     """Its checkpoint holds a text tower too."""
-    vision = _vit_sizes(768, 12, image_size=224, patch_size=16)
+    vision = _vit_sizes(768, 12, image_size=SIDE, patch_size=16)
     config = transformers.CLIPConfig(
         text_config=_vit_sizes(64, 2, vocab_size=99),
         vision_config=vision,
@@ -109,7 +110,7 @@ def _dinov2_registers(folder: Path) -> Source:
 def _dinov3(gated: bool) -> Callable[[Path], Source]:
     def build(folder: Path) -> Source:
         config = transformers.DINOv3ViTConfig(
-            **_vit_sizes(384, 6, image_size=224, patch_size=16),
+            **_vit_sizes(384, 6, image_size=SIDE, patch_size=16),
             num_register_tokens=4,
             key_bias=False,
             use_gated_mlp=gated,
@@ -122,13 +123,13 @@ def _dinov3(gated: bool) -> Callable[[Path], Source]:
 
 
 def _vit_b16(folder: Path) -> Source:
-    config = transformers.ViTConfig(**_vit_sizes(768, 12))
+    config = transformers.ViTConfig(**_vit_sizes(768, 12, image_size=SIDE))
     model = transformers.ViTForImageClassification(config)
     return save_checkpoint(model, transformers.ViTImageProcessorPil(), folder)
 
 
 def _deit_s16(folder: Path) -> Source:
-    model = transformers.DeiTModel(transformers.DeiTConfig(**_vit_sizes(384, 6)))
+    model = transformers.DeiTModel(transformers.DeiTConfig(**_vit_sizes(384, 6, image_size=SIDE)))
     return save_checkpoint(model, transformers.DeiTImageProcessorPil(), folder)
 
 
@@ -150,7 +151,7 @@ def _shallow_timm(name: str) -> str:
     """Make timm know a model by another name, with fewer blocks; that name."""
 
     def create(pretrained: bool = False, **options: Any) -> Any:
-        return timm.create_model(name, pretrained=pretrained, depth=DEPTH, **options)
+        return timm.create_model(name, pretrained=pretrained, depth=DEPTH, img_size=SIDE, **options)
 
     create.__name__, create.__module__ = f"{name}_shallow", __name__
     if not timm.is_model(create.__name__):
@@ -165,6 +166,7 @@ def _open_clip(architecture: str) -> Callable[[Path], Source]:
         folder.mkdir(exist_ok=True)
         config = open_clip.get_model_config(architecture)
         vision = config["vision_cfg"]
+        vision["image_size"] = SIDE
         if "timm_model_name" in vision:
             vision["timm_model_name"] = _shallow_timm(vision["timm_model_name"])
         else:
@@ -189,8 +191,8 @@ def _open_clip(architecture: str) -> Callable[[Path], Source]:
 
 FAMILIES: dict[str, Callable[[Path], Source]] = {
     "clip-b16": _clip_b16,
-    "siglip-b16": _siglip(224, 768, 12, 16),
-    "siglip2-so400m14": _siglip(224, 1152, 16, 14),
+    "siglip-b16": _siglip(SIDE, 768, 12, 16),
+    "siglip2-so400m14": _siglip(SIDE, 1152, 16, 14),
     "dinov2-s14": _dinov2(swiglu=False),
     "dinov2-s14-swiglu": _dinov2(swiglu=True),
     "dinov2-s14-registers": _dinov2_registers,
@@ -208,5 +210,6 @@ FAMILIES: dict[str, Callable[[Path], Source]] = {
 }
 """By name: a function that takes a folder for the checkpoint and yields the source.
 
-The images are 224 x 224, also where the released model takes 518 (see `zoo.SIDE`).
+Their images are SIDE x SIDE, but for DINOv2, whose position embeddings are for 518 x 518 as
+released and are interpolated.
 """

@@ -56,8 +56,8 @@ def _without_edges(item: T) -> T:
     return new
 
 
-def _edges(owner: gs.Tensor | gs.Node, other_end: str) -> list[Any]:
+def _edges(owner: gs.Tensor | gs.Node, other_end: str) -> Any:
     """No edges yet; without the class's own constructor, which takes half of a copy's time."""
-    edges: list[Any] = list.__new__(_Edges)
-    vars(edges).update(parent_obj=owner, field_name=other_end)
+    edges: Any = list.__new__(_Edges)
+    edges.parent_obj, edges.field_name = owner, other_end
     return edges

@@ -229,7 +229,7 @@ def _save(
         np.savez(folder / REGISTERS, tokens=curated.tokens)
     for encoder in done:
         let_graph_go(encoder.graph)  # what follows runs files
-    return_memory()
+    return_memory(quantized.graph)
 
 
 def _speed(

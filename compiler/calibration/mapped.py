@@ -21,6 +21,8 @@ Array = NDArray[np.generic]
 
 # A smaller constant is not worth a mapping of its own.
 _LEAST = 1 << 20
+# Bytes of weights of the smallest graph behind which memory is looked for to give back.
+_LEAST_RETURNED = 1 << 24
 
 
 def go_on_with(after: gs.Graph, before: gs.Graph, folder: Path) -> None:
@@ -30,7 +32,7 @@ def go_on_with(after: gs.Graph, before: gs.Graph, folder: Path) -> None:
     """
     keep_on_disk(after, folder)
     let_graph_go(before)
-    return_memory()
+    return_memory(before)
 
 
 def keep_on_disk(graph: gs.Graph, folder: Path) -> None:
@@ -65,8 +67,13 @@ def let_graph_go(graph: gs.Graph) -> None:
         let_go(constant.values)
 
 
-def return_memory() -> None:
-    """Give freed memory back to the system: glibc keeps what many threads freed in pieces."""
+def return_memory(graph: gs.Graph) -> None:
+    """Give freed memory back to the system: glibc keeps what many threads freed in pieces.
+
+    `graph`: what was worked on; behind a small one there is nothing worth the time.
+    """
+    if constant_bytes(graph) < _LEAST_RETURNED:
+        return
     gc.collect()  # graphs are cycles of nodes and tensors
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library

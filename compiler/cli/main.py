@@ -3,6 +3,7 @@
 import gc
 import sys
 import warnings
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -270,8 +271,7 @@ def main() -> None:
     """Entry point: bad input and a full disk are one line on stderr and exit code 2."""
     silence_runtime()
     silence_graphs()
-    if not gc.get_freeze_count():
-        gc.freeze()  # modules live as long as the process: no collection need walk through them
+    _freeze_modules()
     # Of palettes and metadata; they would land between the lines that tell progress.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
@@ -283,6 +283,12 @@ def main() -> None:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except MemoryError:
         _fail("out of memory")
+
+
+@cache
+def _freeze_modules() -> None:
+    """Keep garbage collections from walking through modules: they live as long as the process."""
+    gc.freeze()
 
 
 def _fail(message: str) -> NoReturn:

@@ -133,7 +133,7 @@ def _measure_damage(workbench: Workbench, tasks: SearchTasks) -> _Damage:
     closer = {str(names): names for names in _to_look_closer_at(workbench, sites)}
     measured = tasks.run(label, site_damages, closer, dict[str, float], to_the_end=True)
     alone = {name: damage for block in measured.values() for name, damage in block.items()}
-    return_memory()
+    return_memory(workbench.graph)
     return _Damage([block.whole for block in found.values()], sites | alone, frozenset(alone))
 
 

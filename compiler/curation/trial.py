@@ -62,7 +62,7 @@ def try_setting(held: HeldStudy, trial: Trial) -> TrialResult:
         return TrialResult(refused=str(error))
     with tail.open(study.device) as compute:
         outputs = compute(workbench.quantized_state(first), study.batch)
-    return_memory()
+    return_memory(workbench.graph)
     return _result(workbench, "rank", outputs)
 
 

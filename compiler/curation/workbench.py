@@ -66,7 +66,7 @@ class Workbench:
         few = self.study.images.fit[: study.sensitivity_images]
         wanted = [*self.outputs, *self._others]
         self._fit_tensors = self._run(self.graph, wanted, few)[0]
-        return_memory()
+        return_memory(self.graph)
 
     def sites(self, start: int, end: int) -> list[Site]:
         """The sites of blocks [start, end)."""

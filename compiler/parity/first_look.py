@@ -50,7 +50,7 @@ def first_look(context: Context, encoder: FloatEncoder, model: Path) -> FirstLoo
     else:
         runtime = RuntimeName.ONNXRUNTIME
         names, found = _in_onnxruntime(context, encoder, model, images)
-    return_memory()
+    return_memory(encoder.graph)
     outputs = iter(found)
     with OrtSession(
         encoder.path,

@@ -1,12 +1,8 @@
-"""The number formats of linears: each chooses scales, rounds weights and makes its pass."""
+"""The number formats of linears: integers of 8 bits or fewer, FP8, and weights alone."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from regcache.compiler.calibration.algebra import NUMPY, Algebra, Array, nearest_blocks
 from regcache.compiler.calibration.calibrators import (
@@ -16,6 +12,15 @@ from regcache.compiler.calibration.calibrators import (
     mse_scale,
     percentile_scale,
 )
+from regcache.compiler.calibration.number_format import (
+    NumberFormat,
+    Read,
+    Rounded,
+    Scale,
+    Weight,
+    joined_weights,
+    parts_of,
+)
 from regcache.compiler.calibration.observe import ActivationStatistics
 from regcache.compiler.calibration.ranges import ErrorMeasure, choose_float8, choose_scale
 from regcache.compiler.job.options import FLOAT8_CALIBRATORS, Calibrator
@@ -24,17 +29,11 @@ from regcache.passes.affine import Affine
 from regcache.passes.base import Pass
 from regcache.passes.correct_bias import CorrectBias
 from regcache.passes.encoder import Linear, Role
-from regcache.passes.float8 import Float8, Float8Weight, round_weight
+from regcache.passes.float8 import Float8, round_weight
 from regcache.passes.pack_weights import BlockWeight, PackWeights
 from regcache.passes.quantize_float8 import QuantizeFloat8
 from regcache.passes.quantize_linears import QuantizeLinears, RoundedWeight
 from regcache.passes.round_weights import RoundWeights
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Scale = Affine | Float8
-"""How one activation is rounded: `scale`, `zero_point`, `dtype`, `range` and `round_trip`."""
-Weight = RoundedWeight | BlockWeight | Float8Weight
 
 _BY_VALUES: Mapping[Calibrator, ScaleByValues] = {
     Calibrator.MIN_MAX: min_max_scale,
@@ -46,106 +45,6 @@ _BY_VALUES: Mapping[Calibrator, ScaleByValues] = {
 _BLOCK_DAMPING = 0.05
 # A sixth of a block's weights; at 4 bits they do as much damage as the others together (DINOv2-S).
 _WIDE, _WIDE_BITS = (Role.V, Role.OUT), 8
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """Rounded weights of linears and corrections of their biases [N], by the linear's name.
-
-    A linear that `weights` does not name gets its nearest weights from the pass.
-    """
-
-    weights: dict[str, Weight] = field(default_factory=dict)
-    biases: dict[str, Floats] = field(default_factory=dict)
-
-    @property
-    def by_channel(self) -> dict[str, RoundedWeight]:
-        """The weights with one step for each output channel."""
-        return {
-            name: weight
-            for name, weight in self.weights.items()
-            if isinstance(weight, RoundedWeight)
-        }
-
-    @property
-    def by_block(self) -> dict[str, BlockWeight]:
-        """The weights with one step for each output channel and block of input channels."""
-        return {
-            name: weight for name, weight in self.weights.items() if isinstance(weight, BlockWeight)
-        }
-
-
-class Read(Protocol):
-    """Second moments of the rounded input of linears."""
-
-    @property
-    def rows(self) -> int:
-        """Over how many rows."""
-
-    @property
-    def gram(self) -> Array:
-        """X^T X of the rows X, float64 [K, K], where the format's algebra computes."""
-
-
-@dataclass(frozen=True)
-class NumberFormat(ABC):
-    """The number formats of a target's activations and weights; `algebra` tries them."""
-
-    target: Target
-    algebra: Algebra = NUMPY
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether activations are integers with zero point 0, so that shifting channels helps."""
-        return False
-
-    @property
-    def by_error(self) -> bool:
-        """Whether weights, or biases, are chosen by the error at the layers' outputs."""
-        return True
-
-    @property
-    def by_gram(self) -> bool:
-        """Whether weights are rounded by the Gram matrix of what their linears read."""
-        return True
-
-    @abstractmethod
-    def scale(
-        self,
-        calibrator: Calibrator,
-        error: Callable[[], ErrorMeasure],
-        statistics: ActivationStatistics,
-    ) -> Scale:
-        """The scale of an activation, by its statistics.
-
-        `error` makes the measure of how much rounding the activation changes its layers' outputs;
-        it is called where the calibrator needs one.
-        """
-
-    @abstractmethod
-    def nearest(self, weight: Array) -> Array:
-        """The weight [K, N] after rounding to the nearest and dequantizing, where it lives."""
-
-    @abstractmethod
-    def round(self, linears: Sequence[Linear], read: Read) -> dict[str, Weight]:
-        """The weights of a site's linears, by name, rounded by GPTQ where the format allows that.
-
-        `read`: what they all read.
-        """
-
-    @abstractmethod
-    def steps(
-        self, scales: Mapping[str, Scale], rounded: Rounded, only: frozenset[str] | None = None
-    ) -> list[Pass]:
-        """The passes that quantize the linears behind the activations that `scales` names.
-
-        `scales`: by the name of the activation's tensor. `only`: names of the linears to quantize;
-        None for all.
-        """
-
-    def nearest_weights(self, linears: Iterable[Linear]) -> Rounded:
-        """The nearest weights, where the pass cannot round them itself; empty for most formats."""
-        return Rounded()
 
 
 class Int8(NumberFormat):
@@ -176,12 +75,12 @@ class Int8(NumberFormat):
 
     def round(self, linears: Sequence[Linear], read: Read) -> dict[str, Weight]:
         algebra, last = self.algebra, 2 ** (self.target.weight_bits - 1) - 1
-        weight, gram = _side_by_side(linears, algebra), read.gram
+        weight, gram = joined_weights(linears, algebra), read.gram
         steps = algebra.choose_steps(weight, algebra.diagonal(gram) / read.rows, last)
         integers = algebra.round_by_error(weight, gram, steps, last)
         return {
             linear.name: RoundedWeight(np.ascontiguousarray(integers[:, part]), steps[0, part])
-            for linear, part in _parts(linears)
+            for linear, part in parts_of(linears)
         }
 
     def steps(
@@ -276,8 +175,8 @@ class BlockWeights(WeightsAlone):
         rounded = dict[str, Weight]()
         for bits in dict.fromkeys(map(self._bits, linears)):
             alike = [linear for linear in linears if self._bits(linear) == bits]
-            whole = self._round(_side_by_side(alike, self.algebra), bits, read)
-            for linear, part in _parts(alike):
+            whole = self._round(joined_weights(alike, self.algebra), bits, read)
+            for linear, part in parts_of(alike):
                 integers = np.ascontiguousarray(whole.integers[:, part])
                 steps = np.ascontiguousarray(whole.scales[:, part])
                 rounded[linear.name] = BlockWeight(integers, steps, whole.block_size, bits)
@@ -306,20 +205,6 @@ class BlockWeights(WeightsAlone):
 
     def _bits(self, linear: Linear) -> int:
         return block_bits(linear, self.target.weight_bits)
-
-
-def _side_by_side(linears: Sequence[Linear], algebra: Algebra) -> Array:
-    """The weights [K, N] of linears that read the same as one [K, sum of N]."""
-    return algebra.put(np.concatenate([linear.weight for linear in linears], axis=1))
-
-
-def _parts(linears: Sequence[Linear]) -> Iterator[tuple[Linear, slice]]:
-    """Each linear's output channels among those of all."""
-    start = 0
-    for linear in linears:
-        end = start + linear.weight_shape[1]
-        yield linear, slice(start, end)
-        start = end
 
 
 def block_bits(linear: Linear, bits: int) -> int:

@@ -5,12 +5,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from regcache.compiler.calibration.algebra import Algebra, Array
-from regcache.compiler.calibration.number_formats import (
-    NumberFormat,
-    Rounded,
-    Scale,
-    number_format,
-)
+from regcache.compiler.calibration.number_format import NumberFormat, Rounded, Scale
+from regcache.compiler.calibration.number_formats import number_format
 from regcache.compiler.calibration.observe import ActivationStatistics
 from regcache.compiler.calibration.placing import algebra_on
 from regcache.compiler.calibration.ranges import ErrorMeasure, output_error, some_columns

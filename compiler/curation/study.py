@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration.number_formats import Scale
+from regcache.compiler.calibration.number_format import Scale
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.passes.detach_weights import pack_graph, unpack_graph
 from regcache.passes.external_weights import let_go

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import open_graph, run_all
 from regcache.compiler.calibration.mapped import return_memory
-from regcache.compiler.calibration.number_formats import Scale
+from regcache.compiler.calibration.number_format import Scale
 from regcache.compiler.calibration.observe import site_statistics
 from regcache.compiler.calibration.ranges import COLUMNS
 from regcache.compiler.curation.parts import Part, output_errors

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.folds import Folded, Halved, Observed, Suggested
-from regcache.compiler.calibration.number_formats import BlockWeights, Scale
+from regcache.compiler.calibration.number_format import Scale
+from regcache.compiler.calibration.number_formats import BlockWeights
 from regcache.compiler.calibration.placing import algebra_of
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.quantization.sampled_weight import SampledWeight

@@ -8,12 +8,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.calibrate import Calibrated
-from regcache.compiler.calibration.number_formats import (
-    BlockWeights,
-    Rounded,
-    Scale,
-    number_format,
-)
+from regcache.compiler.calibration.number_format import Rounded, Scale
+from regcache.compiler.calibration.number_formats import BlockWeights, number_format
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.calibration.statistics import ChannelRange
 from regcache.compiler.encoder.pass_record import PassRecord, pass_records

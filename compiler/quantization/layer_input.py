@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.algebra import Algebra, Array
-from regcache.compiler.calibration.number_formats import Scale
+from regcache.compiler.calibration.number_format import Scale
 from regcache.compiler.calibration.stored_rows import StoredRows
 
 Floats = NDArray[np.float32]

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from regcache.compiler.calibration.number_formats import Rounded, number_format
+from regcache.compiler.calibration.number_format import Rounded
+from regcache.compiler.calibration.number_formats import number_format
 from regcache.compiler.calibration.placing import algebra_on
 from regcache.compiler.calibration.side_by_side import side_by_side
 from regcache.compiler.job.targets import Target

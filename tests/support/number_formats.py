@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from regcache.compiler.calibration.number_formats import Scale
+from regcache.compiler.calibration.number_format import Scale
 from regcache.compiler.job.targets import Precision, TargetName, resolve_target
 from regcache.passes.affine import Affine
 

@@ -11,7 +11,7 @@ from support.canonical import canonical_graph
 from support.number_formats import S8S8, U8S8, affines
 from support.tiny_vit import Spec, TinyVit
 
-from regcache.compiler.calibration.number_formats import Rounded, Scale
+from regcache.compiler.calibration.number_format import Rounded, Scale
 from regcache.compiler.calibration.observe import observe, site_statistics
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.calibration.stored_rows import stored_rows

@@ -9,7 +9,7 @@ from support.rounding_cases import IMAGES, TARGETS, make_case
 from support.tiny_vit import Spec
 
 from regcache.compiler.calibration import stored_rows
-from regcache.compiler.calibration.number_formats import Rounded
+from regcache.compiler.calibration.number_format import Rounded
 from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.quantize_linears import quantize_weight
 

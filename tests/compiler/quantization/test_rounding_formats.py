@@ -15,7 +15,8 @@ from support.rounding_cases import Case, make_case
 from support.tiny_vit import Spec
 
 from regcache.compiler.calibration.algebra import nearest_blocks
-from regcache.compiler.calibration.number_formats import Rounded, Scale, block_bits
+from regcache.compiler.calibration.number_format import Rounded, Scale
+from regcache.compiler.calibration.number_formats import block_bits
 from regcache.compiler.job.targets import Target
 from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.encoder import Linear

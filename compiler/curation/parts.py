@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -94,11 +94,18 @@ def run_named(
                 made = run_all(session, images, batch, workers)
                 known.update(zip(wanted, made, strict=True))
     for known, images in zip(tensors, sets, strict=True):
-        for name, values in known.items():
-            if len(values) != len(images):
-                raise InputError(f"{name!r} does not have the batch in front")
-            known[name] = values.astype(np.float32, copy=False)
+        check_batch(known, len(images))
+        known.update(
+            (name, values.astype(np.float32, copy=False)) for name, values in known.items()
+        )
     return tensors
+
+
+def check_batch(tensors: Mapping[str, NDArray[Any]], count: int) -> None:
+    """Raise InputError, naming a tensor, where one does not have a batch of `count` in front."""
+    for name, values in tensors.items():
+        if len(values) != count:
+            raise InputError(f"{name!r} does not have the batch in front")
 
 
 def output_errors(

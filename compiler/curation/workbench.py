@@ -14,7 +14,13 @@ from regcache.compiler.calibration.number_format import Scale
 from regcache.compiler.calibration.observe import SiteStatistics, site_statistics
 from regcache.compiler.calibration.ranges import COLUMNS
 from regcache.compiler.calibration.statistics import NormHistogram, TokenNorms
-from regcache.compiler.curation.parts import Part, State, output_errors, run_named
+from regcache.compiler.curation.parts import (
+    Part,
+    State,
+    check_batch,
+    output_errors,
+    run_named,
+)
 from regcache.compiler.curation.registers import RegisterCapture
 from regcache.compiler.curation.study import Study
 from regcache.passes.base import Pass, run
@@ -63,9 +69,7 @@ class Workbench:
         self.scales = study.scales or study.quantizer.scales(
             self.view.sites, statistics, columns=COLUMNS
         )
-        few = self.study.images.fit[: study.sensitivity_images]
-        wanted = [*self.outputs, *self._others]
-        self._fit_tensors = self._run(self.graph, wanted, few)[0]
+        self._fit_tensors = self._run_few(study.sensitivity_images)
         return_memory(self.graph)
 
     def sites(self, start: int, end: int) -> list[Site]:
@@ -156,6 +160,17 @@ class Workbench:
                 self.patch_norms[site.name].update(np.abs(patches).max(axis=-1))
             hidden.append(outputs[:count])
         return [np.concatenate(part) for part in zip(*hidden, strict=True)], statistics
+
+    def _run_few(self, count: int) -> dict[str, Floats]:
+        """The outputs of the first `fit` images, and what they need from before the streams."""
+        images = self.study.images.fit[:count]
+        if self._others:
+            return self._run(self.graph, [*self.outputs, *self._others], images)[0]
+        state = State(self.fit[self.depth][:count], {})  # all before it has been run
+        with self.tail(self.depth).open(self.study.device) as compute:
+            found = dict(zip(self.outputs, compute(state, self.study.batch), strict=True))
+        check_batch(found, len(images))
+        return found
 
     @property
     def _others(self) -> list[str]:

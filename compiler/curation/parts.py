@@ -52,8 +52,13 @@ class Part:
         return type(self)(graph, self.start, self.outputs, self.others)
 
     @contextmanager
-    def open(self, device: Device = CPU) -> Iterator[Callable[[State, int], list[Floats]]]:
-        """Yield a function of a state and a batch size that computes the part's outputs."""
+    def open(
+        self, device: Device = CPU, workers: int = 1
+    ) -> Iterator[Callable[[State, int], list[Floats]]]:
+        """Yield a function of a state and a batch size that computes the part's outputs.
+
+        `workers`: batches that run at a time.
+        """
         made = [output.name for output in self.graph.outputs]
         with ExitStack() as stack:
             session = None
@@ -66,7 +71,7 @@ class Part:
                 known = {**state.others, self.start: state.stream}
                 if session is not None:
                     others = [state.others[name] for name in self.others]
-                    outputs = run_all(session, state.stream, batch, others=others)
+                    outputs = run_all(session, state.stream, batch, workers, others)
                     known |= zip(made, outputs, strict=True)
                 return [known[name] for name in self.outputs]
 

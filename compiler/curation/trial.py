@@ -60,7 +60,7 @@ def try_setting(held: HeldStudy, trial: Trial) -> TrialResult:
         tail = tail.with_graph(run(step, tail.graph).graph)
     except InputError as error:
         return TrialResult(refused=str(error))
-    with tail.open(study.device) as compute:
+    with tail.open(study.device, workbench.at_once) as compute:
         outputs = compute(workbench.quantized_state(first), study.batch)
     return_memory(workbench.graph)
     return _result(workbench, "rank", outputs)
@@ -76,7 +76,9 @@ def decide_setting(held: HeldStudy, trial: Trial) -> TrialResult:
     quantized = run(workbench.quantizing(scales), graph).graph
     wanted = cut_graph(quantized, None, workbench.outputs)
     session = open_graph(wanted, threads=1, device=study.device)
-    return _result(workbench, "decide", run_all(session, study.images.decide, study.batch))
+    return _result(
+        workbench, "decide", run_all(session, study.images.decide, study.batch, workbench.at_once)
+    )
 
 
 def _result(
@@ -98,5 +100,5 @@ def _new_scales(workbench: Workbench, graph: gs.Graph, first: int) -> dict[str, 
     rest = cut_graph(graph, workbench.streams[first], names)
     session = open_graph(rest, threads=1, brief=True, device=study.device)
     statistics = site_statistics(workbench.view, len(study.images.fit), study.seed)
-    collect(session, workbench.fit[first], sites, statistics)
-    return study.quantizer.scales(sites, statistics, threads=1, columns=COLUMNS)
+    collect(session, workbench.fit[first], sites, statistics, workbench.at_once)
+    return study.quantizer.scales(sites, statistics, workbench.at_once, COLUMNS)

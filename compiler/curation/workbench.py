@@ -29,8 +29,9 @@ from regcache.passes.cut_graph import cut_graph, needed_before
 from regcache.passes.encoder import Block, Site
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.onnx_file import constant_bytes
 from regcache.passes.rotate_stream import stream_rotation
-from regcache.runtime.session import OrtSession, available_cpus
+from regcache.runtime.session import LARGE, OrtSession, available_cpus
 
 Floats = NDArray[np.float32]
 T = TypeVar("T")
@@ -42,7 +43,8 @@ class Workbench:
     `streams`: names of the residual stream at the input of every block, then after the last. `fit`:
     these hidden states, float32 [N, T, width] each, of the `fit` images in float. `stream_norms`:
     norms of their tokens, not rotated. `outputs`: names of the outputs that errors are measured at.
-    `before`: for each stream, names of the tensors from before it that the outputs need.
+    `before`: for each stream, names of the tensors from before it that the outputs need. `at_once`:
+    how many batches a trial runs at a time, as there are fewer trials than CPUs at times.
 
     By the site's name: `scales`; `site_norms`, norms of the tokens of its activation;
     `patch_norms`, l-infinity norms of the patches alone.
@@ -61,6 +63,7 @@ class Workbench:
         self.before = [needed_before(self.graph, name, self.outputs) for name in self.streams]
         _check_layout(self.graph, blocks)
         self._lock, self._kept = threading.RLock(), dict[Any, Any]()
+        self.at_once = available_cpus() if constant_bytes(self.graph) < LARGE else 1
         self._turn = stream_rotation(self.graph)
         self.stream_norms = [TokenNorms() for _ in self.streams]
         self.site_norms = {site.name: TokenNorms() for site in self.view.sites}
@@ -203,10 +206,14 @@ def collect(
     inputs: Floats,
     sites: Iterable[Site],
     statistics: dict[str, SiteStatistics],
+    workers: int = 1,
 ) -> None:
-    """Feed the sites' activations, which are the session's outputs, to their statistics."""
+    """Feed the sites' activations, which are the session's outputs, to their statistics.
+
+    `workers`: images that run at a time.
+    """
     names = [site.name for site in sites]
-    for outputs in stream_tokens(session, inputs):
+    for outputs in stream_tokens(session, inputs, workers):
         for name, tokens in zip(names, outputs, strict=True):
             statistics[name].update(tokens)
 

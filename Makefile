@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := build/demo
 GPU_VENV := build/gpu-venv
 
-.PHONY: demo test quick lint bench gpu-check clean
+.PHONY: demo test quick lint bench fuzz gpu-check clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,11 @@ bench: demo
 	$(BIN)/python benchmarks/parity_cost.py $(DEMO)/artifact --images $(DEMO)/evaluation
 	$(BIN)/python benchmarks/embed_cost.py $(DEMO)/artifact --images $(DEMO)/evaluation
 	$(BIN)/python benchmarks/curation_cost.py sample:dinov2-small --images $(DEMO)/calibration
+
+## Broken and hostile files, from seed FIRST on: tens of thousands, each with a time and memory limit.
+fuzz: FIRST ?= 0
+fuzz: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python benchmarks/fuzz.py --first $(FIRST) --json build/fuzz.json
 
 ## Everything that needs a GPU: engines, their parity with PyTorch, every runner's speed.
 gpu-check:

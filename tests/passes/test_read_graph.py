@@ -240,7 +240,7 @@ def test_a_text_attribute_that_is_no_text(tmp_path: Path) -> None:
     assert "an attribute in it is no text" in refusal(write(model, tmp_path))
 
 
-def of_no_elements(name: str, kind: int) -> onnx.AttributeProto:
+def of_no_elements(name: str, kind: Any) -> onnx.AttributeProto:
     """An attribute that is a list of nothing."""
     return onnx.AttributeProto(name=name, type=kind)
 

@@ -248,7 +248,7 @@ def _lost(home: Path) -> str | None:
 def _litter(home: Path) -> str | None:
     known = {"artifact", "calibration", "tiny.onnx", "tiny.preprocess.json", "bundle"}
     found = {path.name for path in home.iterdir()} - known - {"parity.json"}
-    found = {name for name in found if not name.endswith(".journal")}  # a search goes on with it
+    found = {name for name in found if not name.endswith(".search.jsonl")}  # to go on with
     found |= {path.name for path in (home.parent / "tmp").iterdir()}
     return f"littered: {sorted(found)}" if found else None
 

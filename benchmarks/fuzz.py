@@ -105,7 +105,9 @@ def main(
         int, typer.Option(min=1, help="Of the encoders accepted, one in how many is compiled.")
     ] = 20,
     seconds: Annotated[float, typer.Option(help="That a file may take.")] = 60,
-    megabytes: Annotated[float, typer.Option(help="Of memory that a file may take.")] = 1024,
+    megabytes: Annotated[
+        float, typer.Option(help="Of memory that an encoder may take, an image twice.")
+    ] = 1024,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
     folder: Annotated[Path, typer.Option(help="For the samples.")] = Path("build/fuzz"),
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
@@ -116,6 +118,8 @@ def main(
     import regcache.export.onnx_file  # noqa: F401  # loaded once, before the workers are forked
 
     limits = Limits(seconds, megabytes)
+    # An image of as many pixels as are decoded takes 0.7 GB, and another copy as RGB.
+    image_limits = Limits(seconds, 2 * megabytes)
     seeds = [range(first, first + count) for count in (onnx, images)]
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         calibration = draw_images(Path(scratch) / "images")
@@ -126,7 +130,7 @@ def main(
             home.mkdir()
             pictures = MutatedImage(tiny_artifact(home), calibration / "0.png")
             found["images"] = try_all(
-                "images", pictures, draw_image, seeds[1], workers, limits, folder
+                "images", pictures, draw_image, seeds[1], workers, image_limits, folder
             )
     if json_file is not None:
         content = {what: [vars(item) for item in items] for what, items in found.items()}

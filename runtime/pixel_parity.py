@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from regcache.passes.errors import InputError, printable
+from regcache.passes.errors import printable
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.finite_record import FiniteRecord
 from regcache.runtime.images import check_pixels, evenly, read_image
@@ -68,8 +68,6 @@ def compare_pixels(
                 image.load()
                 mode, theirs = image.mode, processor(image)
             ours = read_image(path, recipe)
-        except InputError:
-            continue
         except Exception:  # Pillow's readers, and processors, let any type escape
             continue
         found.append((_grey_levels(ours, theirs, recipe), printable(path.name), mode))

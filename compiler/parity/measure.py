@@ -75,7 +75,7 @@ def measure_artifact(
             names = candidate.output_names
             original = open_original(
                 opened, choice, against, sessions, threads, place, reporter
-            ).first(names[0])
+            ).led_by(names[0])
             batch_size = candidate.fixed_batch or batch_size
             folder = ImageFolder(paths, opened.recipe, batch_size, reporter.skipped)
             pixels = _pixels(opened, original, paths, reporter)

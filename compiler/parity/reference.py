@@ -40,8 +40,8 @@ class Original:
     run: Encoder
     processor: Processor | None = None
 
-    def first(self, name: str) -> "Original":
-        """The same with its outputs in reverse, where the last of OUTPUT_NAMES is compared."""
+    def led_by(self, name: str) -> "Original":
+        """The same with the output `name` first: a PyTorch original gives OUTPUT_NAMES, in order."""
         if self.kind == "float-onnx" or name != OUTPUT_NAMES[1]:
             return self
         return replace(self, run=lambda images: self.run(images)[::-1])

@@ -41,7 +41,7 @@ class Original:
     processor: Processor | None = None
 
     def led_by(self, name: str) -> "Original":
-        """The same with the output `name` first: a PyTorch original gives OUTPUT_NAMES, in order."""
+        """The same with the output `name` first; PyTorch originals give OUTPUT_NAMES in order."""
         if self.kind == "float-onnx" or name != OUTPUT_NAMES[1]:
             return self
         return replace(self, run=lambda images: self.run(images)[::-1])

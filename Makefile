@@ -4,14 +4,35 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := build/demo
 GPU_VENV := build/gpu-venv
+LOCK_VENV := build/lock-venv
+# Python 3.11 on Linux (x86-64) gets the very files whose hashes the lock holds, all others what
+# pyproject.toml allows; so does whoever says `make test LOCK=`.
+LOCK ?= requirements/dev.txt
+LOCKABLE := $(shell $(PYTHON) -c 'import platform as p, sys; \
+	print(sys.version_info[:2] == (3, 11) and (p.system(), p.machine()) == ("Linux", "x86_64"))')
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick lint bench gpu-check clean
+.PHONY: demo test quick lint bench fuzz lock gpu-check clean
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[export,dev]'
+ifeq ($(and $(LOCK),$(LOCKABLE)),True)
+	$(PIP) --require-hashes --requirement $(LOCK)
+	$(PIP) --no-deps --no-build-isolation --editable .
+else
+	$(PIP) --upgrade pip
+	$(PIP) --editable '.[export,dev]'
+endif
 	touch $@
+
+## Resolve what the lock holds anew, for pyproject.toml as it is; with UPGRADE=--upgrade the newest.
+lock:
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOCK_VENV)/bin/uv pip compile --quiet pyproject.toml requirements/build.in \
+		--extra export --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command 'make lock' $(UPGRADE) --output-file requirements/dev.txt
 
 ## Compile the real DINOv2-S for ONNX Runtime on this CPU and print how close it is to PyTorch.
 demo: $(INSTALLED)
@@ -41,6 +62,11 @@ bench: demo
 	$(BIN)/python benchmarks/parity_cost.py $(DEMO)/artifact --images $(DEMO)/evaluation
 	$(BIN)/python benchmarks/embed_cost.py $(DEMO)/artifact --images $(DEMO)/evaluation
 	$(BIN)/python benchmarks/curation_cost.py sample:dinov2-small --images $(DEMO)/calibration
+
+## Broken and hostile files, from seed FIRST on: tens of thousands, each with a time and memory limit.
+fuzz: FIRST ?= 0
+fuzz: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python benchmarks/fuzz.py --first $(FIRST) --json build/fuzz.json
 
 ## Everything that needs a GPU: engines, their parity with PyTorch, every runner's speed.
 gpu-check:

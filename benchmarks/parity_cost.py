@@ -16,7 +16,8 @@ from typing import Annotated
 import typer
 
 from regcache.compiler.artifact.artifact import Artifact
-from regcache.compiler.parity.measure import ReferenceChoice, measure_artifact
+from regcache.compiler.parity.measure import measure_artifact
+from regcache.compiler.parity.reference import ReferenceChoice
 from regcache.compiler.reporter import Reporter
 from regcache.export.source import open_source
 from regcache.runtime.images import ImageFolder, list_images

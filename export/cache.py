@@ -34,7 +34,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     """A path to write to, which becomes `target` when the block ends without an error.
 
     Two processes may write the same target at once: the last one wins, no one sees half a file.
-    What killed ones left in the folder a minute ago or earlier is removed.
+    What killed ones left in the folder is removed.
     """
     for _ in abandoned_folders(target.parent, _PREFIX, age=_YOUNG):
         pass

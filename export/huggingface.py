@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from regcache.export.extras import loading_errors, quiet, reason, require
+from regcache.export.own_processor import processor_of_transformers
 from regcache.export.recipe import at_resolution, from_image_processor
-from regcache.export.reference import Reference
+from regcache.export.reference import Processor, Reference
 from regcache.export.suggest import suggest_checkpoint
 from regcache.export.to_onnx import write_onnx
 from regcache.export.tower import Tower, as_reference
@@ -51,6 +52,15 @@ class HuggingFaceSource:
         """transformers' own model; see Source. Raises InputError as `export` does."""
         config = self._config()
         return as_reference(self._tower(config, self._recipe(config, resolution), resolution))
+
+    def processor(self, *, resolution: int | None = None) -> Processor | None:
+        """The checkpoint's own image processor; see Source. Raises InputError as `export` does."""
+        config = self._config()
+        own = self._own_processor(config)
+        if own is None:
+            return None
+        asked = None if resolution is None else self._recipe(config, resolution)
+        return processor_of_transformers(own, asked)
 
     def read_config(self) -> Any:
         """The configuration of the whole checkpoint. Raises InputError where it cannot be read."""
@@ -107,11 +117,24 @@ class HuggingFaceSource:
         return vision
 
     def _recipe(self, config: Any, resolution: int | None) -> Preprocess | None:
+        own = self._own_processor(config)
+        if own is None:
+            return None
+        try:
+            return at_resolution(from_image_processor(own), resolution)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
+
+    def _own_processor(self, config: Any) -> Any | None:
+        """transformers' image processor of the checkpoint, which resizes with Pillow where it can.
+
+        None without a preprocessor_config.json.
+        """
         from transformers import AutoImageProcessor
 
         try:
             with quiet():
-                processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                return AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                     self.checkpoint, config=config, backend="pil", trust_remote_code=False
                 )
         except (OSError, ValueError, ImportError) as error:
@@ -119,10 +142,6 @@ class HuggingFaceSource:
             if isinstance(error, OSError) and not file.is_file():
                 return None  # the config was read from there a moment ago: there is no recipe
             raise InputError(f"{self.name}: preprocessing: {reason(error)}") from error
-        try:
-            return at_resolution(from_image_processor(processor), resolution)
-        except InputError as error:
-            raise InputError(f"{self.name}: {error}") from error
 
     def _tower(self, config: Any, recipe: Preprocess | None, resolution: int | None) -> Tower:
         size = resolution or config.image_size

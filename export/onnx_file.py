@@ -7,7 +7,7 @@ from typing import Self
 from regcache.export.adopt import Adopted, adopt
 from regcache.export.recipe import at_resolution
 from regcache.export.recipe_file import read_recipe, recipe_beside
-from regcache.export.reference import Reference
+from regcache.export.reference import Processor, Reference
 from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.preprocess import Preprocess
@@ -59,6 +59,10 @@ class OnnxFileSource:
 
     def reference(self, *, resolution: int | None = None) -> Reference | None:
         """None: an ONNX file is its own original."""
+        return None
+
+    def processor(self, *, resolution: int | None = None) -> Processor | None:
+        """None: an ONNX file has no library."""
         return None
 
     def recipe(self, resolution: int | None = None) -> Preprocess | None:

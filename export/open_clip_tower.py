@@ -10,8 +10,9 @@ from regcache.export import timm_vit
 from regcache.export.checkpoint import SUFFIXES, check_file, misfit, read_weights
 from regcache.export.extras import loading_errors, quiet, reason, require
 from regcache.export.library_recipes import open_clip_recipe
+from regcache.export.own_processor import processor_of_open_clip
 from regcache.export.recipe import at_resolution
-from regcache.export.reference import Reference
+from regcache.export.reference import Processor, Reference
 from regcache.export.static_forward import freeze_multihead, freeze_tokens
 from regcache.export.suggest import did_you_mean
 from regcache.export.to_onnx import write_onnx
@@ -57,6 +58,12 @@ class OpenClipSource:
         """open_clip's own tower; see Source. Raises InputError as `export` does."""
         config, tag = self.configs()
         return as_reference(self._tower(config, tag, self._recipe(config, tag, resolution)))
+
+    def processor(self, *, resolution: int | None = None) -> Processor | None:
+        """open_clip's own transform; see Source. Raises InputError as `export` does."""
+        config, tag = self.configs()
+        recipe = self._recipe(config, tag, resolution)
+        return processor_of_open_clip(tag, (recipe.height, recipe.width))
 
     def configs(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """open_clip's description of the architecture, and of the tag ({} for a file).

@@ -1,4 +1,4 @@
-"""What every source of a vision encoder offers, and the PyTorch original as a function."""
+"""What every source of a vision encoder offers: its PyTorch original and its processor."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,11 +6,15 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from regcache.passes.preprocess import Preprocess
 
 Reference = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 """float32 images [B, 3, H, W] -> [pooled [B, D], last_hidden_state [B, T, C]], both float32."""
+
+Processor = Callable[[Image.Image], NDArray[np.float32]]
+"""An image of any mode, as Pillow opens it -> float32 [3, H, W], as the library itself makes it."""
 
 
 class Source(Protocol):
@@ -33,4 +37,11 @@ class Source(Protocol):
         """The PyTorch original at that resolution (eval, float32), None for a plain ONNX file.
 
         Raises InputError when the source cannot be read.
+        """
+
+    def processor(self, *, resolution: int | None = None) -> Processor | None:
+        """What the source's own library makes of an image; None where it comes without.
+
+        Nothing of ours is in it: it shows whether the recipe does the same. Raises InputError when
+        the source cannot be read.
         """

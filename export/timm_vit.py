@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 from regcache.export.checkpoint import misfit, read_weights
 from regcache.export.extras import loading_errors, quiet, reason, refuse_fetching, require
 from regcache.export.library_recipes import timm_recipe
+from regcache.export.own_processor import processor_of_timm
 from regcache.export.recipe import at_resolution
-from regcache.export.reference import Reference
+from regcache.export.reference import Processor, Reference
 from regcache.export.static_forward import freeze_tokens, softmax_attention, split_heads
 from regcache.export.suggest import did_you_mean, timm_names
 from regcache.export.timm_name import TimmName
@@ -56,6 +57,11 @@ class TimmSource:
         """timm's own model; see Source. Raises InputError as `export` does."""
         return as_reference(self._tower(self._recipe(resolution)))
 
+    def processor(self, *, resolution: int | None = None) -> Processor | None:
+        """timm's own transform; see Source. Raises InputError as `export` does."""
+        self._recipe(resolution)  # which refuses what cannot be read
+        return processor_of_timm(data_config(*self._evaluated(resolution)))
+
     @cached_property
     def _model(self) -> SavedModel:
         """The model to create; saved models bring arguments besides its name."""
@@ -66,6 +72,18 @@ class TimmSource:
         return replace(saved, options={**saved.options, **wanted.options})
 
     def _recipe(self, resolution: int | None) -> Preprocess:
+        config, side = self._evaluated(resolution)
+        try:
+            return data_recipe(config, side)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            if not self._model.data:
+                raise
+            raise InputError(f"{self.name}: config.json: {reason(error)}") from error
+
+    def _evaluated(self, resolution: int | None) -> tuple[dict[str, Any], int | None]:
+        """The pretrained_cfg to evaluate with, and the side of another input than it says."""
         import timm
         from timm.models import is_model_in_modules
 
@@ -89,15 +107,7 @@ class TimmSource:
             raise InputError(f"{self.name}: img_size={side}, but the resolution is {resolution}")
         own = model.options.get("img_size")  # a saved model's, which resizes its positions
         asked = side if side is not None else own
-        asked = None if asked is None else int(asked)
-        try:
-            return at_resolution(data_recipe(model.data or asdict(config)), asked)
-        except InputError as error:
-            raise InputError(f"{self.name}: {error}") from error
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-            if not model.data:
-                raise
-            raise InputError(f"{self.name}: config.json: {reason(error)}") from error
+        return model.data or asdict(config), None if asked is None else int(asked)
 
     def _tower(self, recipe: Preprocess) -> Tower:
         model = self._create((recipe.height, recipe.width))
@@ -139,16 +149,24 @@ class TimmSource:
             raise InputError(f"{self.name}: {fitting}{misfit(error)}") from error
 
 
-def data_recipe(pretrained_cfg: dict[str, Any]) -> Preprocess:
-    """The recipe timm evaluates a model with.
+def data_recipe(pretrained_cfg: dict[str, Any], side: int | None = None) -> Preprocess:
+    """The recipe timm evaluates a model with. `side`: of a square input other than its own.
 
-    Raises InputError as `timm_recipe` does.
+    Raises InputError as `timm_recipe` does, and for a side where the input is not square.
     """
+    recipe = at_resolution(timm_recipe(data_config(pretrained_cfg)), side)
+    # timm rounds the resize down at every size
+    return recipe if side is None else timm_recipe(data_config(pretrained_cfg, side))
+
+
+def data_config(pretrained_cfg: dict[str, Any], side: int | None = None) -> dict[str, Any]:
+    """What timm evaluates a model with, all of it. `side`: as for `data_recipe`."""
     from timm.data.config import resolve_data_config
 
-    return timm_recipe(
-        resolve_data_config(pretrained_cfg=pretrained_cfg)  # type: ignore[no-untyped-call]
+    data: dict[str, Any] = resolve_data_config(  # type: ignore[no-untyped-call]
+        pretrained_cfg=pretrained_cfg
     )
+    return data if side is None else {**data, "input_size": (3, side, side)}
 
 
 def check_plain(model: Any, name: str) -> None:

@@ -37,9 +37,9 @@ def check_structure(model: onnx.ModelProto) -> None:
     functions that call themselves; graphs nested deeper than exporters do; inputs, outputs and
     tensors of an unknown type or an impossible size; a name that two inputs, outputs or weights
     share; attributes outside of functions that refer to a function's, and attributes of a kind that
-    is not read; opsets that ONNX does not have. Rewritten in place: -1 in a shape, which some
-    exporters write, becomes unknown, and so does the type of an inner tensor that is given as
-    undefined.
+    is not read; a Split that is told of more outputs or fewer than it has; opsets that ONNX does
+    not have. Rewritten in place: -1 in a shape, which some exporters write, becomes unknown, and so
+    does the type of an inner tensor that is given as undefined.
     """
     _check_size(model)
     for imports in (model.opset_import, *(item.opset_import for item in model.functions)):
@@ -49,6 +49,7 @@ def check_structure(model: onnx.ModelProto) -> None:
                 raise InputError(f"there is no opset {opset.version} of {domain}")
     _check_graph(model.graph)
     for function in model.functions:
+        _check_splits(function.node)
         for graph in _inner_graphs(function.node):
             _check_graph(graph)
     refuse_references(model.graph)
@@ -170,6 +171,7 @@ def _check_graph(graph: onnx.GraphProto) -> None:
     ):
         for item in items:
             _check_type(item, f"the {kind} {item.name!r}", inner=kind == "tensor")
+    _check_splits(graph.node)
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type not in _READ and not attribute.ref_attr_name:
@@ -179,6 +181,21 @@ def _check_graph(graph: onnx.GraphProto) -> None:
                 )
         for inner in subgraphs(node):
             _check_graph(inner)
+
+
+def _check_splits(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Raise InputError where a Split is told another number of outputs than it has.
+
+    onnx's shape inference keeps a size of 8 bytes for each that it is told of.
+    """
+    for node in nodes:
+        if node.op_type != "Split" or node.domain not in {"", "ai.onnx"}:
+            continue
+        for attribute in node.attribute:
+            if attribute.name == "num_outputs" and attribute.i != len(node.output):
+                raise InputError(
+                    f"{_named(node)} has {len(node.output)} outputs, and is told of {attribute.i}"
+                )
 
 
 def _refuse_twins(kind: str, names: list[str]) -> None:

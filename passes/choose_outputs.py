@@ -76,14 +76,16 @@ def choose_outputs(view: EncoderView, wanted: str | None = None) -> OutputChoice
     output, which is flattened.
 
     Refused with InputError, listing the outputs: a name that is not there, and anything that a
-    cosine says nothing of: one number for each image, integers, booleans, what TopK picked.
+    cosine says nothing of: no row or one number for each image, integers, booleans, what TopK
+    picked.
     """
     outputs = {item.name: item for item in view.graph.outputs}
+    usable = [item for item in outputs.values() if not why_none(item, _batch(view))]
     if wanted is not None:
-        embedding, why = _asked_for(outputs, wanted), "asked for with --output"
+        embedding, why = _asked_for(view, wanted), "asked for with --output"
     else:
-        embedding, why = _best(view, [item for item in outputs.values() if not why_none(item)])
-    others = [item for item in outputs.values() if item is not embedding and not why_none(item)]
+        embedding, why = _best(view, usable)
+    others = [item for item in usable if item is not embedding]
     counted = [item.name for item in others if not is_pooled_from(view, item, embedding)]
     tokens = _tokens(view, others)
     return OutputChoice(
@@ -96,11 +98,16 @@ def choose_outputs(view: EncoderView, wanted: str | None = None) -> OutputChoice
     )
 
 
-def why_none(output: gs.Tensor) -> str | None:
-    """Why an output is no embedding, whatever its name; None: it may be one."""
+def why_none(output: gs.Tensor, batch: int | str) -> str | None:
+    """Why an output is no embedding, whatever its name; None: it may be one.
+
+    `batch`: how many images the graph takes, a name where any number.
+    """
     kind = _KINDS.get(np.dtype(output.dtype or np.float32).kind)
     if kind is not None:
         return kind
+    if output.shape and isinstance(output.shape[0], int) and output.shape[0] != batch:
+        return "no row for each image"
     if output.shape is not None and all(side == 1 for side in output.shape[1:]):
         return "one number for each image"
     node = producer(skip_back(output))
@@ -114,17 +121,22 @@ def is_vector(output: gs.Tensor) -> bool:
     return output.shape is not None and sum(side != 1 for side in output.shape[1:]) == 1
 
 
-def _asked_for(outputs: dict[str, gs.Tensor], wanted: str) -> gs.Tensor:
+def _batch(view: EncoderView) -> int | str:
+    rows: int | str = view.graph.inputs[0].shape[0]
+    return rows
+
+
+def _asked_for(view: EncoderView, wanted: str) -> gs.Tensor:
+    outputs = {item.name: item for item in view.graph.outputs}
     if wanted not in outputs:
         near = difflib.get_close_matches(wanted, outputs, 1, 0.5)
         guess = f"; did you mean {near[0]}?" if near else ""
         raise InputError(
             f"--output {wanted}: there is no such output, only {', '.join(outputs)}{guess}"
         )
-    reason = why_none(outputs[wanted])
-    if reason is not None:
+    if why_none(outputs[wanted], _batch(view)) is not None:
         raise InputError(
-            f"--output {_listed([outputs[wanted]])}, which a cosine says nothing of; "
+            f"--output {_listed(view, [outputs[wanted]])}, which a cosine says nothing of; "
             f"the outputs are {', '.join(outputs)}"
         )
     return outputs[wanted]
@@ -134,7 +146,7 @@ def _best(view: EncoderView, usable: Sequence[gs.Tensor]) -> tuple[gs.Tensor, st
     """The most likely embedding, and why."""
     if not usable:
         raise InputError(
-            f"no output is an embedding: {_listed(view.graph.outputs)}; "
+            f"no output is an embedding: {_listed(view, view.graph.outputs)}; "
             "a cosine would say nothing: export the features or the class scores before that"
         )
     depths = _depths(view.graph)
@@ -263,12 +275,12 @@ def _words(name: str) -> list[str]:
     return [word.lower() for word in words]
 
 
-def _listed(outputs: Sequence[gs.Tensor]) -> str:
+def _listed(view: EncoderView, outputs: Sequence[gs.Tensor]) -> str:
     """ "score [batch, 1]: one number for each image"."""
     parts = []
     for item in outputs:
         sides = "?" if item.shape is None else ", ".join(map(str, item.shape))
-        parts.append(f"{item.name} [{sides}] holds {why_none(item)}")
+        parts.append(f"{item.name} [{sides}] holds {why_none(item, _batch(view))}")
     return ", ".join(parts)
 
 

@@ -20,6 +20,9 @@ from regcache.passes.quiet import quiet
 from regcache.passes.raise_opset import raise_opset
 from regcache.passes.sort_nodes import sort_nodes
 
+_NO_NUMBERS = {"value_ints": onnx.TensorProto.INT64, "value_floats": onnx.TensorProto.FLOAT}
+_LISTS = (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS, onnx.AttributeProto.STRINGS)
+
 
 def read_graph(path: Path) -> gs.Graph:
     """Read an ONNX file with its external data: sorted, functions inlined, opset 20 or later.
@@ -93,12 +96,30 @@ def _inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     return inlined
 
 
+def _settle_empty_lists(graph: onnx.GraphProto) -> None:
+    """Give what a Constant of no numbers is as a tensor.
+
+    Raises InputError for any other attribute that is an empty list: onnx-graphsurgeon forgets of
+    what.
+    """
+    for node in all_nodes(graph):
+        for item in node.attribute:
+            if item.type not in _LISTS or item.ints or item.floats or item.strings:
+                continue
+            if node.op_type != "Constant" or item.name not in _NO_NUMBERS:
+                where = f"{node.op_type} {node.name or list(node.output)!r}"
+                raise InputError(f"attribute {item.name!r} of {where} is an empty list")
+            empty = onnx.helper.make_tensor("", _NO_NUMBERS[item.name], [0], [])
+            item.CopyFrom(onnx.helper.make_attribute("value", empty))
+
+
 def _import(model: onnx.ModelProto) -> gs.Graph:
     """The message as a graph; raises InputError where onnx-graphsurgeon cannot read it."""
     if model.graph.sparse_initializer:
         name = model.graph.sparse_initializer[0].values.name
         raise InputError(f"weight {name!r} is stored as a sparse tensor")
     refuse_references(model.graph)  # those of functions whose calls leave one out
+    _settle_empty_lists(model.graph)
     try:
         with quiet():
             return gs.import_onnx(model)

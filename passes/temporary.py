@@ -59,8 +59,8 @@ def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
 def abandoned_folders(parent: Path, prefix: str, *, age: float = 0.0) -> Iterator[Path]:
     """The folders that `held_folder` made and whose makers were killed; each is removed after.
 
-    Those of other users are left alone. `age`: seconds that a folder has not been changed for; with
-    none, nobody may be making one just now.
+    Those of other users are left alone. `age`: seconds that one with nothing in it has not been
+    changed for: its maker may not have locked it yet. With none, nobody may be making one just now.
     """
     for name in sorted(os.listdir(parent)):
         outer = parent / name
@@ -122,8 +122,11 @@ def _may_be_abandoned(outer: Path, age: float) -> bool:
             return False
         if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
             return False
-        least = age if (outer / _LOCK).exists() else max(age, _YOUNG)
-        return not least or time.time() - status.st_mtime >= least
+        names = set(os.listdir(outer))
+        if names - {_LOCK}:  # written by one who held the lock
+            return True
+        least = age if names else max(age, _YOUNG)
+        return time.time() - status.st_mtime >= least
     except OSError:
         return False
 

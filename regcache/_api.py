@@ -17,7 +17,8 @@ from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.encoder.memory_source import NamedSource
 from regcache.compiler.inspection.inspect import Inspection, inspect_encoder
 from regcache.compiler.job.options import CompileOptions
-from regcache.compiler.parity.measure import Against, ReferenceChoice, measure_artifact
+from regcache.compiler.parity.measure import measure_artifact
+from regcache.compiler.parity.reference import Against, ReferenceChoice
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import check_output, unnamed

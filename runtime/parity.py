@@ -10,6 +10,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from regcache.passes.errors import InputError, printable
 from regcache.runtime.finite_record import FiniteRecord
+from regcache.runtime.pixel_parity import PixelParity
 from regcache.runtime.similarity import (
     ROWS_AT_A_TIME,
     finite_rows,
@@ -27,11 +28,18 @@ Reference = Literal["pytorch", "float-onnx"]
 OUTPUT_NAMES = ("pooled", "last_hidden_state")
 """What export calls an encoder's outputs."""
 _DEFAULT = Thresholds()
-_OPTIONAL = ("top1_agreement", "knn_top1_float", "knn_top1_quantized", "blocks", "first_jump")
+_OPTIONAL = (
+    "top1_agreement",
+    "knn_top1_float",
+    "knn_top1_quantized",
+    "blocks",
+    "first_jump",
+    "pixels",
+)
 
 
 class ParityResult(FiniteRecord):
-    """One comparison of embeddings [N, D]; the JSON leaves out the last five where not measured."""
+    """One comparison of embeddings [N, D]; the JSON leaves out the last six where not measured."""
 
     cosine_mean: float
     """Mean cosine of the embeddings over images; an image with NaN or infinity counts as -1."""
@@ -69,6 +77,8 @@ class ParityResult(FiniteRecord):
     """The hidden states behind each block."""
     first_jump: str | None = None
     """Name of the first block whose error leaps."""
+    pixels: PixelParity | None = None
+    """What the encoder was given, beside what the source's own processor gives it."""
 
     @model_serializer(mode="wrap")
     def _drop_unmeasured(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -158,6 +168,7 @@ class ParityMeter:
         knn_top1_float: float | None = None,
         knn_top1_quantized: float | None = None,
         blocks: Sequence[TensorParity] | None = None,
+        pixels: PixelParity | None = None,
     ) -> ParityResult:
         """The comparison of everything added so far, held against `thresholds`.
 
@@ -186,6 +197,7 @@ class ParityMeter:
                 "patch_cosine_mean": patches,
                 "top1_agreement": top1,
                 "knn_top1_drop": drop,
+                "pixel_difference": None if pixels is None else pixels.max_difference,
             },
             [(block.name, block.cosine_mean) for block in blocks or ()],
         )
@@ -206,6 +218,7 @@ class ParityMeter:
             top1_agreement=top1,
             knn_top1_float=knn_top1_float,
             knn_top1_quantized=knn_top1_quantized,
+            pixels=pixels,
         )
 
 

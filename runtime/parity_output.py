@@ -13,7 +13,7 @@ from regcache.passes.errors import InputError, printable
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.tensor_parity import TensorParity
 
-_LISTS = {"checks", "outputs", "blocks"}
+_LISTS = {"checks", "outputs", "blocks", "pixels"}
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -68,11 +68,13 @@ def parity_table(result: ParityResult) -> Table:
         "signal to noise": f"{result.sqnr_db:.1f} dB",
         "same nearest neighbour": f"{result.nn_agreement:.1%}",
     }
+    pixels = None if result.pixels is None else result.pixels.max_difference
     optional = {
         "cosine of patch tokens, mean": (result.patch_cosine_mean, ".5f"),
         "same top class": (result.top1_agreement, ".1%"),
         "k-NN top-1, float": (result.knn_top1_float, ".1%"),
         "k-NN top-1, quantized": (result.knn_top1_quantized, ".1%"),
+        "grey levels between pixels": (pixels, ".3g"),
     }
     rows |= {
         name: format(value, style) for name, (value, style) in optional.items() if value is not None

@@ -58,6 +58,8 @@ class Thresholds(FiniteRecord):
     """Most that the share of images classified right may fall."""
     block_cosine_mean: Cosine | None = None
     """Least mean cosine of every block's output."""
+    pixel_difference: Annotated[float, Field(ge=0, le=255)] | None = None
+    """Most that a pixel may differ from the source's own processor's, in grey levels of 255."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -109,9 +111,7 @@ class Thresholds(FiniteRecord):
             value = measured.get(name)
             if value is None:
                 raise _unmeasured(name)
-            bound: Literal["at least", "at most"] = (
-                "at most" if name == "knn_top1_drop" else "at least"
-            )
+            bound: Literal["at least", "at most"] = "at most" if name in _AT_MOST else "at least"
             checks.append(Check(name=name, value=value, bound=bound, limit=limit))
         if self.block_cosine_mean is not None:
             if not blocks:
@@ -128,11 +128,13 @@ class Thresholds(FiniteRecord):
         return checks
 
 
+_AT_MOST = {"knn_top1_drop", "pixel_difference"}
 _HOW_TO_MEASURE = {
     "patch_cosine_mean": "the encoder has no output with a row for every patch",
     "top1_agreement": "the embedding is not known to be class scores: add --class-scores if it is",
     "knn_top1_drop": "add --gallery and --query",
     "block_cosine_mean": "add --per-layer",
+    "pixel_difference": "compare with PyTorch, and a source that has a processor",
 }
 
 

@@ -38,7 +38,7 @@ class BenchPlan:
     float model to FP16 first. `batches`: batch sizes; engines are tuned for the first. `seconds`:
     how long each runner measures each batch size. `threads`: of a runner on the CPU, all CPUs by
     default. `max_ratio`: the largest ratio of quantized to float latency that passes. `openvino`:
-    how that runner runs both.
+    how that runner runs both. `verify`: the public key of whoever has to have signed the artifact.
     """
 
     artifact: Path
@@ -50,6 +50,7 @@ class BenchPlan:
     threads: int | None = None
     max_ratio: float | None = None
     openvino: OpenVinoOptions = field(default_factory=OpenVinoOptions)
+    verify: Path | None = None
 
 
 def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
@@ -57,14 +58,14 @@ def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
 
     Raises InputError or MissingExtraError, before anything is measured, where a runner's library
     or device is missing, the library does not run on the device, or there is nothing to compare
-    with; InputError where a model does not run.
+    with; InputError where a model does not run, or the artifact is not signed as asked.
     """
     for name in plan.runners:
         check_runner(name)
         reason = why_unsupported(name)
         if reason is not None:
             raise InputError(reason)
-    artifact = Artifact.open(plan.artifact)
+    artifact = Artifact.open(plan.artifact, verify=plan.verify)
     target = artifact.manifest.options.target
     with temporary_folder() as folder, _float_model(plan, artifact, reporter) as original:
         results = []

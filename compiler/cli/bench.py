@@ -15,6 +15,7 @@ from regcache.compiler.cli.options import (
     JsonOption,
     ModelCacheOption,
     ThreadsOption,
+    VerifyOption,
     listed,
 )
 from regcache.compiler.cli.tables import print_lines, print_tables
@@ -54,6 +55,7 @@ def bench_command(
     inference_precision: InferencePrecisionOption = InferencePrecision.AUTO,
     hint: HintOption = Hint.LATENCY,
     model_cache: ModelCacheOption = None,
+    verify: VerifyOption = None,
     max_ratio: Annotated[
         float | None,
         typer.Option(min=0.0, help="Exit 1 where quantized / float latency is over it."),
@@ -76,6 +78,7 @@ def bench_command(
         threads=threads,
         max_ratio=max_ratio,
         openvino=OpenVinoOptions(inference_precision, hint, model_cache),
+        verify=verify,
     )
     result = bench_artifact(plan, Reporter())
     if json != Path("-"):  # before a file is written, which may fail

@@ -20,7 +20,8 @@ from regcache.compiler.cli.options import (
     VerifyOption,
 )
 from regcache.compiler.cli.tables import print_tables
-from regcache.compiler.parity.measure import Against, ReferenceChoice, measure_artifact
+from regcache.compiler.parity.measure import measure_artifact
+from regcache.compiler.parity.reference import Against, ReferenceChoice
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import write_text
 from regcache.passes.errors import InputError

@@ -41,12 +41,14 @@ def compare(
     for batch in reporter.images(folder, len(folder.paths), label):
         names = [path.name for path in batch.paths]
         outputs = candidate(batch.images)
-        _check_direction(output_names[0], outputs[0])
+        _check_direction(output_names[0], outputs[0], len(names))
         meter.update(reference(batch.images), outputs, names)
     return meter
 
 
-def _check_direction(name: str, embedding: NDArray[Any]) -> None:
+def _check_direction(name: str, embedding: NDArray[Any], images: int) -> None:
+    if len(embedding) != images:
+        raise InputError(f"the embedding {name} has {len(embedding)} rows for {images} images")
     reason = why_no_cosine(embedding)
     if reason is not None:
         raise InputError(

@@ -1,41 +1,25 @@
 """`regcache parity`: an artifact against PyTorch, or against the float ONNX inside it."""
 
-import importlib.util
-from contextlib import ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 
 from regcache.compiler.artifact.artifact import Artifact
-from regcache.compiler.encoder.prepare import FLOAT
 from regcache.compiler.parity.blocks import BLOCKS, compare_blocks
-from regcache.compiler.parity.comparison import GALLERY, QUERY, Encoder, compare, compare_knn
+from regcache.compiler.parity.comparison import GALLERY, QUERY, compare, compare_knn
+from regcache.compiler.parity.reference import Against, Original, ReferenceChoice, open_original
 from regcache.compiler.reporter import Reporter, Step
-from regcache.export.extras import uncollected, unfetched
-from regcache.export.source import is_on_hub, is_onnx, open_source, refuse_memory
-from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
-from regcache.runtime.device import CPU, Device, find_device
+from regcache.export.extras import quiet
+from regcache.passes.errors import InputError
+from regcache.runtime.device import CPU, find_device
 from regcache.runtime.images import ImageFolder, list_images
-from regcache.runtime.parity import OUTPUT_NAMES, ParityResult, Reference
+from regcache.runtime.parity import ParityResult
+from regcache.runtime.pixel_parity import PixelParity, compare_pixels
 from regcache.runtime.run_with import RuntimeName, RunWith
 from regcache.runtime.thresholds import Thresholds
 
 _LOAD, _COMPARE = "loading both encoders", "comparing"
-
-
-class ReferenceChoice(StrEnum):
-    """What an artifact is compared with."""
-
-    AUTO = "auto"
-    PYTORCH = "pytorch"
-    FLOAT_ONNX = "float-onnx"
-
-
-class Against(StrEnum):
-    """Which of an artifact's models is compared: what it ships, or the export it came from."""
-
-    ARTIFACT = "artifact"
-    FLOAT = "float"
 
 
 def measure_artifact(
@@ -89,16 +73,15 @@ def measure_artifact(
                 else opened.float_session(threads=threads, device=place, run_with=run_with)
             )
             names = candidate.output_names
-            kind, reference = _reference(
+            original = open_original(
                 opened, choice, against, sessions, threads, place, reporter
-            )
-            if kind == "pytorch" and names[0] == OUTPUT_NAMES[1]:
-                reference = _turned(reference)
+            ).led_by(names[0])
             batch_size = candidate.fixed_batch or batch_size
             folder = ImageFolder(paths, opened.recipe, batch_size, reporter.skipped)
+            pixels = _pixels(opened, original, paths, reporter)
             reporter.begin(_COMPARE, f"{len(paths)} images")
             meter = compare(
-                reference,
+                original.run,
                 candidate.run,
                 folder,
                 reporter,
@@ -111,7 +94,7 @@ def measure_artifact(
                 (None, None)
                 if labelled is None
                 else compare_knn(
-                    reference,
+                    original.run,
                     candidate.run,
                     *labelled,
                     opened.recipe,
@@ -134,8 +117,27 @@ def measure_artifact(
                 else None
             )
     return meter.result(
-        thresholds, kind, knn_top1_float=knn[0], knn_top1_quantized=knn[1], blocks=blocks
+        thresholds,
+        original.kind,
+        knn_top1_float=knn[0],
+        knn_top1_quantized=knn[1],
+        blocks=blocks,
+        pixels=pixels,
     )
+
+
+def _pixels(
+    artifact: Artifact, original: Original, paths: Sequence[Path], reporter: Reporter
+) -> PixelParity | None:
+    """The recipe beside the source's own processor, as both sides are given the recipe's pixels."""
+    if original.processor is None:
+        return None
+    with quiet():
+        pixels = compare_pixels(paths, artifact.recipe, original.processor)
+    said = None if pixels is None else pixels.warning(artifact.manifest.options.source)
+    if said is not None:
+        reporter.warn(said)
+    return pixels
 
 
 def _steps(labelled: bool, per_layer: bool) -> list[Step]:
@@ -144,61 +146,3 @@ def _steps(labelled: bool, per_layer: bool) -> list[Step]:
     if labelled:
         steps += [Step(GALLERY, images=1), Step(QUERY, images=1)]
     return [*steps, Step(BLOCKS, images=1)] if per_layer else steps
-
-
-def _reference(
-    artifact: Artifact,
-    choice: ReferenceChoice,
-    against: Against,
-    sessions: ExitStack,
-    threads: int | None,
-    device: Device,
-    reporter: Reporter,
-) -> tuple[Reference, Encoder]:
-    """The original to compare with: the PyTorch one where asked for, else the float ONNX.
-
-    Under `auto` the float ONNX takes the place of a PyTorch original that cannot be run, or is not
-    on this machine, with a warning.
-    """
-    options = artifact.manifest.options
-    itself = against is Against.FLOAT
-    if itself and choice is ReferenceChoice.FLOAT_ONNX:
-        raise InputError(f"{artifact.folder}: {FLOAT} cannot be compared with itself")
-    if choice is not ReferenceChoice.FLOAT_ONNX:
-        try:
-            # Whoever wrote the manifest named the source: only who asks for it goes and gets it.
-            with nullcontext() if choice is ReferenceChoice.PYTORCH else unfetched():
-                original = _pytorch(options.source, options.resolution, threads)
-        except RegcacheError as error:
-            if choice is ReferenceChoice.PYTORCH or itself:
-                raise
-            hint = (
-                "; --reference pytorch fetches what is missing" if is_on_hub(options.source) else ""
-            )
-            reporter.warn(f"comparing with {FLOAT}, not PyTorch: {error}{hint}")
-        else:
-            if original is not None:
-                return "pytorch", original
-            if choice is ReferenceChoice.PYTORCH or itself:
-                raise InputError(f"{options.source}: is an ONNX file, there is no PyTorch original")
-    session = sessions.enter_context(artifact.float_session(threads=threads, device=device))
-    return "float-onnx", session.run
-
-
-def _turned(original: Encoder) -> Encoder:
-    """An original with its outputs in reverse, where the last of OUTPUT_NAMES is compared."""
-    return lambda images: original(images)[::-1]
-
-
-def _pytorch(source: str, resolution: int | None, threads: int | None) -> Encoder | None:
-    if is_onnx(source):
-        return None
-    refuse_memory(source)
-    if importlib.util.find_spec("torch") is None:
-        raise MissingExtraError("the PyTorch original", extra="export", module="torch")
-    with uncollected():
-        import torch
-
-        if threads is not None:
-            torch.set_num_threads(threads)
-        return open_source(source).reference(resolution=resolution)

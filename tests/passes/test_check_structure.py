@@ -147,6 +147,19 @@ def test_attributes_that_would_be_dropped(kind: str) -> None:
     assert refusal(model) == message
 
 
+@pytest.mark.parametrize("place", ["graph", "function"])
+def test_a_split_that_is_told_of_billions_of_outputs(place: str) -> None:
+    model = small()
+    split = helper.make_node("Split", ["image"], ["a", "b"], "s", axis=1, num_outputs=2**31)
+    if place == "graph":
+        model.graph.node.append(split)
+    else:
+        opsets = [helper.make_opsetid("", 20)]
+        made = helper.make_function(OWN, "f", ["image"], ["a", "b"], [split], opsets)
+        model.functions.append(made)
+    assert refusal(model) == "Split 's' has 2 outputs, and is told of 2147483648"
+
+
 @pytest.mark.parametrize("version", [0, -1, 2**40])
 @pytest.mark.parametrize("domain", ["", OWN])
 def test_opsets_that_there_cannot_be(version: int, domain: str) -> None:

@@ -196,6 +196,17 @@ def refused(match: str, wanted: str | None = None, **outputs: Callable[[Heads], 
     assert "\n" not in str(caught.value)
 
 
+def test_an_output_without_the_batch_in_front_is_none() -> None:
+    """As where the class token is gathered along the images, not the tokens."""
+
+    def of_one_image(heads: Heads) -> str:
+        return heads.node("Gather", heads.normed(heads.streams[-1]), heads.constant(0), axis=0)
+
+    choice = given(pooled=of_one_image, features=vector)
+    assert (choice.embedding, choice.counted) == ("features", ("features",))
+    refused("pooled .* holds no row for each image", "pooled", pooled=of_one_image, out=vector)
+
+
 def test_refusals() -> None:
     score = projected(1)
     listed = r"score \[batch, 1\] holds one number for each image, label \[batch\] holds integers"

@@ -240,6 +240,33 @@ def test_a_text_attribute_that_is_no_text(tmp_path: Path) -> None:
     assert "an attribute in it is no text" in refusal(write(model, tmp_path))
 
 
+def of_no_elements(name: str, kind: Any) -> onnx.AttributeProto:
+    """An attribute that is a list of nothing."""
+    return onnx.AttributeProto(name=name, type=kind)
+
+
+def test_a_constant_of_no_numbers_is_a_tensor(tmp_path: Path) -> None:
+    model = TinyVit(SMALL_OLD).model()
+    nothing = helper.make_node("Constant", [], ["nothing"], "nothing")
+    nothing.attribute.append(of_no_elements("value_ints", onnx.AttributeProto.INTS))
+    model.graph.node.insert(0, nothing)
+    graph = read_graph(write(model, tmp_path))
+    (node,) = (node for node in graph.nodes if node.name == "nothing")
+    assert node.attrs["value"].values.shape == (0,)
+    gs.export_onnx(graph)
+
+
+@pytest.mark.parametrize("kind", ["INTS", "FLOATS", "STRINGS"])
+def test_other_empty_lists_are_refused(kind: str, tmp_path: Path) -> None:
+    model = TinyVit(SMALL_OLD).model()
+    node = model.graph.node[0]
+    number = onnx.AttributeProto.AttributeType.Value(kind)
+    node.CopyFrom(helper.make_node("Own", node.input, node.output, "odd", domain=OWN))
+    node.attribute.append(of_no_elements("perm", number))
+    model.opset_import.append(helper.make_opsetid(OWN, 1))
+    assert refusal(write(model, tmp_path)) == "attribute 'perm' of Own 'odd' is an empty list"
+
+
 def test_sparse_weights_are_refused(tmp_path: Path) -> None:
     values = numpy_helper.from_array(np.ones(2, np.float32), "thin")
     indices = numpy_helper.from_array(np.array([0, 5]))

@@ -56,6 +56,7 @@ def test_what_was_signed_opens_with_the_key_of_its_signer(
         ("parity", artifact, "--images", tmp_path),
         ("bundle", artifact, "--format", "ort-edge", "-o", tmp_path / "bundle"),
         ("build", artifact),
+        ("bench", artifact),
     ):
         outcome = run_regcache(*command, "--verify", theirs)
         assert_refused(outcome, "was not signed by the key of", theirs.name)

@@ -68,11 +68,33 @@ def test_temporary_folders_of_killed_processes_go(
     with held_folder(tmp_path, "regcache-run-") as outer:
         (outer / "weights").write_text("")
         killed = outer.rename(tmp_path / "regcache-run-killed")
-    os.utime(killed, (0, 0))
     (tmp_path / "regcache-run-young").mkdir()
+    (tmp_path / "regcache-run-unlocked").mkdir()
+    (tmp_path / "regcache-run-unlocked" / ".lock").touch()
     (tmp_path / "regcache-run-file").write_text("")
     with held_folder(tmp_path, "regcache-run-") as living, temporary_folder() as folder:
         assert folder.is_dir()
         assert living.is_dir()
         assert not killed.exists()
-    assert names(tmp_path) == ["regcache-run-file", "regcache-run-young"]
+    assert names(tmp_path) == ["regcache-run-file", "regcache-run-unlocked", "regcache-run-young"]
+
+
+INTERRUPTED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run by nohup
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "regcache.compiler.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from regcache.compiler.cli.start import main
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_an_interrupt_while_the_commands_are_imported_is_silent() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")

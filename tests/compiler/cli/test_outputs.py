@@ -21,7 +21,8 @@ import regcache
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.artifact.read_manifest import read_manifest
 from regcache.compiler.artifact.seal import seal
-from regcache.compiler.parity import measure
+from regcache.compiler.parity import reference
+from regcache.compiler.parity.reference import Original
 from regcache.export.onnx_file import sidecar
 from regcache.runtime.images import read_image
 from regcache.runtime.session import OrtSession
@@ -124,7 +125,8 @@ def test_pytorch_in_the_order_of_the_artifact(
     options = ("--output", "last_hidden_state", "--target", "tensorrt")
     artifact = compiled(folder, "ours", *options)
     with OrtSession(folder / "ours.onnx", threads=1) as session:
-        monkeypatch.setattr(measure, "_pytorch", lambda *_: session.run)
+        original = Original("pytorch", session.run)
+        monkeypatch.setattr(reference, "_pytorch", lambda *_: original)
         code, found, _ = parity(artifact)
     assert (code, found["reference"]) == (0, "pytorch")
     assert [item["name"] for item in found["outputs"]] == ["last_hidden_state", "pooled"]

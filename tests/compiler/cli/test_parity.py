@@ -1,6 +1,8 @@
 """`regcache parity` as a gate: thresholds, blocks, reports, and the same numbers every time."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -8,9 +10,16 @@ from xml.etree import ElementTree
 import onnx
 import pytest
 from numpy.random import default_rng
+from PIL import Image
 from support.command_line import assert_refused, run_regcache
 from support.mutations import copy_artifact, flip_scale, forge
 from support.tiny_artifact import tiny_artifact
+from support.tiny_source import RECIPE
+
+from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.parity import reference
+from regcache.compiler.parity.reference import Original
+from regcache.runtime.images import preprocess_image
 
 pytestmark = pytest.mark.xdist_group("cli_parity")  # one worker makes the artifact for all
 
@@ -165,3 +174,35 @@ def test_float_is_compared_with_pytorch_only(artifact: Path, images: Path) -> No
     base = ("parity", artifact, "--images", images, "--against", "float")
     assert_refused(run_regcache(*base), "is an ONNX file, there is no PyTorch original")
     assert_refused(run_regcache(*base, "--reference", "float-onnx"), "with itself")
+
+
+def test_pixels_are_held_against_the_sources_own(
+    artifact: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny recipe drops what is transparent; a library that shows it on white differs."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(images, mixed)
+    Image.new("RGBA", (40, 30), (10, 20, 30, 0)).save(mixed / "clear.png")
+    white = replace(RECIPE, background=(255, 255, 255))
+    report = tmp_path / "p.json"
+    with Artifact.open(artifact).float_session(threads=1) as session:
+        original = Original("pytorch", session.run, lambda image: preprocess_image(image, white))
+        monkeypatch.setattr(reference, "_pytorch", lambda *_: original)
+        same = run_regcache("parity", artifact, "--images", images, "--json", report)
+        assert (same.code, measured(report)["pixels"]["max_difference"]) == (0, 0.0)
+        assert "own processor" not in same.err
+        base = ("parity", artifact, "--images", mixed, "--json", report)
+        found = run_regcache(*base, "--junit", tmp_path / "junit.xml")
+        assert found.code == 0
+        assert " ".join(found.err.split()).count("1 of 8 images differ, by up to 245 of 255") == 1
+        assert measured(report)["pixels"] == {
+            "n_images": 8,
+            "n_different": 1,
+            "max_difference": 245.0,
+            "worst_image": "clear.png",
+            "worst_mode": "RGBA",
+        }
+        gate = limits(tmp_path, "pixel_difference = 1.0")
+        assert run_regcache(*base, "--thresholds", gate).code == 1
+    float_onnx = ("--reference", "float-onnx", "--thresholds", gate)
+    assert_refused(run_regcache(*base, *float_onnx), "pixel_difference: not measured")

@@ -48,6 +48,9 @@ Quantize:
     CorrectBias            biases take back what quantization shifts on average
 Fit a runtime:
     HalfPrecision          what is not quantized computes in FP16
+    FuseAttention          attention in float becomes ONNX Runtime's MultiHeadAttention
+    FuseBiases             quantized linears take their biases: MatMulIntegerToFloat
+    KeepNormApart          residual adds stay out of ONNX Runtime's SkipLayerNormalization
     KeepBiasApart          quantized linears stay out of float Gemms
     SignedIntegers         8-bit integers become int8 with zero point 0
 Look inside:

@@ -6,6 +6,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from regcache.passes.detach_weights import detach_weights
+from regcache.passes.microsoft import DOMAIN
 
 # BEiT's index of relative positions has a million at 512 pixels.
 _LONGEST_ROW = 1 << 22
@@ -121,7 +122,10 @@ def _without_weights(graph: gs.Graph) -> onnx.ModelProto:
     bare, _ = detach_weights(graph)
     outputs = {output.name for output in bare.outputs}
     for name, tensor in bare.tensors().items():
-        if isinstance(tensor, gs.Variable) and tensor.inputs and name not in outputs:
-            tensor.shape = None  # what an earlier form of the graph had here may be stale
+        # What an earlier form of the graph had here may be stale; but onnx infers nothing of ONNX
+        # Runtime's operators, whose outputs the pass that wrote them gives a shape.
+        stale = isinstance(tensor, gs.Variable) and tensor.inputs and name not in outputs
+        if stale and tensor.inputs[0].domain != DOMAIN:
+            tensor.shape = None
     model: onnx.ModelProto = gs.export_onnx(bare, do_type_check=False)
     return model

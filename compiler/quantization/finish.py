@@ -28,8 +28,11 @@ from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import Pass, run_all
 from regcache.passes.encoder import EncoderView, Site, by_tensor
+from regcache.passes.fuse_attention import FuseAttention
+from regcache.passes.fuse_biases import FuseBiases
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.keep_bias_apart import KeepBiasApart
+from regcache.passes.keep_norm_apart import KeepNormApart
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.passes.quantize_patches import QuantizePatches
 
@@ -94,7 +97,7 @@ def _scales(
 def _rest(
     context: Context, equalized: Equalized, streams: Mapping[str, ChannelRange]
 ) -> Iterator[Pass]:
-    """The passes behind the linears: attention in int8, FP16, and Adds apart for ONNX Runtime."""
+    """The passes behind the linears: attention in int8, FP16, and what ONNX Runtime fuses."""
     options, view = context.options, equalized.encoder.view
     images = (batch.images for batch in context.images.some(_ATTENTION_IMAGES))
     scores, patches = options.attention_in is AttentionChoice.SCORES, options.quantizes_patches
@@ -114,6 +117,8 @@ def _rest(
         for name, stream in streams.items():
             ranges[name] = float(stream.low.min()), float(stream.high.max())
         yield HalfPrecision(ranges)
+    if options.fuses:
+        yield from (FuseAttention(), FuseBiases(), KeepNormApart())
     # MatMulNBits takes no Gemm's place.
     if context.target.profile.timed and not isinstance(number_format(context.target), BlockWeights):
         yield KeepBiasApart()

@@ -33,6 +33,7 @@ Place registers and delete sinks:
     DeleteSinks            patch tokens of largest norm go
 Make activations easier to quantize:
     RotateStream           the residual stream is rotated
+    FoldStreamRotation     the patch embedding makes the stream rotated
     RotateHidden           what the MLPs' second linears read is rotated
     ShiftActivations       channels are shifted so that symmetric integers fit them
     Equalize               channels are divided by a factor each

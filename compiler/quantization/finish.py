@@ -28,6 +28,7 @@ from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import Pass, run_all
 from regcache.passes.encoder import EncoderView, Site, by_tensor
+from regcache.passes.fold_stream_rotation import FoldStreamRotation
 from regcache.passes.fuse_attention import FuseAttention
 from regcache.passes.fuse_biases import FuseBiases
 from regcache.passes.half_precision import HalfPrecision
@@ -97,8 +98,14 @@ def _scales(
 def _rest(
     context: Context, equalized: Equalized, streams: Mapping[str, ChannelRange]
 ) -> Iterator[Pass]:
-    """The passes behind the linears: attention in int8, FP16, and what ONNX Runtime fuses."""
+    """The passes behind the linears.
+
+    The rotation's first product goes, attention becomes int8 and the rest FP16 where they shall,
+    and for ONNX Runtime what it fuses is written so.
+    """
     options, view = context.options, equalized.encoder.view
+    if options.rotates:
+        yield FoldStreamRotation()
     images = (batch.images for batch in context.images.some(_ATTENTION_IMAGES))
     scores, patches = options.attention_in is AttentionChoice.SCORES, options.quantizes_patches
     if scores or patches:

@@ -31,6 +31,7 @@ from regcache.passes.equalize import Equalize
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.fold_constants import FoldConstants
 from regcache.passes.fold_if import FoldIf
+from regcache.passes.fold_stream_rotation import FoldStreamRotation
 from regcache.passes.free_batch import FreeBatch
 from regcache.passes.free_tokens import FreeTokens
 from regcache.passes.fuse_attention import FuseAttention
@@ -114,6 +115,11 @@ def fixed(spelling: str) -> gs.Graph:
     return canonical_graph(with_batch(TinyVit(SPELLINGS[spelling]).model(), 2))
 
 
+def turned(spelling: str) -> gs.Graph:
+    """With the residual stream rotated, where it can be."""
+    return run(RotateStream(), canonical(spelling)).graph
+
+
 def registers(spelling: str) -> gs.Graph:
     """With registers in both blocks."""
     graph = canonical(spelling)
@@ -165,6 +171,7 @@ CONTRACTS: dict[type, Contract] = {
     Equalize: Contract(canonical, lambda _, graph: Equalize(random_factors(graph)), adds=True),
     FoldConstants: on(written, FoldConstants),
     FoldIf: on(written, FoldIf),
+    FoldStreamRotation: on(turned, FoldStreamRotation),
     FreeBatch: on(fixed, FreeBatch),
     FreeTokens: on(written, FreeTokens),
     FuseAttention: on(integers, FuseAttention),

@@ -33,6 +33,7 @@ Place registers and delete sinks:
     DeleteSinks            patch tokens of largest norm go
 Make activations easier to quantize:
     RotateStream           the residual stream is rotated
+    FoldStreamRotation     the patch embedding makes the stream rotated
     RotateHidden           what the MLPs' second linears read is rotated
     ShiftActivations       channels are shifted so that symmetric integers fit them
     Equalize               channels are divided by a factor each
@@ -48,6 +49,9 @@ Quantize:
     CorrectBias            biases take back what quantization shifts on average
 Fit a runtime:
     HalfPrecision          what is not quantized computes in FP16
+    FuseAttention          attention in float becomes ONNX Runtime's MultiHeadAttention
+    FuseBiases             quantized linears take their biases: MatMulIntegerToFloat
+    KeepNormApart          residual adds stay out of ONNX Runtime's SkipLayerNormalization
     KeepBiasApart          quantized linears stay out of float Gemms
     SignedIntegers         8-bit integers become int8 with zero point 0
 Look inside:

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
 
 from regcache.passes.detach_weights import export_skeleton
+from regcache.passes.microsoft import DOMAIN
 
 # BEiT's index of relative positions has a million at 512 pixels.
 _LONGEST_ROW = 1 << 22
@@ -129,8 +130,10 @@ def _without_weights(graph: gs.Graph) -> onnx.ModelProto:
     ends = {item.name for item in (*graph.inputs, *graph.outputs)}
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, gs.Variable) and tensor.dtype is not None and name not in ends:
-            # What an earlier form of the graph had here may be stale.
-            _declare(model, tensor, None if tensor.inputs else tensor.shape)
+            # What an earlier form of the graph had here may be stale; but onnx infers nothing of
+            # ONNX Runtime's operators, whose outputs the pass that wrote them gives a shape.
+            inferred = tensor.inputs and tensor.inputs[0].domain != DOMAIN
+            _declare(model, tensor, None if inferred else tensor.shape)
     return model
 
 

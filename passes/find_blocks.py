@@ -28,6 +28,8 @@ from regcache.passes.walk import (
 # Between the two matmuls of attention: scaling, masking, and torch's guard against NaN rows.
 _SOFTMAX_OPS = SHAPE_OPS | frozenset(["Mul", "Div", "Add", "Where", "IsNaN"])
 # Between a linear and its residual add: bias and layer scale.
+# A Sum is what KeepNormApart makes of an Add.
+_JOINS = frozenset(["Add", "Sum"])
 _BRANCH_OPS = SHAPE_OPS | frozenset(["Mul", "Add"])
 
 # What stands before attention in blocks that are none of these, and what that says of them.
@@ -170,7 +172,7 @@ def _residual_add(linear: Linear, stream: gs.Tensor) -> gs.Node:
     """The Add that joins a linear's result with the residual stream."""
     for node in downstream(linear.output, _BRANCH_OPS):
         operands = data_inputs(node)
-        if node.op == "Add" and len(operands) == 2:
+        if node.op in _JOINS and len(operands) == 2:
             if any(item is stream or skip_rotation(item) is stream for item in operands):
                 return node
             raise _MismatchError(node, f"does not add {stream.name!r}, the input of the norm")
@@ -181,7 +183,7 @@ def _residual_add(linear: Linear, stream: gs.Tensor) -> gs.Node:
 
 def _mlp_after(middle: gs.Variable, prefix: str) -> tuple[gs.Node, Mlp, gs.Node]:
     """Norm, MLP and residual add that follow the attention's residual add."""
-    adds = [node for node in consumers(middle) if node.op == "Add" and len(data_inputs(node)) == 2]
+    adds = [node for node in consumers(middle) if node.op in _JOINS and len(data_inputs(node)) == 2]
     if len(adds) != 1:
         raise _MismatchError(producer(middle), "is not followed by an MLP with a residual add")
     (branch,) = [item for item in data_inputs(adds[0]) if item is not middle] or [middle]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -13,8 +12,8 @@ from regcache.passes.base import Edit, Log, Lossy, Parity, Skip
 from regcache.passes.encoder import EncoderView, Linear
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.microsoft import DOMAIN, import_microsoft
 
-DOMAIN = "com.microsoft"
 OP = "MatMulNBits"
 _SMALLEST_BLOCK = 16
 
@@ -79,7 +78,7 @@ class PackWeights:
             node.inputs = [linear.input, *constants[id(weight)]]
             edits.append(Edit(linear.name, f"{weight.bits} bits, blocks of {weight.block_size}"))
         if edits:
-            _import_domain(graph)
+            import_microsoft(graph)
         return Log(tuple(edits), skips)
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
@@ -154,13 +153,6 @@ def _attributes(weight: BlockWeight) -> dict[str, int]:
         "block_size": weight.block_size,
         "accuracy_level": 0,
     }
-
-
-def _import_domain(graph: gs.Graph) -> None:
-    """Name the op's domain in a list of the graph's own: copies share theirs."""
-    known = graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)]
-    if DOMAIN not in {item.domain for item in known}:
-        graph.import_domains = [*known, onnx.helper.make_opsetid(DOMAIN, 1)]
 
 
 def _signature(node: gs.Node, packed: bool) -> tuple[str, str, list[str], list[str]]:

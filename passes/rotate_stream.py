@@ -114,7 +114,7 @@ def stream_rotation(graph: gs.Graph) -> Floats | None:
 
     The inputs of all its blocks are rotated then, and the output of the last is not.
     """
-    first = next(filter(_is_first, graph.nodes), None)
+    first = first_product(graph)
     return None if first is None else np.asarray(first.inputs[1].values, np.float32)
 
 
@@ -124,16 +124,22 @@ def as_stream(graph: gs.Graph, tokens: Floats) -> Floats:
     return tokens if matrix is None else tokens @ matrix
 
 
+def first_product(graph: gs.Graph) -> gs.Node | None:
+    """The MatMul that rotates what the first block reads; None where there is none."""
+    return next(filter(_is_first, graph.nodes), None)
+
+
 def matrix_in(model: onnx.ModelProto) -> Floats | None:
     """What a file's residual stream is rotated by [width, width], from the right; None: it is not.
 
-    The outputs of all its blocks but the last are rotated then.
+    The outputs of all its blocks but the last are rotated then. Told by the product that rotates
+    back: the first may be folded into weights.
     """
-    first = next((node for node in model.graph.node if _is_first(node)), None)
-    if first is None:
+    last = next((node for node in model.graph.node if node.name == f"{_STREAM}/out"), None)
+    if last is None:
         return None
     stored = {item.name: item for item in model.graph.initializer}
-    return np.asarray(onnx.numpy_helper.to_array(stored[first.input[1]]), np.float32)
+    return np.asarray(onnx.numpy_helper.to_array(stored[last.input[1]]).T, np.float32)
 
 
 def _is_first(node: gs.Node | onnx.NodeProto) -> bool:

@@ -13,12 +13,12 @@ from regcache.passes import unfuse_norms as norms
 from regcache.passes import unfuse_products as products
 from regcache.passes.base import Close, Edit, Log, Parity
 from regcache.passes.errors import InputError
+from regcache.passes.microsoft import DOMAIN
 from regcache.passes.unfused import CannotUnfuseError
 from regcache.passes.walk import name_of
 from regcache.passes.write_nodes import NodeWriter
 
 _STANDARD = frozenset({None, "", "ai.onnx"})
-_MICROSOFT = "com.microsoft"
 _HANDLED: dict[str, Callable[[NodeWriter, gs.Node], None]] = {
     "Attention": attention.unfuse_attention,
     "BiasAdd": activations.unfuse_bias_add,
@@ -30,6 +30,7 @@ _HANDLED: dict[str, Callable[[NodeWriter, gs.Node], None]] = {
     "FusedMatMul": products.unfuse_matmul,
     "Gelu": activations.unfuse_gelu,
     "GemmFastGelu": products.unfuse_gemm_fast_gelu,
+    "MatMulIntegerToFloat": products.unfuse_integer_matmul,
     "MultiHeadAttention": attention.unfuse_multi_head_attention,
     "NhwcConv": products.unfuse_nhwc_conv,
     "QuickGelu": activations.unfuse_quick_gelu,
@@ -105,17 +106,17 @@ def _is_foreign(graph: gs.Graph, node: gs.Node) -> bool:
 def _handler(node: gs.Node) -> Callable[[NodeWriter, gs.Node], None] | None:
     if node.op == _SIMPLIFIED:
         return norms.unfuse_simplified_layer_norm
-    return _HANDLED.get(node.op) if node.domain == _MICROSOFT else None
+    return _HANDLED.get(node.op) if node.domain == DOMAIN else None
 
 
 def _cannot(node: gs.Node, reason: str = "") -> InputError:
     why = f" ({reason})" if reason else ""
-    if node.domain not in {_MICROSOFT, *_STANDARD}:
+    if node.domain not in {DOMAIN, *_STANDARD}:
         return InputError(
             f"{node.domain} {node.op} {name_of(node)!r} is no operator of ONNX{why}: export it "
             "with ONNX's own operators"
         )
     return InputError(
-        f"{node.domain or _MICROSOFT} {node.op} {name_of(node)!r} cannot be unfused{why}: export "
+        f"{node.domain or DOMAIN} {node.op} {name_of(node)!r} cannot be unfused{why}: export "
         "without ONNX Runtime's transformer optimiser, or bring the file as it was before"
     )

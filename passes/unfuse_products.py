@@ -62,6 +62,34 @@ def unfuse_gemm_fast_gelu(write: NodeWriter, node: gs.Node) -> None:
     write.node("Gelu", "gelu", [total], node.outputs[0], approximate="tanh")
 
 
+def unfuse_integer_matmul(write: NodeWriter, node: gs.Node) -> None:
+    """MatMulIntegerToFloat: two dequantized operands' product, and a bias.
+
+    Refused: a row of the left operand or a column of a right one that is not a constant [K, N] has
+    a scale of its own.
+    """
+    parts = []
+    for slot, name in enumerate("ab"):
+        data, scale, zero = node.inputs[slot], node.inputs[slot + 2], given(node, slot + 4)
+        alike = is_constant(scale) and scale.values.size == 1
+        axis = {} if alike else {"axis": 1}
+        if not alike and not (slot and is_constant(data) and data.values.ndim == 2):
+            raise CannotUnfuseError(f"its operand {name} has more than one scale")
+        numbers = [item for item in (scale, zero) if item is not None]
+        if alike:  # DequantizeLinear tells one scale for all from one for each of one column
+            numbers = [
+                write.constant(f"{name}/{index}", item.values.reshape(()))
+                if is_constant(item)
+                else item
+                for index, item in enumerate(numbers)
+            ]
+        parts.append(write.node("DequantizeLinear", f"{name}/dq", [data, *numbers], **axis))
+    bias = given(node, 6)
+    product = write.node("MatMul", "matmul", parts, None if bias is not None else node.outputs[0])
+    if bias is not None:
+        write.node("Add", "bias", [product, bias], node.outputs[0])
+
+
 def unfuse_conv(write: NodeWriter, node: gs.Node) -> None:
     """FusedConv: Conv, a sum with what was before the layer, and an activation."""
     attributes = dict(node.attrs)

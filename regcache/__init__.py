@@ -105,6 +105,9 @@ def compile(  # noqa: A001 - users call it regcache.compile
     `options`: other fields of `CompileOptions`, as `target="tensorrt-rtx"`, `precision="fp8"`,
     `registers="off"`, `threads=4` or `device="cuda:0"`. With `scheduler="processes"` scripts need a
     `__main__` guard.
+    `target="cpu"`: this machine decides between runtimes and precisions, which takes such a guard,
+    too: the fastest with a mean cosine to float of `min_cosine` (0.999) or a relative error of
+    `max_error`. `for_cpu="amx"`, "vnni" or "avx2": a rule decides, for another machine.
 
     What a module computes is held against its export. Peak memory is about 3 x the float model.
     Raises InputError, in one line, for a source that cannot be read, traced or understood, an

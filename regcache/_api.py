@@ -14,6 +14,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.manifest import Manifest
+from regcache.compiler.cli.choose import CpuKind, compile_for_cpu, compile_for_kind
+from regcache.compiler.cli.cpu_ways import Accuracy
 from regcache.compiler.encoder.memory_source import NamedSource
 from regcache.compiler.inspection.inspect import Inspection, inspect_encoder
 from regcache.compiler.job.options import CompileOptions
@@ -88,18 +91,63 @@ def compile_source(
     folder = None if images is None else path_of(images, "images")
     target = path_of(output, "output")
     named = NamedSource.of(given.source, given.example)
-    chosen = _options(named, given, {"images": str(folder or ""), **options})
+    rest, choosing = _choosing(options)
+    chosen = _options(named, given, {"images": str(folder or ""), **rest})
     find_device(chosen.device, algebra=True)
+    if choosing is not None and folder is None:
+        raise InputError('target "cpu" calibrates and compares on photographs: name a folder')
     if folder is not None:
         list_images(folder)  # said before minutes of exporting
     check_output(target, force=force)
     reporter = _reporter(verbose)
     with _written(named, chosen, reporter) as ready:
-        manifest = compile_encoder(ready, target, reporter, force=force)
+        if choosing is None:
+            manifest = compile_encoder(ready, target, reporter, force=force)
+        else:
+            manifest = choosing.compile(ready, target, reporter, force=force)
     opened = Artifact.open(target)
     # The file leaves out how fast it was found to be.
     told = opened.manifest.model_copy(update={"speed": manifest.speed})
     return replace(opened, manifest=told)
+
+
+@dataclass(frozen=True)
+class _Choosing:
+    """What was told of `target="cpu"`.
+
+    `kind`: the CPU that a rule chooses for; None: this one, by what is measured.
+    """
+
+    accuracy: Accuracy
+    kind: CpuKind | None
+
+    def compile(
+        self, options: CompileOptions, output: Path, reporter: Reporter, *, force: bool
+    ) -> Manifest:
+        """Compile what is best for the CPU."""
+        given = (options, output, reporter, self.accuracy)
+        if self.kind is not None:
+            return compile_for_kind(*given, self.kind, force=force)
+        return compile_for_cpu(*given, force=force)[1]
+
+
+def _choosing(options: Mapping[str, Any]) -> tuple[dict[str, Any], _Choosing | None]:
+    """The options without those of `target="cpu"`, and these; None for another target."""
+    rest = dict(options)
+    own = {name: rest.pop(name, None) for name in ("min_cosine", "max_error", "for_cpu")}
+    if rest.get("target") != "cpu":
+        for name, value in own.items():
+            if value is not None:
+                raise InputError(f'option {name} is for target "cpu"')
+        return rest, None
+    del rest["target"]
+    for name in ("precision", "keep_float"):
+        if name in rest:
+            raise InputError(f'option {name}: target "cpu" chooses the precision and keeps float')
+    cosine, error = (_number(own[name], name) for name in ("min_cosine", "max_error"))
+    kind = own["for_cpu"]
+    chosen = None if kind is None else _choice(CpuKind, str(kind), "for_cpu")
+    return rest, _Choosing(Accuracy.of(cosine, error), chosen)
 
 
 def inspect_source(
@@ -246,6 +294,12 @@ def _choice(kind: type[Choice], value: str, what: str) -> Choice:
     except ValueError as error:
         known = ", ".join(kind)
         raise InputError(f"{what}: {value!r} is none of {known}") from error
+
+
+def _number(value: object, what: str) -> float | None:
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return None if value is None else float(value)
+    raise InputError(f"{what}: a number is wanted, not {value!r}")
 
 
 def _count(value: object, what: str) -> int:

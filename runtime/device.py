@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -13,6 +14,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from regcache.passes.errors import InputError, first_line
+from regcache.runtime.plain_model import plain_model
 
 CUDA, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 INSTALL_GPU = 'pip uninstall -y onnxruntime && pip install "onnxruntime-gpu[cuda,cudnn]"'
@@ -136,13 +138,14 @@ def open_session(
     if device.on_gpu:
         load_libraries()
         settings.use_deterministic_compute = True
-    session = ort.InferenceSession(
-        model,
-        settings,
-        providers=device.providers,
-        disabled_optimizers=disabled,
-        enable_fallback=0,
-    )
+    with plain_model(model) if device.on_gpu else nullcontext(model) as source:
+        session = ort.InferenceSession(
+            source,
+            settings,
+            providers=device.providers,
+            disabled_optimizers=disabled,
+            enable_fallback=0,
+        )
     check_loaded(session, device.providers[0][0], f"device {device}")
     return session
 

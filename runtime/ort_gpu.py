@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from regcache.runtime.device import (
     check_offered,
     load_libraries,
 )
+from regcache.runtime.plain_model import plain_model
 from regcache.runtime.runners import Lap, Loading, Ran, RunnerName
 from regcache.runtime.session import put_first
 
@@ -122,10 +124,12 @@ def _session(loading: Loading, provider: str, options: Mapping[str, str]) -> Any
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if provider != CPU_PROVIDER:
         _load_libraries(provider)
+    on_gpu, model = provider != CPU_PROVIDER, str(loading.model)
     try:
-        return ort.InferenceSession(
-            str(loading.model), settings, providers=[(provider, dict(options))], enable_fallback=0
-        )
+        with plain_model(model) if on_gpu else nullcontext(model) as source:
+            return ort.InferenceSession(
+                source, settings, providers=[(provider, dict(options))], enable_fallback=0
+            )
     except Exception as error:  # ONNX Runtime's exceptions share no other base
         raise InputError(
             f"runner {loading.runner}: {loading.model}: ONNX Runtime: {first_line(error)}"

@@ -217,7 +217,7 @@ def test_says_nothing_unless_told_to(capfd: pytest.CaptureFixture[str]) -> None:
     ({"precison": "fp8"}, r"there is no option 'precison'; did you mean precision\?"),
     ({"quickly": True}, "there is no option 'quickly'; there are accept_slower, attention"),
     ({"source_file": "x.onnx"}, "there is no option 'source_file'"),
-    ({"target": "cpu"}, "option target = 'cpu': Input should be 'ort-cpu'"),
+    ({"target": "tpu"}, "option target = 'tpu': Input should be 'ort-cpu'"),
     ({"batch_size": "many"}, "option batch_size = 'many': "),
     ({"embedding": 3}, "option embedding = 3: "),
     ({"preprocess": 3}, "preprocess: a path is wanted, not a int"),

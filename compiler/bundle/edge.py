@@ -1,4 +1,4 @@
-"""A folder that runs on a device with NumPy and ONNX Runtime: one model file and a short runner."""
+"""A folder that runs on a device with NumPy and a runtime: one model file and a short runner."""
 
 import json
 import shutil
@@ -7,19 +7,28 @@ from pathlib import Path
 import onnxruntime as ort
 
 from regcache.compiler.artifact.artifact import MODEL, PREPROCESS, Artifact
-from regcache.compiler.bundle import edge_runner
+from regcache.compiler.bundle import edge_openvino, edge_runner
 from regcache.compiler.bundle.record import (
     BundleFormat,
     BundleRecord,
     record_bundle,
     staged_bundle,
 )
+from regcache.compiler.bundle.served import made_with
 from regcache.compiler.job.targets import TargetName
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.model_files import model_files
 from regcache.runtime.device import LOG_NOTHING
+from regcache.runtime.openvino_options import OpenVinoOptions
 
 RUNNER, ORT_MODEL = "run.py", "model.ort"
+# What run.py imports, and what it imports where OpenVINO takes its place.
+_IN_ORT, _IN_OPENVINO = "import onnxruntime as ort\n", "import openvino_session as ort\n"
+_SESSION = "openvino_session.py"
+_TELEMETRY = """\
+With ORT_DISABLE_TELEMETRY=1 in the environment, ONNX Runtime tells nobody that it runs.
+
+"""
 _README = """\
 # An image encoder, compiled by regcache
 
@@ -32,10 +41,8 @@ writes float32 [N, D]. IMAGE.npy holds RGB pixels, uint8 [height, width, 3]; IMA
     from run import Encoder
     embedding = Encoder(Path(".")).embed(pixels)
 
-With ORT_DISABLE_TELEMETRY=1 in the environment, ONNX Runtime tells nobody that it runs.
-
-It needs NumPy and ONNX Runtime {version} or later. Images are resized as Pillow 13 does, bit for
-bit, with 8 bytes of memory for each number of the image.
+{telemetry}It needs NumPy and {runtime}. Images are resized as Pillow 13 does, bit for bit, with 8
+bytes of memory for each number of the image.
 """
 
 
@@ -46,13 +53,7 @@ def bundle_edge(artifact: Artifact, output: Path, *, ort_format: bool = False) -
     Raises InputError where the artifact is not for ONNX Runtime on the CPU, is larger than one file
     can hold, or `output` cannot be replaced.
     """
-    target = artifact.manifest.options.target
-    if target is not TargetName.ORT_CPU:
-        raise InputError(
-            f"{artifact.folder}: is for {target.value}; compile it with --target ort-cpu"
-        )
-    if len(model_files(artifact.model)) > 1:
-        raise InputError(f"{artifact.folder}: its weights pass 2 GB, too much for one file")
+    _check(artifact, TargetName.ORT_CPU)
     with staged_bundle(output, artifact.folder) as staging, artifact.unreplaced():
         if ort_format:
             _save_ort(artifact.model, staging / ORT_MODEL)
@@ -60,16 +61,52 @@ def bundle_edge(artifact: Artifact, output: Path, *, ort_format: bool = False) -
             shutil.copyfile(artifact.model, staging / MODEL)
         (staging / PREPROCESS).write_text(_recipe(artifact), encoding="utf-8")
         shutil.copyfile(Path(edge_runner.__file__), staging / RUNNER)
-        readme = _README.format(version=artifact.manifest.versions["onnxruntime"])
+        runtime = made_with(artifact, TargetName.ORT_CPU)
+        readme = _README.format(telemetry=_TELEMETRY, runtime=runtime)
         (staging / "README.md").write_text(readme, encoding="utf-8")
         return record_bundle(staging, BundleFormat.ORT_EDGE, artifact.folder)
 
 
-def _recipe(artifact: Artifact) -> str:
+def bundle_openvino_edge(artifact: Artifact, output: Path) -> BundleRecord:
+    """Write the model, its preprocessing and the runner for OpenVINO, whole or not at all.
+
+    Raises InputError where the artifact is not for OpenVINO, is larger than one file can hold, or
+    `output` cannot be replaced.
+    """
+    _check(artifact, TargetName.OPENVINO)
+    source = Path(edge_runner.__file__).read_text(encoding="utf-8")
+    assert source.count(_IN_ORT) == 1
+    told = OpenVinoOptions(artifact.inference_precision).properties(None)
+    with staged_bundle(output, artifact.folder) as staging, artifact.unreplaced():
+        shutil.copyfile(artifact.model, staging / MODEL)
+        text = _recipe(artifact, openvino=told)
+        (staging / PREPROCESS).write_text(text, encoding="utf-8")
+        runner = source.replace(_IN_ORT, _IN_OPENVINO)
+        (staging / RUNNER).write_text(runner, encoding="utf-8")
+        shutil.copyfile(Path(edge_openvino.__file__), staging / _SESSION)
+        runtime = made_with(artifact, TargetName.OPENVINO)
+        readme = _README.format(telemetry="", runtime=runtime)
+        (staging / "README.md").write_text(readme, encoding="utf-8")
+        return record_bundle(staging, BundleFormat.OPENVINO_EDGE, artifact.folder)
+
+
+def _check(artifact: Artifact, wanted: TargetName) -> None:
+    """Raise InputError for an artifact of another target, or of more than one file."""
+    target = artifact.manifest.options.target
+    if target is not wanted:
+        raise InputError(
+            f"{artifact.folder}: is for {target.value}; compile it with --target {wanted.value}"
+        )
+    if len(model_files(artifact.model)) > 1:
+        raise InputError(f"{artifact.folder}: its weights pass 2 GB, too much for one file")
+
+
+def _recipe(artifact: Artifact, **more: object) -> str:
     """The artifact's preprocess.json, with the name of the output that is the embedding."""
     # Not as stored: the runner has no defaults for fields that an older artifact's file lacks.
     fields = json.loads(artifact.recipe.to_json())
-    return json.dumps({**fields, "embedding": artifact.manifest.encoder.embedding}, indent=2) + "\n"
+    fields["embedding"] = artifact.manifest.encoder.embedding
+    return json.dumps({**fields, **more}, indent=2) + "\n"
 
 
 def _save_ort(model: Path, path: Path) -> None:

@@ -20,6 +20,8 @@ class BundleFormat(StrEnum):
 
     TRITON = "triton"
     ORT_EDGE = "ort-edge"
+    OPENVINO_EDGE = "openvino-edge"
+    OPENVINO_SERVER = "ovms"
 
 
 class BundleRecord(Record):

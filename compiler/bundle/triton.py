@@ -1,6 +1,5 @@
 """A model repository of the Triton Inference Server, made from an artifact."""
 
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,16 +13,15 @@ from regcache.compiler.bundle.record import (
     record_bundle,
     staged_bundle,
 )
+from regcache.compiler.bundle.served import embedding_name, model_name, numbered_steps
 from regcache.compiler.bundle.triton_config import TensorSpec, TritonConfig, graph_tensors
 from regcache.passes.errors import InputError
 from regcache.passes.model_files import model_files
-from regcache.passes.preprocess import Preprocess
 from regcache.runtime.openvino_options import InferencePrecision
 from regcache.runtime.run_with import RuntimeName
 
 DEFAULT_MAX_BATCH = 8
 DEFAULT_QUEUE_DELAY = 1000
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _README = """\
 # {name}, compiled by regcache for {target}
 
@@ -63,9 +61,7 @@ def bundle_triton(artifact: Artifact, output: Path, options: TritonOptions) -> B
 
     Raises InputError where the options do not fit the artifact or `output` cannot be replaced.
     """
-    name = _model_name(artifact) if options.name is None else options.name
-    if not _NAME.fullmatch(name):
-        raise InputError(f"{name!r} is no name for a model: use letters, digits, - _ and .")
+    name = model_name(artifact, options.name)
     config, files = (
         _plan_config(artifact, name, options)
         if options.engine
@@ -196,16 +192,6 @@ def _accelerator(images: TensorSpec, max_batch: int | None) -> dict[str, str]:
     }
 
 
-def _model_name(artifact: Artifact) -> str:
-    """From the source: a file's stem, else all that follows the family."""
-    source = artifact.manifest.source.name
-    family, _, rest = source.partition(":")
-    path = source if source.endswith(".onnx") else rest or family
-    is_path = path.endswith(".onnx") or path[:1] in ("/", ".", "~")
-    text = re.split(r"[/\\]", path.rstrip("/\\"))[-1].removesuffix(".onnx") if is_path else path
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).lstrip("-.") or "encoder"
-
-
 def _readme(artifact: Artifact, config: TritonConfig) -> str:
     versions = artifact.manifest.versions
     served = (
@@ -220,36 +206,12 @@ def _readme(artifact: Artifact, config: TritonConfig) -> str:
         )
     elif config.gpu:
         served += " TensorRT builds its engine when the server starts."
-    embedding = artifact.manifest.encoder.embedding
     return _README.format(
         name=config.name,
         target=artifact.manifest.options.target.value,
         input=config.inputs[0].name,
         preprocess=PREPROCESS,
-        steps="\n".join(
-            f"{at}. {step}" for at, step in enumerate(preprocessing_steps(artifact.recipe), 1)
-        ),
-        embedding="The first output" if embedding is None else f"`{embedding}`",
+        steps=numbered_steps(artifact.recipe),
+        embedding=embedding_name(artifact),
         served=served,
     )
-
-
-def preprocessing_steps(recipe: Preprocess) -> list[str]:
-    """What a client has to do with an image, in order."""
-    high, wide = recipe.resize_to
-    resize = {
-        "shortest": f"scale the shorter edge to {high} pixels",
-        "squash": f"scale to {high} x {wide} pixels (height x width)",
-        "none": "do not resize",
-    }[recipe.resize]
-    resize += f", with Pillow's antialiased `{recipe.interpolation}`"
-    crop = f"crop the center to {recipe.height} x {recipe.width} pixels"
-    colour = recipe.background
-    rgb = f"make it RGB, transparent pixels {'as stored' if colour is None else f'on {colour}'}"
-    steps = [resize, crop, rgb] if recipe.rgb_last else [rgb, resize, crop]
-    if recipe.dtype == "float32":
-        steps.append(
-            f"multiply by {recipe.rescale:.8g}, subtract {recipe.mean}, divide by {recipe.std}"
-        )
-    channels = "first" if recipe.layout == "nchw" else "last"
-    return [*steps, f"{recipe.dtype}, channels {channels}"]

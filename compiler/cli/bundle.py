@@ -1,12 +1,14 @@
 """`regcache bundle` on the command line."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from regcache.compiler.artifact.artifact import Artifact
-from regcache.compiler.bundle.edge import bundle_edge
+from regcache.compiler.bundle.edge import bundle_edge, bundle_openvino_edge
+from regcache.compiler.bundle.model_server import bundle_model_server
 from regcache.compiler.bundle.record import BundleFormat, BundleRecord
 from regcache.compiler.bundle.triton import (
     DEFAULT_MAX_BATCH,
@@ -21,7 +23,7 @@ from regcache.passes.errors import InputError
 
 _FormatOption = Annotated[BundleFormat, typer.Option("--format", help="What will run the bundle.")]
 _NameOption = Annotated[
-    str | None, typer.Option(help="The model's name in Triton; by default from its source.")
+    str | None, typer.Option(help="The model's name in a server; by default from its source.")
 ]
 _MaxBatchOption = Annotated[
     int | None,
@@ -59,8 +61,11 @@ def bundle_command(
     json: JsonOption = None,
 ) -> None:
     """Write what a server or a device needs to run an artifact."""
+    server: dict[str, object] = {"--name": name, "--threads": threads}
+    triton = {"--max-batch": max_batch, "--queue-delay": queue_delay, "--engine": engine}
+    edge = {"--ort-format": ort_format}
     if kind is BundleFormat.TRITON:
-        _refuse(kind, {"--ort-format": ort_format})
+        _refuse(kind, edge)
         options = TritonOptions(
             name=name,
             max_batch=max_batch,
@@ -69,9 +74,15 @@ def bundle_command(
             threads=threads,
         )
         record = bundle_triton(Artifact.open(artifact, verify=verify), out, options)
+    elif kind is BundleFormat.OPENVINO_SERVER:
+        _refuse(kind, {**triton, **edge})
+        opened = Artifact.open(artifact, verify=verify)
+        record = bundle_model_server(opened, out, name=name, threads=threads)
+    elif kind is BundleFormat.OPENVINO_EDGE:
+        _refuse(kind, {**server, **triton, **edge})
+        record = bundle_openvino_edge(Artifact.open(artifact, verify=verify), out)
     else:
-        given = {"--name": name, "--max-batch": max_batch, "--threads": threads}
-        _refuse(kind, {**given, "--queue-delay": queue_delay, "--engine": engine})
+        _refuse(kind, {**server, **triton})
         opened = Artifact.open(artifact, verify=verify)
         record = bundle_edge(opened, out, ort_format=ort_format)
     if json is not None:
@@ -80,7 +91,7 @@ def bundle_command(
         _print_record(record, out)
 
 
-def _refuse(kind: BundleFormat, given: dict[str, object]) -> None:
+def _refuse(kind: BundleFormat, given: Mapping[str, object]) -> None:
     """Raise InputError for an option that has no meaning for this kind of bundle."""
     for option, value in given.items():
         if value is not None and value is not False:

@@ -8,7 +8,7 @@ import typer
 
 from regcache.compiler.cli.artifact_lines import print_artifact
 from regcache.compiler.cli.choose import CpuKind, compile_for_cpu, compile_for_kind
-from regcache.compiler.cli.cpu_ways import MIN_COSINE, choice_table
+from regcache.compiler.cli.cpu_ways import MIN_COSINE, Accuracy, choice_table
 from regcache.compiler.cli.tables import print_tables
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.targets import Precision, TargetName
@@ -32,7 +32,14 @@ MinCosineOption = Annotated[
     typer.Option(
         min=-1.0,
         max=1.0,
-        help=f"--target cpu: least mean cosine to float, {MIN_COSINE} by default.",
+        help=f"--target cpu: least mean cosine to float, {MIN_COSINE} without --max-error.",
+    ),
+]
+MaxErrorOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="--target cpu: largest relative error |error| / |float| of the embeddings.",
     ),
 ]
 OtherCpuOption = Annotated[
@@ -42,19 +49,21 @@ OtherCpuOption = Annotated[
 
 
 def target_of(
-    choice: TargetChoice, precision: Precision, min_cosine: float | None, kind: CpuKind | None
+    choice: TargetChoice, precision: Precision, **given: float | CpuKind | None
 ) -> TargetName:
     """The target that is asked for; for `cpu`, the one whose options are read.
 
+    `given`: the options that are for `cpu` alone, by their names with _ for -; None where not told.
     Raises InputError for options that do not go with it.
     """
     if choice is TargetChoice.CPU:
         if precision is not Precision.INT8:
             raise InputError(f"--precision {precision.value}: --target cpu chooses the precision")
         return TargetName.ORT_CPU
-    for option, value in (("--min-cosine", min_cosine), ("--for", kind)):
+    for name, value in given.items():
         if value is not None:
-            raise InputError(f"{option} is for --target cpu, not {choice.value}")
+            option = name.strip("_").replace("_", "-")
+            raise InputError(f"--{option} is for --target cpu, not {choice.value}")
     return TargetName(choice.value)
 
 
@@ -62,7 +71,7 @@ def compile_by_choice(
     options: CompileOptions,
     output: Path,
     json: Path | None,
-    min_cosine: float | None,
+    accuracy: Accuracy,
     kind: CpuKind | None,
     *,
     force: bool = False,
@@ -75,12 +84,14 @@ def compile_by_choice(
     """
     if not options.keep_float:
         raise InputError("--no-float: --target cpu compares with float.onnx and keeps it")
-    least, reporter = MIN_COSINE if min_cosine is None else min_cosine, Reporter()
+    reporter = Reporter()
     if kind is not None:
-        manifest = compile_for_kind(options, output, reporter, least, kind, force=force, key=key)
+        manifest = compile_for_kind(options, output, reporter, accuracy, kind, force=force, key=key)
         text = manifest.model_dump_json(indent=2)
     else:
-        choice, manifest = compile_for_cpu(options, output, reporter, least, force=force, key=key)
+        choice, manifest = compile_for_cpu(
+            options, output, reporter, accuracy, force=force, key=key
+        )
         text = (
             f'{{"choice": {choice.model_dump_json()},\n"manifest": {manifest.model_dump_json()}}}'
         )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from rich.table import Column, Table
 
@@ -10,10 +11,42 @@ from regcache.compiler.job.record import Record
 from regcache.compiler.job.targets import Precision, TargetName
 from regcache.passes.errors import InputError
 from regcache.runtime.machine import cpu_features
+from regcache.runtime.parity import ParityResult
 
 MIN_COSINE = 0.999
 # Of the fastest's time: within that, what is closer to float is taken.
 _NOISE = 1.05
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How close a way has to be to float; None: that does not count.
+
+    `min_cosine`: the least mean cosine of the embeddings. `max_error`: the largest relative error.
+    """
+
+    min_cosine: float | None = MIN_COSINE
+    max_error: float | None = None
+
+    @classmethod
+    def of(cls, min_cosine: float | None = None, max_error: float | None = None) -> Self:
+        """What was asked for; the default cosine where nothing was."""
+        if min_cosine is None and max_error is None:
+            return cls()
+        return cls(min_cosine, max_error)
+
+    def missed(self, cosine: float, error: float) -> str | None:
+        """What a way falls short of, in words; None where it is close enough."""
+        if self.min_cosine is not None and cosine < self.min_cosine:
+            return f"cosine below {self.min_cosine:g}"
+        if self.max_error is not None and error > self.max_error:
+            return f"error above {self.max_error:g}"
+        return None
+
+
+def relative_error(result: ParityResult) -> float:
+    """|error| / |float| of the embeddings, over all images together."""
+    return float(10 ** (-result.sqnr_db / 20))
 
 
 @dataclass(frozen=True)
@@ -45,9 +78,11 @@ class WayRecord(Record):
     peak_mb: float | None
     """Megabytes of memory at most; None where the system does not say."""
     cosine_mean: float
-    """Mean cosine to ONNX Runtime's float, on some of the calibration images."""
+    """Mean cosine to ONNX Runtime's float, on some of the images."""
     cosine_min: float
     """The least of these cosines."""
+    error: float
+    """|error| / |float| of the embeddings, over these images together."""
     verdict: str
     """Whether it was chosen, and why, in words."""
 
@@ -59,29 +94,36 @@ class Choice(Record):
     """The target of the artifact."""
     precision: Precision
     """Its precision."""
-    min_cosine: float
-    """The least mean cosine that was asked for."""
+    min_cosine: float | None
+    """The least mean cosine that was asked for, if one was."""
+    max_error: float | None
+    """The largest relative error that was asked for, if one was."""
     features: tuple[str, ...]
     """What this CPU has of the instructions that decide, by Linux's names."""
     ways: list[WayRecord]
     """Every way that was measured, the fastest first."""
 
 
-def choose(ways: Sequence[WayRecord], min_cosine: float) -> Choice:
+def choose(ways: Sequence[WayRecord], accuracy: Accuracy) -> Choice:
     """The choice between ways that were measured. Raises InputError where none is close enough."""
     ordered = sorted(ways, key=_time)
-    near = [way for way in ordered if way.cosine_mean >= min_cosine]
+    missed = {id(way): accuracy.missed(way.cosine_mean, way.error) for way in ways}
+    near = [way for way in ordered if missed[id(way)] is None]
     if not near:
-        best = max(way.cosine_mean for way in ways)
-        raise InputError(f"no way on this CPU has a cosine of {min_cosine:g}; the best, {best:.6f}")
+        best = max(ways, key=lambda way: way.cosine_mean)
+        raise InputError(
+            f"no way on this CPU is close enough: {best.target.value} {best.precision.value}, the "
+            f"closest, has a cosine of {best.cosine_mean:.6f} and an error of {best.error:.4f}"
+        )
     even = [way for way in near if _time(way) <= _NOISE * _time(near[0])]
     chosen = max(even, key=lambda way: way.cosine_mean)
 
     def verdict(way: WayRecord) -> str:
         if way is chosen:
             return "chosen: fastest" if way is near[0] else "chosen: as fast, and closer to float"
-        if way not in near:
-            return f"cosine below {min_cosine:g}"
+        reason = missed[id(way)]
+        if reason is not None:
+            return reason
         if way in even:
             return "as fast, but less close"
         return f"{_time(way) / _time(chosen):.2f} x the time"
@@ -89,7 +131,8 @@ def choose(ways: Sequence[WayRecord], min_cosine: float) -> Choice:
     return Choice(
         target=chosen.target,
         precision=chosen.precision,
-        min_cosine=min_cosine,
+        min_cosine=accuracy.min_cosine,
+        max_error=accuracy.max_error,
         features=cpu_features(),
         ways=[way.model_copy(update={"verdict": verdict(way)}) for way in ordered],
     )
@@ -99,7 +142,7 @@ def choice_table(choice: Choice) -> Table:
     """One line for each way, the fastest first."""
     batches = sorted({batch for way in choice.ways for batch in way.milliseconds})
     numbers = [f"ms at {batch}" for batch in batches]
-    numbers += ["images/s", "load ms", "file MB", "peak MB", "cosine", "worst"]
+    numbers += ["images/s", "load ms", "file MB", "peak MB", "cosine", "worst", "error"]
     columns = [Column(name, justify="right", no_wrap=True) for name in numbers]
     names = [Column("target", no_wrap=True), Column("precision", no_wrap=True)]
     title = " ".join(choice.features) or "a CPU whose features are not known"
@@ -110,7 +153,7 @@ def choice_table(choice: Choice) -> Table:
             *(f"{way.milliseconds[batch]:.1f}" for batch in batches),
             *(f"{way.images_per_second:.1f}", f"{way.load_ms:.0f}", f"{way.file_mb:.1f}"),
             "-" if way.peak_mb is None else f"{way.peak_mb:.0f}",
-            *(f"{way.cosine_mean:.6f}", f"{way.cosine_min:.5f}", way.verdict),
+            *(f"{way.cosine_mean:.6f}", f"{way.cosine_min:.5f}", f"{way.error:.4f}", way.verdict),
         )
     return table
 

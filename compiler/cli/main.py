@@ -15,12 +15,14 @@ from regcache.compiler.cli.bench import bench_command
 from regcache.compiler.cli.build import build_command
 from regcache.compiler.cli.bundle import bundle_command
 from regcache.compiler.cli.cpu import (
+    MaxErrorOption,
     MinCosineOption,
     OtherCpuOption,
     TargetChoice,
     compile_by_choice,
     target_of,
 )
+from regcache.compiler.cli.cpu_ways import Accuracy
 from regcache.compiler.cli.ending import ended_cleanly
 from regcache.compiler.cli.options import (
     BatchOption,
@@ -144,6 +146,7 @@ def compile_command(
         TargetChoice, typer.Option(help="What will run it; cpu: this machine decides.")
     ] = TargetChoice.ORT_CPU,
     min_cosine: MinCosineOption = None,
+    max_error: MaxErrorOption = None,
     other_cpu: OtherCpuOption = None,
     resolution: ResolutionOption = None,
     output: OutputOption = None,
@@ -211,7 +214,9 @@ def compile_command(
     options = CompileOptions(
         source=source,
         images="" if images is None else str(images),
-        target=target_of(target, precision, min_cosine, other_cpu),
+        target=target_of(
+            target, precision, min_cosine=min_cosine, max_error=max_error, for_=other_cpu
+        ),
         resolution=resolution,
         output=output,
         preprocess=None if preprocess is None else str(preprocess),
@@ -237,7 +242,8 @@ def compile_command(
     if dry_run:
         _foretell(options, out, json)
     elif target is TargetChoice.CPU:
-        compile_by_choice(options, out, json, min_cosine, other_cpu, force=force, key=sign)
+        accuracy = Accuracy.of(min_cosine, max_error)
+        compile_by_choice(options, out, json, accuracy, other_cpu, force=force, key=sign)
     else:
         manifest = compile_encoder(options, out, Reporter(), force=force, key=sign)
         if json is not None:

@@ -19,6 +19,7 @@ from regcache.passes.onnx_file import import_graph, save_graph
 from regcache.passes.signed_integers import SignedIntegers
 from regcache.passes.split_qkv import SplitQkv
 from regcache.passes.temporary import temporary_folder
+from regcache.passes.unfuse_microsoft import UnfuseMicrosoft
 from regcache.passes.walk import count_ops
 from regcache.runtime.tensorrt_network import RefusedGraphError
 
@@ -69,7 +70,7 @@ def write_signed(model: Path, folder: Path, reporter: Reporter) -> Path:
         return model  # in w4a16, the encoder view finds no linears: they are MatMulNBits
     reporter.step(f"moving the zero points of {model.name} to 0, as TensorRT needs")
     try:
-        graph, ran = run_all(_PASSES, graph)
+        graph, ran = run_all((UnfuseMicrosoft(), *_PASSES), graph)
     except InputError as error:
         raise _refused(f"{model}: {error}") from error
     say_slower(pass_records(ran), reporter)

@@ -243,6 +243,11 @@ class CompileOptions(Record):
         return self.profile.patches and self._in_integers
 
     @property
+    def fuses(self) -> bool:
+        """Whether the model is written with operators of ONNX Runtime's own, for nothing else."""
+        return self.profile.timed and self._in_integers
+
+    @property
     def _in_integers(self) -> bool:
         return self.precision is Precision.INT8 and self.simulate is None
 

@@ -10,5 +10,14 @@ def test_every_linear_computes_in_integers(tmp_path: Path) -> None:
     artifact = tiny_artifact(tmp_path, batch=2)
     manifest = json.loads((artifact / "manifest.json").read_text())
     assert manifest["speed"]["integer_matmuls"] == 6 * SPEC.depth
-    assert manifest["passes"][-1]["name"] == "keep_bias_apart"
-    assert manifest["passes"][-1]["edits"] == 6 * SPEC.depth
+    edits = {record["name"]: record["edits"] for record in manifest["passes"]}
+    assert edits["fuse_biases"] == 6 * SPEC.depth
+
+
+def test_so_do_those_of_fewer_bits(tmp_path: Path) -> None:
+    """Nothing is fused where a simulation is to be compared with others."""
+    artifact = tiny_artifact(tmp_path, "--simulate", "w6a6", batch=2)
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    edits = {record["name"]: record["edits"] for record in manifest["passes"]}
+    assert edits["keep_bias_apart"] == 6 * SPEC.depth
+    assert "fuse_biases" not in edits

@@ -13,6 +13,8 @@ from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import run
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.equalize import Equalize
+from regcache.passes.fuse_attention import FuseAttention
+from regcache.passes.fuse_biases import FuseBiases
 from regcache.passes.fuse_gelu import FuseGelu
 from regcache.passes.fuse_layer_norm import FuseLayerNorm
 from regcache.passes.fuse_rms_norm import FuseRmsNorm
@@ -36,6 +38,8 @@ SPELLING = {
     BalanceScores: "plain",
     DeleteSinks: "plain",
     Equalize: "plain",
+    FuseAttention: "plain",
+    FuseBiases: "plain",
     FuseGelu: "erf reciprocal",
     FuseLayerNorm: "erf reciprocal",
     FuseRmsNorm: "rms norm",

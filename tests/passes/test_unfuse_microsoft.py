@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from support.canonical import canonical_graph
 from support.fused_nodes import assert_unfused, draw_array, fused_graph, unfused
 from support.running import run_feeds, run_graph
@@ -46,6 +47,23 @@ def test_activations(batch: int, tokens: int, width: int, seed: int) -> None:
     assert_unfused("QuickGelu", {"x": x})
     for alpha in (1.0, 1.25):
         assert_unfused("QuickGelu", {"x": x}, alpha=alpha)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("scales", [1, 5])
+def test_integer_products(scales: int, bias: bool) -> None:
+    random = np.random.default_rng(0)
+    inputs: dict[str, NDArray[Any] | None] = {
+        "a": random.integers(0, 256, (2, 3, 4)).astype(np.uint8),
+        "b": random.integers(-128, 128, (4, 5)).astype(np.int8),
+        "a_scale": np.array(0.02, np.float32),
+        "b_scale": np.linspace(0.01, 0.03, scales).astype(np.float32),
+        "a_zero": np.array(117, np.uint8),
+        "b_zero": np.zeros(scales, np.int8),
+        "bias": draw_array(1, 5) if bias else None,
+    }
+    after = assert_unfused("MatMulIntegerToFloat", inputs, list(inputs)[1:])
+    assert ops(after) == ["DequantizeLinear"] * 2 + ["MatMul"] + ["Add"] * bias
 
 
 def test_activations_that_only_a_gpu_has() -> None:

@@ -61,25 +61,14 @@ def swap_initializers(artifact: Path, random: np.random.Generator) -> str:
     return f"{first} <-> {other}"
 
 
-def drop_pair(artifact: Path, random: np.random.Generator) -> str:
-    """One activation that is not rounded any more."""
+def drop_bias(artifact: Path, random: np.random.Generator) -> str:
+    """One integer product that adds its bias no more."""
     model, _ = _load(artifact)
-    quantize = {n.output[0]: n for n in model.graph.node if n.op_type == "QuantizeLinear"}
-    pairs = [
-        (node, quantize[node.input[0]])
-        for node in model.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in quantize
-    ]
-    dequantize, before = pairs[random.integers(len(pairs))]
-    for node in model.graph.node:
-        for slot, name in enumerate(node.input):
-            if name == dequantize.output[0]:
-                node.input[slot] = before.input[0]
-    model.graph.node.remove(dequantize)
-    if not any(before.output[0] in node.input for node in model.graph.node):
-        model.graph.node.remove(before)
+    products = [node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"]
+    product = products[random.integers(len(products))]
+    bias = product.input.pop()
     onnx.save(model, artifact / "model.onnx")
-    return before.name
+    return str(bias)
 
 
 def truncate_file(artifact: Path, random: np.random.Generator) -> str:
@@ -104,7 +93,7 @@ Mutation = Callable[[Path, np.random.Generator], str]
 MUTATIONS: tuple[Mutation, ...] = (
     flip_scale,
     swap_initializers,
-    drop_pair,
+    drop_bias,
     truncate_file,
     edit_byte,
 )

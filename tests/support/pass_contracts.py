@@ -31,14 +31,18 @@ from regcache.passes.equalize import Equalize
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.fold_constants import FoldConstants
 from regcache.passes.fold_if import FoldIf
+from regcache.passes.fold_stream_rotation import FoldStreamRotation
 from regcache.passes.free_batch import FreeBatch
 from regcache.passes.free_tokens import FreeTokens
+from regcache.passes.fuse_attention import FuseAttention
+from regcache.passes.fuse_biases import FuseBiases
 from regcache.passes.fuse_gelu import FuseGelu
 from regcache.passes.fuse_layer_norm import FuseLayerNorm
 from regcache.passes.fuse_rms_norm import FuseRmsNorm
 from regcache.passes.fuse_softmax import FuseSoftmax
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.keep_bias_apart import KeepBiasApart
+from regcache.passes.keep_norm_apart import KeepNormApart
 from regcache.passes.keep_vision import KeepVision
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.lower_sequences import LowerSequences
@@ -111,6 +115,11 @@ def fixed(spelling: str) -> gs.Graph:
     return canonical_graph(with_batch(TinyVit(SPELLINGS[spelling]).model(), 2))
 
 
+def turned(spelling: str) -> gs.Graph:
+    """With the residual stream rotated, where it can be."""
+    return run(RotateStream(), canonical(spelling)).graph
+
+
 def registers(spelling: str) -> gs.Graph:
     """With registers in both blocks."""
     graph = canonical(spelling)
@@ -162,14 +171,18 @@ CONTRACTS: dict[type, Contract] = {
     Equalize: Contract(canonical, lambda _, graph: Equalize(random_factors(graph)), adds=True),
     FoldConstants: on(written, FoldConstants),
     FoldIf: on(written, FoldIf),
+    FoldStreamRotation: on(turned, FoldStreamRotation),
     FreeBatch: on(fixed, FreeBatch),
     FreeTokens: on(written, FreeTokens),
+    FuseAttention: on(integers, FuseAttention),
+    FuseBiases: on(integers, FuseBiases),
     FuseGelu: on(written, FuseGelu),
     FuseLayerNorm: on(written, FuseLayerNorm),
     FuseRmsNorm: on(written, FuseRmsNorm),
     FuseSoftmax: on(written, FuseSoftmax),
     HalfPrecision: on(integers, HalfPrecision),
     KeepBiasApart: on(integers, KeepBiasApart),
+    KeepNormApart: on(integers, KeepNormApart),
     KeepVision: Contract(written, lambda _, graph: KeepVision(graph.inputs[0].name)),
     LowerEinsum: on(written, LowerEinsum),
     LowerSequences: on(written, LowerSequences),

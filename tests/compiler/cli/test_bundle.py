@@ -23,13 +23,19 @@ from regcache.compiler.artifact.engine_record import EngineKind, EngineRecord
 from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.artifact.read_manifest import hash_files, read_manifest
 from regcache.compiler.bundle.record import BUNDLE
-from regcache.compiler.bundle.triton import preprocessing_steps
+from regcache.compiler.bundle.served import preprocessing_steps
 from regcache.export.recipe import for_input
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_artifact(tmp_path_factory.mktemp("cpu"))
+
+
+@pytest.fixture(scope="module")
+def for_openvino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("openvino", reason="NOT CHECKED: OpenVINO is not installed")
+    return tiny_artifact(tmp_path_factory.mktemp("openvino"), "--target", "openvino")
 
 
 @pytest.fixture(scope="module")
@@ -192,8 +198,10 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
     run_isolated(edge, photos(tmp_path / "photos", 1, seed=5))
 
 
-def run_isolated(edge: Path, images: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
-    """Run run.py as .npy and .ppm, where nothing but NumPy and ONNX Runtime can be imported."""
+def run_isolated(
+    edge: Path, images: Path, *, blocked: tuple[str, ...] = ("openvino",)
+) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+    """Run run.py on .npy and .ppm, where nothing but NumPy and one runtime can be imported."""
     inputs: list[Path] = []
     for index, path in enumerate(sorted(images.iterdir())):
         pixels = Image.open(path)
@@ -206,9 +214,11 @@ def run_isolated(edge: Path, images: Path) -> "np.ndarray[tuple[int, ...], np.dt
     blocker = edge.parent / "blocker.py"
     blocker.write_text(
         "import runpy, sys\n"
-        "for name in ('PIL', 'onnx', 'regcache', 'pydantic', 'typer', 'torch', 'scipy', 'cv2'):\n"
+        "for name in ('PIL', 'onnx', 'regcache', 'pydantic', 'typer', 'torch', 'scipy', 'cv2',\n"
+        f"    {', '.join(map(repr, blocked))}):\n"
         "    sys.modules[name] = None\n"
         "sys.argv = sys.argv[1:]\n"
+        "sys.path.insert(0, sys.argv[0].rpartition('/')[0])\n"  # as a script's own folder is
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     output = edge.parent / "embeddings.npy"
@@ -252,6 +262,44 @@ def test_edge(artifact: Path, tmp_path: Path, options: tuple[str, ...], model: s
         assert (edge / model).read_bytes() == (artifact / model).read_bytes()
 
 
+def test_edge_in_openvino(for_openvino: Path, tmp_path: Path) -> None:
+    edge = tmp_path / "edge"
+    done = run_regcache("bundle", for_openvino, "--format", "openvino-edge", "-o", edge)
+    assert done.code == 0, done
+    files = ["README.md", "model.onnx", "openvino_session.py", "preprocess.json", BUNDLE, "run.py"]
+    assert names(edge) == files
+    assert (edge / "model.onnx").read_bytes() == (for_openvino / "model.onnx").read_bytes()
+    assert "It needs NumPy and OpenVINO 20" in (edge / "README.md").read_text()
+    images = photos(tmp_path / "photos", 4, seed=4)
+    with regcache.load(for_openvino) as embedder:
+        expected = embedder.embed(sorted(images.iterdir()), batch_size=1)
+    found = run_isolated(edge, images, blocked=("onnxruntime",))
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    assert ((found * expected).sum(axis=1) / norms).min() >= 0.9999
+
+
+def test_model_server(for_openvino: Path, tmp_path: Path) -> None:
+    output = tmp_path / "repository"
+    command = ("bundle", for_openvino, "--format", "ovms", "-o", output)
+    done = run_regcache(*command, "--name", "encoder", "--threads", 2)
+    assert done.code == 0, done
+    model, recipe = "encoder/1/model.onnx", "encoder/preprocess.json"
+    assert names(output) == ["README.md", "config.json", model, recipe, BUNDLE]
+    (config,) = json.loads((output / "config.json").read_text())["model_config_list"]
+    assert config == {
+        "config": {
+            "name": "encoder",
+            "base_path": "/models/encoder",
+            "target_device": "CPU",
+            "plugin_config": {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 2},
+        }
+    }
+    assert (output / model).read_bytes() == (for_openvino / "model.onnx").read_bytes()
+    readme = (output / "README.md").read_text()
+    assert "--config_path /models/config.json" in readme
+    assert ". make it RGB" in readme
+
+
 def test_ort_format_computes_the_same(artifact: Path, tmp_path: Path) -> None:
     """The same bits as the ONNX file, when that is optimised no further."""
     edge = tmp_path / "edge"
@@ -271,6 +319,9 @@ def test_ort_format_computes_the_same(artifact: Path, tmp_path: Path) -> None:
 def test_edge_is_for_cpus(for_tensorrt: Path, tmp_path: Path) -> None:
     done = run_regcache("bundle", for_tensorrt, "--format", "ort-edge", "-o", tmp_path / "edge")
     assert_refused(done, "is for tensorrt; compile it with --target ort-cpu")
+    for kind in ("openvino-edge", "ovms"):
+        done = run_regcache("bundle", for_tensorrt, "--format", kind, "-o", tmp_path / "edge")
+        assert_refused(done, "is for tensorrt; compile it with --target openvino")
     assert not (tmp_path / "edge").exists()
 
 
@@ -302,6 +353,8 @@ def test_replaces_a_bundle_and_nothing_else(artifact: Path, tmp_path: Path) -> N
         ("triton", ("--ort-format",), "--ort-format says nothing with --format triton"),
         ("ort-edge", ("--engine",), "--engine says nothing with --format ort-edge"),
         ("ort-edge", ("--queue-delay", 0), "--queue-delay says nothing"),
+        ("openvino-edge", ("--threads", 1), "--threads says nothing with --format openvino-edge"),
+        ("ovms", ("--max-batch", 4), "--max-batch says nothing with --format ovms"),
         ("triton", ("--name", "a/b"), "'a/b' is no name for a model"),
         ("triton", ("--name", ".."), "'..' is no name for a model"),
     ],

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from support.command_line import Outcome, assert_refused, run_regcache
 from support.tiny_artifact import write_tiny
 from support.tiny_source import photos
 
+import regcache
 from regcache.compiler.artifact.artifact import Artifact
-from regcache.compiler.cli import choose as choosing
+from regcache.compiler.cli import measure_ways as measuring
 from regcache.compiler.cli.cpu import TargetChoice
-from regcache.compiler.cli.cpu_ways import WayRecord, choose
+from regcache.compiler.cli.cpu_ways import Accuracy, WayRecord, choose
 from regcache.compiler.job.targets import Precision, TargetName
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
@@ -39,6 +41,7 @@ def way(target: str, precision: str, times: tuple[float, float], cosine: float) 
         peak_mb=None,
         cosine_mean=cosine,
         cosine_min=cosine,
+        error=1 - cosine,
         verdict="",
     )
 
@@ -53,7 +56,7 @@ class TestChoice:
 
     @pytest.mark.parametrize(("least", "chosen"), [(0.999, INT8), (0.9997, BF16), (0.99999, FLOAT)])
     def test_the_fastest_that_is_close_enough(self, least: float, chosen: WayRecord) -> None:
-        found = choose([FLOAT, INT8, BF16], least)
+        found = choose([FLOAT, INT8, BF16], Accuracy(least))
         assert (found.target, found.precision) == (chosen.target, chosen.precision)
         assert [item.precision.value for item in found.ways] == ["int8", "bf16", "fp32"]
         verdicts = {item.precision: item.verdict for item in found.ways}
@@ -64,7 +67,7 @@ class TestChoice:
 
     def test_nobody_ships_int8_where_bf16_is_as_fast(self) -> None:
         even = way("openvino", "bf16", (4.1, 33), 0.9999)
-        found = choose([FLOAT, INT8, even], 0.999)
+        found = choose([FLOAT, INT8, even], Accuracy())
         assert found.precision is Precision.BF16
         assert [item.verdict for item in found.ways][:2] == [
             "as fast, but less close",
@@ -73,13 +76,22 @@ class TestChoice:
 
     def test_no_batch_size_counts_more(self) -> None:
         other = way("ort-cpu", "int8", (2, 60), 0.9995)  # half the time at 1, twice at 8
-        assert choose([INT8, other], 0.999).target is TargetName.ORT_CPU
+        assert choose([INT8, other], Accuracy()).target is TargetName.ORT_CPU
         slower = way("ort-cpu", "int8", (2.6, 60), 0.9995)
-        assert choose([INT8, slower], 0.999).target is TargetName.OPENVINO
+        assert choose([INT8, slower], Accuracy()).target is TargetName.OPENVINO
 
     def test_none_is_close_enough(self) -> None:
-        with pytest.raises(InputError, match=r"no way on this CPU has a cosine of 0\.9999"):
-            choose([INT8], 0.9999)
+        with pytest.raises(InputError, match=r"int8, the closest, has a cosine of 0\.9995"):
+            choose([INT8], Accuracy(0.9999))
+
+    @pytest.mark.parametrize(("most", "chosen"), [(0.01, INT8), (0.0002, BF16), (0, FLOAT)])
+    def test_the_fastest_of_so_small_an_error(self, most: float, chosen: WayRecord) -> None:
+        """A cosine that was not asked for does not count then."""
+        found = choose([FLOAT, INT8, BF16], Accuracy.of(max_error=most))
+        assert (found.min_cosine, found.max_error) == (None, most)
+        assert found.precision is chosen.precision
+        far = way("openvino", "int8", (1, 8), 0.9)
+        assert choose([FLOAT, far], Accuracy.of(max_error=0.2)).precision is Precision.INT8
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +111,8 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Callable[[Times], None]:
             with deployed.open() as session:
                 return session.run(pixels)[0]
 
-        monkeypatch.setattr(choosing, "time_alone", timed)
-        monkeypatch.setattr(choosing, "embed_alone", embedded)
+        monkeypatch.setattr(measuring, "time_alone", timed)
+        monkeypatch.setattr(measuring, "embed_alone", embedded)
 
     return give
 
@@ -160,12 +172,71 @@ def test_another_cpu_by_rule(
     assert ("FP32 in place of int8" in outcome.err) == (kind == "vnni" and precision == "fp32")
 
 
+def test_bench_shows_the_same_table(
+    images: Path, tmp_path: Path, given: Callable[[Times], None]
+) -> None:
+    given(lambda one: 1.0 if one.runtime is RuntimeName.OPENVINO else 2.0)
+    artifact, report = tmp_path / "artifact", tmp_path / "bench.json"
+    compiled = run_regcache(
+        *("compile", write_tiny(tmp_path), "--images", images, "-o", artifact, "--threads", 1),
+        *("--accept-slower", *FAST),
+    )
+    assert compiled.code == 0, compiled
+    command = ("bench", artifact, "--seconds", 0, "--batch", 1, "--threads", 1)
+    outcome = run_regcache(*(*command, "--images", images, "--min-cosine", 0.9, "--json", report))
+    assert outcome.code == 0, outcome
+    found = json.loads(report.read_text())
+    assert [item["batch"] for item in found["runners"][0]["batches"]] == [1]
+    ways = {(item["target"], item["precision"]): item for item in found["choice"]["ways"]}
+    floats = ["fp32", *["bf16"] * computes_bf16()]
+    assert set(ways) == {
+        *(("ort-cpu", one) for one in ("int8", "fp32")),
+        *(("openvino", one) for one in floats),
+    }
+    assert found["choice"]["target"] == "openvino"
+    assert ways["ort-cpu", "int8"]["verdict"] == "2.00 x the time"
+    assert ways["ort-cpu", "fp32"]["cosine_mean"] == pytest.approx(1)
+    assert ways["ort-cpu", "int8"]["error"] > ways["openvino", "fp32"]["error"]
+    assert "2.00 x the time" in outcome.out
+    assert_refused(run_regcache(*command, "--max-error", 1), "says nothing without --images")
+
+
+def test_a_python_call(images: Path, tmp_path: Path, given: Callable[[Times], None]) -> None:
+    given(lambda one: 1.0 if one.runtime is RuntimeName.OPENVINO else 2.0)
+    quick: dict[str, Any] = {
+        "rounding": "nearest",
+        "equalize": False,
+        "int8_share": 1,
+        "registers": "off",
+        "target": "cpu",
+        "threads": 1,
+    }
+    source, output = write_tiny(tmp_path), tmp_path / "artifact"
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"target": "openvino", "min_cosine": 0.9}, 'option min_cosine is for target "cpu"'),
+        ({"target": "cpu", "precision": "bf16"}, "chooses the precision"),
+        ({"target": "cpu", "max_error": "low"}, "max_error: a number is wanted, not 'low'"),
+        ({"target": "cpu", "for_cpu": "arm"}, "for_cpu: 'arm' is none of avx2, vnni, amx"),
+    )
+    for options, said in refused:
+        with pytest.raises(InputError, match=said):
+            regcache.compile(source, images, output, **options)
+    with pytest.raises(InputError, match="name a folder"):
+        regcache.compile(source, None, output, target="cpu")
+    made = regcache.compile(source, images, output, max_error=0.9, **quick)
+    assert made.folder == output
+    assert made.manifest.options.target is TargetName.OPENVINO
+    made = regcache.compile(source, images, output, for_cpu="avx2", **quick)
+    assert made.manifest.options.precision is Precision.FP32
+
+
 def test_what_does_not_go_together(images: Path, tmp_path: Path) -> None:
     for options, said in (
         (("--precision", "bf16"), "--target cpu chooses the precision"),
         (("--no-float",), "compares with float.onnx"),
         (("--simulate", "w6a6"), "--simulate cannot be timed"),
         (("--min-cosine", 0.9, "--target", "openvino"), "--min-cosine is for --target cpu"),
+        (("--max-error", 0.1, "--target", "openvino"), "--max-error is for --target cpu"),
         (("--for", "vnni", "--target", "ort-cpu"), "--for is for --target cpu"),
     ):
         assert_refused(compile_tiny(tmp_path, images, *options), said)

@@ -97,11 +97,14 @@ def _unflatten(matmul: gs.Node) -> bool:
     if bias is not None:
         output = bias.outputs[0]
         following = consumers(output)
-    if not following or not all(_undoes(node, source.shape) for node in following):
+    if not output.shape or not following:
         return False
+    if not all(_undoes(node, source.shape) for node in following):
+        return False
+    width = output.shape[-1]
     matmul.inputs[0] = source
-    matmul.outputs[0].shape = None
-    output.shape = [*source.shape[:2], output.shape[-1]]
+    matmul.outputs[0].shape = None  # which is the output where there is no bias
+    output.shape = [*source.shape[:2], width]
     for node in following:
         # The shapes on the tensors let the second step turn this into a copy of both.
         node.inputs[1] = _shape_constant(node, [0, 0, *map(int, node.outputs[0].shape[2:])])

@@ -55,8 +55,8 @@ def quantized(
     return run(QuantizeLinears(scales), graph).graph
 
 
-def random_images() -> NDArray[np.float32]:
-    shape = (1, 3, zoo.SIDE, zoo.SIDE)
+def random_images(side: int = zoo.SIDE) -> NDArray[np.float32]:
+    shape = (1, 3, side, side)
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
@@ -68,8 +68,8 @@ def test_the_quantized_sample_is_small_and_int8(folder: Path) -> None:
     original = canonical_sample(folder)
     large = assert_builds(original)
     assert int8_products(large) == 0
-    moved = run(SignedIntegers(), quantized(original, random_images(), "uint8")).graph
-    for graph in (quantized(original, random_images()), moved):
+    moved = run(SignedIntegers(), quantized(original, random_images(224), "uint8")).graph
+    for graph in (quantized(original, random_images(224)), moved):
         small = assert_builds(graph)
         assert len(small.engine) <= 0.45 * len(large.engine)
         assert int8_products(small) == 12 * 4

@@ -25,6 +25,10 @@ from regcache.passes.rotate_stream import stream_ends
 from regcache.runtime.device import CPU, Device
 from regcache.runtime.session import available_cpus
 
+# Parts of a batch that run side by side: two halves take a tenth less than one run of all threads
+# (DINOv2-S). The same for any number of threads, so that nothing depends on that.
+_AT_ONCE = 2
+
 
 class ActivationStatistics(Protocol):
     """The range of an activation [..., K], and a sample of its rows."""
@@ -129,17 +133,20 @@ def observe(
     finite or has no token axis.
     """
     observed = run(Observe(tuple(observers)), graph).graph
-    images = 0
+    whole = device.on_gpu or isinstance(graph.inputs[0].shape[0], int)
+    at_once, count, images = 1 if whole else _AT_ONCE, threads or available_cpus(), 0
     with (
-        open_graph(observed, threads=threads, device=device) as session,
-        ThreadPoolExecutor(threads or available_cpus()) as pool,
+        open_graph(observed, threads=max(1, count // at_once), device=device) as session,
+        ThreadPoolExecutor(count) as pool,
     ):
         for batch in batches:
-            full = session.filled(batch)
-            found = zip(session.output_names, session.run(full), strict=True)
+            parts = [part for part in np.array_split(batch, at_once) if len(part)]
+            full = [session.filled(part) for part in parts]
+            ran = zip(*pool.map(session.run, full), strict=True)
+            sizes = [(len(part), len(filled)) for part, filled in zip(parts, full, strict=True)]
             updates = [
-                pool.submit(_update, name, values, observers[name], len(batch), len(full))
-                for name, values in found
+                pool.submit(_update, name, found, observers[name], sizes)
+                for name, found in zip(session.output_names, ran, strict=True)
                 if name in observers
             ]
             for done in updates:
@@ -148,9 +155,15 @@ def observe(
     return images
 
 
-def _update(name: str, activation: Floats, observer: Observer, taken: int, ran: int) -> None:
-    """Show an observer the first `taken` of the `ran` images that an activation holds."""
-    observer.update(_finite_tokens(name, activation, ran)[:taken])
+def _update(
+    name: str, found: Iterable[Floats], observer: Observer, sizes: Iterable[tuple[int, int]]
+) -> None:
+    """Show an observer an activation of the parts of a batch.
+
+    `sizes`: for each part, how many images it shows, and how many were run.
+    """
+    for activation, (taken, ran) in zip(found, sizes, strict=True):
+        observer.update(_finite_tokens(name, activation, ran)[:taken])
 
 
 def _finite_tokens(name: str, activation: Floats, batch: int) -> Floats:

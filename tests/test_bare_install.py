@@ -83,6 +83,7 @@ for name, said in (
     assert done.stdout.split() == ["27", "27", "32", "32", "40", "40"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source", ["hf:some/model", "timm:vit", "openclip:ViT-B-32/openai", "sample:dinov2-small"]
 )

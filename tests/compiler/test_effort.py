@@ -15,6 +15,8 @@ from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.job.options import Effort, RegisterChoice
 from regcache.export.onnx_file import sidecar
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[object]:

@@ -29,6 +29,7 @@ from regcache.passes.settle import settle
 Build = Callable[[Draft, int], str]
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(seed=st.integers(0, 10**9), batch=st.sampled_from([1, 2, 3, 8]), steps=st.integers(1, 14))
 def test_random_chains(seed: int, batch: int, steps: int) -> None:

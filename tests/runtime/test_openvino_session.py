@@ -100,6 +100,7 @@ def test_a_fixed_batch_is_filled_up(tmp_path: Path, images: np.ndarray) -> None:
             session.run(images[:3])
 
 
+@pytest.mark.slow
 def test_its_own_format_and_the_cache(model: Path, images: np.ndarray, tmp_path: Path) -> None:
     import openvino
 

@@ -18,6 +18,8 @@ from regcache.passes.fuse_biases import FuseBiases
 from regcache.passes.keep_norm_apart import KeepNormApart
 from regcache.runtime.optimised_graph import optimised_ops
 
+pytestmark = pytest.mark.slow
+
 # A block of each.
 CLIP = Spec(width=768, heads=12, hidden=3072, depth=1, patch=16, grid=14, activation="quick_gelu")
 SIGLIP = replace(CLIP, activation="gelu_tanh", prefix=0)

@@ -24,6 +24,8 @@ from regcache.runtime.openvino_options import InferencePrecision, computes_bf16
 from regcache.runtime.run_with import RuntimeName
 from regcache.runtime.time_alone import Deployed, Timed
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("openvino", reason="NOT CHECKED: OpenVINO is not installed")
 FAST = ("--rounding", "nearest", "--no-equalize", "--int8-share", 1, "--registers", "off")
 

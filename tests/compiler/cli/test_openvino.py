@@ -15,6 +15,8 @@ import regcache
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.runtime.openvino_options import computes_bf16
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("openvino", reason="NOT CHECKED: OpenVINO is not installed")
 
 

@@ -9,6 +9,7 @@ from regcache.compiler.encoder.export_process import export_apart
 from regcache.passes.errors import InputError
 
 
+@pytest.mark.slow
 def test_what_the_export_raises_is_raised_here(tmp_path: Path) -> None:
     source = "timm:vit_tiny_patch16_225?pretrained=false"
     with pytest.raises(InputError, match="did you mean timm:vit_tiny_patch16_224") as caught:

@@ -11,8 +11,3 @@ def import_microsoft(graph: gs.Graph) -> None:
     known = graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)]
     if DOMAIN not in {item.domain for item in known}:
         graph.import_domains = [*known, onnx.helper.make_opsetid(DOMAIN, 1)]
-
-
-def is_microsoft(node: gs.Node, op: str) -> bool:
-    """Whether a node is an operator of the domain."""
-    return bool(node.domain == DOMAIN and node.op == op)

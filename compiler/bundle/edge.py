@@ -14,7 +14,7 @@ from regcache.compiler.bundle.record import (
     record_bundle,
     staged_bundle,
 )
-from regcache.compiler.bundle.served import made_with
+from regcache.compiler.bundle.served import check_target, made_with
 from regcache.compiler.job.targets import TargetName
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.model_files import model_files
@@ -92,11 +92,7 @@ def bundle_openvino_edge(artifact: Artifact, output: Path) -> BundleRecord:
 
 def _check(artifact: Artifact, wanted: TargetName) -> None:
     """Raise InputError for an artifact of another target, or of more than one file."""
-    target = artifact.manifest.options.target
-    if target is not wanted:
-        raise InputError(
-            f"{artifact.folder}: is for {target.value}; compile it with --target {wanted.value}"
-        )
+    check_target(artifact, wanted)
     if len(model_files(artifact.model)) > 1:
         raise InputError(f"{artifact.folder}: its weights pass 2 GB, too much for one file")
 

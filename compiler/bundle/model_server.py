@@ -11,10 +11,15 @@ from regcache.compiler.bundle.record import (
     record_bundle,
     staged_bundle,
 )
-from regcache.compiler.bundle.served import embedding_name, made_with, model_name, numbered_steps
+from regcache.compiler.bundle.served import (
+    check_target,
+    embedding_name,
+    made_with,
+    model_name,
+    numbered_steps,
+)
 from regcache.compiler.bundle.triton_config import graph_tensors
 from regcache.compiler.job.targets import TargetName
-from regcache.passes.errors import InputError
 from regcache.passes.model_files import model_files
 from regcache.runtime.openvino_options import OpenVinoOptions
 
@@ -48,11 +53,7 @@ def bundle_model_server(
     Raises InputError where the artifact is not for OpenVINO, the name cannot be one, or `output`
     cannot be replaced.
     """
-    target = artifact.manifest.options.target
-    if target is not TargetName.OPENVINO:
-        raise InputError(
-            f"{artifact.folder}: is for {target.value}; compile it with --target openvino"
-        )
+    check_target(artifact, TargetName.OPENVINO)
     name = model_name(artifact, name)
     inputs, _ = graph_tensors(artifact.model)
     properties = OpenVinoOptions(artifact.inference_precision).properties(threads)
@@ -70,7 +71,7 @@ def bundle_model_server(
         preprocess=PREPROCESS,
         steps=numbered_steps(artifact.recipe),
         embedding=embedding_name(artifact),
-        runtime=made_with(artifact, target),
+        runtime=made_with(artifact, TargetName.OPENVINO),
     )
     with staged_bundle(output, artifact.folder) as staging, artifact.unreplaced():
         version = staging / name / "1"

@@ -31,6 +31,15 @@ def model_name(artifact: Artifact, given: str | None) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).lstrip("-.") or "encoder"
 
 
+def check_target(artifact: Artifact, wanted: TargetName) -> None:
+    """Raise InputError for an artifact of another target."""
+    target = artifact.manifest.options.target
+    if target is not wanted:
+        raise InputError(
+            f"{artifact.folder}: is for {target.value}; compile it with --target {wanted.value}"
+        )
+
+
 def made_with(artifact: Artifact, runtime: TargetName) -> str:
     """The runtime of a target on the CPU, and of which version on: the one that compiled."""
     named, package = _RUNTIMES[runtime]

@@ -11,6 +11,9 @@ from regcache.passes.errors import InputError
 IntegerType = Literal["int8", "uint8"]
 Floats = NDArray[np.float32]
 
+# The finest scale whose steps are normal numbers, short of a few bits.
+_FINEST = float(np.finfo(np.float32).tiny) * 256
+
 
 def check_bits(bits: int) -> None:
     """Raise InputError where `bits` is not from 2 to 8."""
@@ -57,11 +60,10 @@ class Affine:
         check_bits(bits)
         first, last = _limits(dtype, bits)
         low, high = min(low, 0.0), max(high, 0.0)
-        tiny = float(np.finfo(np.float32).tiny) * 256
         if symmetric:
             middle = (first + last + 1) // 2
-            return cls(max(-low, high, tiny) / (last - middle), middle, dtype, bits)
-        scale = max(high - low, tiny) / (last - first)
+            return cls(max(-low, high, _FINEST) / (last - middle), middle, dtype, bits)
+        scale = max(high - low, _FINEST) / (last - first)
         return cls(scale, int(np.clip(round(first - low / scale), first, last)), dtype, bits)
 
     @property
@@ -81,9 +83,15 @@ class Affine:
         return np.asarray(np.clip(rounded, *self.limits), dtype=np.float32)
 
     def round_trip(self, values: Floats) -> Floats:
-        """`values` as they come back from QuantizeLinear and DequantizeLinear."""
-        scale, zero_point = np.float32(self.scale), np.float32(self.zero_point)
-        return np.asarray((self.quantize(values) - zero_point) * scale, dtype=np.float32)
+        """`values` as they come back from QuantizeLinear and DequantizeLinear, in a new array."""
+        scale = np.float32(self.scale)
+        first, last = (np.float32(limit - self.zero_point) for limit in self.limits)
+        # Calibration does this more often than anything else: all steps in the array of the first.
+        back = np.asarray(values / scale, dtype=np.float32)
+        np.rint(back, out=back)
+        np.clip(back, first, last, out=back)
+        back *= scale
+        return back
 
 
 def _limits(dtype: IntegerType, bits: int) -> tuple[int, int]:

@@ -73,8 +73,14 @@ def _least_disturbing(
 ) -> Bounds:
     """The range whose scale, made by `make`, changes the layers' outputs least."""
     round_trip = algebra_of(rows).round_trip
+
+    def lost(bounds: Bounds) -> float:
+        added = round_trip(make(*bounds), rows)
+        added -= rows
+        return error(added)
+
     return search_range(
-        lambda bounds: error(round_trip(make(*bounds), rows) - rows),
+        lost,
         low,
         high,
         symmetric=symmetric,

@@ -1,11 +1,15 @@
 """Choose factors that the channels of an activation are divided by, by the error left."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.algebra import Array
 from regcache.compiler.calibration.folds import Folded, Halved, Observed, Suggested
 from regcache.compiler.calibration.number_format import Scale
 from regcache.compiler.calibration.number_formats import BlockWeights
@@ -90,13 +94,22 @@ class Standing:
     factors: Suggested
     error: float
 
+    @cached_property
+    def outputs(self) -> tuple[Array, ...]:
+        """What the linears compute in float, [S, n] for each fold, of its rows to judge by."""
+        return tuple(fold.other.rows @ self.weight.columns for fold in self.statistics.folds)
+
+    def error_with(self, factors: Suggested, quantizer: Quantizer, most: float) -> float:
+        """folds_error with these factors."""
+        return folds_error(factors, self.weight, self.statistics, quantizer, self.outputs, most)
+
     @classmethod
     def untouched(cls, site: Site, statistics: Folded, quantizer: Quantizer) -> Self:
         """The activation before anything is chosen: no shift, and factors of 1."""
         statistics = statistics.on(quantizer.algebra)
         weight = SampledWeight.of([linear.weight for linear in site.linears], quantizer.algebra)
-        ones = Suggested.everywhere(1, statistics)
-        return cls(site, statistics, weight, ones, folds_error(ones, weight, statistics, quantizer))
+        now = cls(site, statistics, weight, Suggested.everywhere(1, statistics), math.inf)
+        return replace(now, error=now.error_with(now.factors, quantizer, math.inf))
 
 
 def choose_equalization(now: Standing, quantizer: Quantizer, *, free: bool) -> Equalization | None:
@@ -111,16 +124,14 @@ def choose_equalization(now: Standing, quantizer: Quantizer, *, free: bool) -> E
     rules = rules_for(quantizer, free=free)
     if not rules:
         return None
-    tried = {rule: rule.suggest(now.statistics, now.weight.peaks) for rule in rules}
-    errors = {
-        rule: folds_error(factors, now.weight, now.statistics, quantizer)
-        for rule, factors in tried.items()
-    }
-    best = min(rules, key=lambda rule: errors[rule])
-    gain = LEAST_GAIN if free else LEAST_GAIN_OF_A_NODE
-    if not errors[best] < now.error * (1 - gain):
-        return None
-    return Equalization(best, tried[best], errors[best], errors[best] / now.error)
+    best = None
+    least = now.error * (1 - (LEAST_GAIN if free else LEAST_GAIN_OF_A_NODE))
+    for rule in rules:
+        factors = rule.suggest(now.statistics, now.weight.peaks)
+        error = now.error_with(factors, quantizer, least)
+        if error < least:
+            best, least = Equalization(rule, factors, error, error / now.error), error
+    return best
 
 
 def rules_for(quantizer: Quantizer, *, free: bool) -> list[Rule]:
@@ -136,13 +147,24 @@ def rules_for(quantizer: Quantizer, *, free: bool) -> list[Rule]:
 
 
 def folds_error(
-    factors: Suggested, weight: SampledWeight, statistics: Folded, quantizer: Quantizer
+    factors: Suggested,
+    weight: SampledWeight,
+    statistics: Folded,
+    quantizer: Quantizer,
+    outputs: Sequence[Array] | None = None,
+    most: float = math.inf,
 ) -> float:
-    """The sum of `rounding_error` on each half, with the factors chosen on the other half."""
-    return sum(
-        rounding_error(by, weight, fold.other, quantizer)
-        for fold, by in zip(statistics.folds, factors.folds, strict=True)
-    )
+    """The sum of `rounding_error` on each half, with the factors chosen on the other half.
+
+    `outputs`: see Standing. Nothing more is added to a sum that has reached `most`.
+    """
+    total = 0.0
+    for index, (fold, by) in enumerate(zip(statistics.folds, factors.folds, strict=True)):
+        exact = None if outputs is None else outputs[index]
+        total += rounding_error(by, weight, fold.other, quantizer, exact=exact)
+        if total >= most:
+            break
+    return total
 
 
 def rounding_error(
@@ -151,27 +173,26 @@ def rounding_error(
     statistics: Observed,
     quantizer: Quantizer,
     scale: Scale | None = None,
+    exact: Array | None = None,
 ) -> float:
     """||Q(X / f) Q(f W) - X W||^2 on sampled rows X, without the part that biases correct.
 
     That part is the mean over the rows. `scale`: None for the best one, which may be chosen by the
-    same rows: it is a single number.
+    same rows: it is a single number. `exact`: X W where that is known.
     """
-    algebra = quantizer.algebra
-    by = algebra.put(factors)
-    rows = statistics.rows / by
+    algebra, even = quantizer.algebra, statistics.divided(factors)
+    rows = even.rows
     if quantizer.quantizes_activations:
-        scale = scale or equalized_scale(factors, weight, statistics.divided(factors), quantizer)
+        scale = scale or equalized_scale(factors, weight, even, quantizer)
         rows = algebra.round_trip(scale, rows)
-    scaled = weight.columns * by[:, None]
-    nearest = quantizer.format.nearest(scaled)
-    return algebra.spread(rows @ nearest - statistics.rows @ weight.columns)
+    nearest = quantizer.format.nearest(weight.columns * algebra.put(factors)[:, None])
+    if exact is None:
+        exact = statistics.rows @ weight.columns
+    return algebra.spread(rows @ nearest - exact)
 
 
 def equalized_scale(
     factors: Floats, weight: SampledWeight, even: Observed, quantizer: Quantizer
 ) -> Scale:
     """The best scale of an activation divided by `factors` [K], by its statistics `even`."""
-    # What is added to X / f comes out of f W as f times that would come out of W.
-    by = quantizer.algebra.put(factors)
-    return quantizer.scale_by(lambda: lambda added: weight.error(added * by), even)
+    return quantizer.scale_by(lambda: weight.error_behind(quantizer.algebra.put(factors)), even)

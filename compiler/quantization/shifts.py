@@ -49,8 +49,9 @@ def choose_shift(now: Standing, quantizer: Quantizer) -> Shift | None:
     if hidden or not quantizer.format.symmetric:
         return None
     middles = Suggested.by(_middles, now.statistics)
-    error = folds_error(now.factors, now.weight, now.statistics.shifted(middles), quantizer)
-    if not error < now.error * (1 - LEAST_GAIN):
+    shifted, most = now.statistics.shifted(middles), now.error * (1 - LEAST_GAIN)
+    error = folds_error(now.factors, now.weight, shifted, quantizer, most=most)
+    if not error < most:
         return None
     return Shift("each channel's middle", middles, error)
 
@@ -65,13 +66,13 @@ def refine_shift(now: Standing, before: Shift | None, quantizer: Quantizer) -> S
     if not quantizer.format.symmetric:
         return before
     statistics, factors, weight, error = now.statistics, now.factors, now.weight, 0.0
+    most = now.error * (1 - (LEAST_GAIN_OF_A_NODE if now.site.role is Role.FC2 else LEAST_GAIN))
     for fold, by in zip(statistics.folds, factors.folds, strict=True):
         steps, scale = _zero_point(fold.other.divided(by), by, weight, quantizer)
         shifted = fold.other.shifted(_offset(steps, scale, by))
         error += rounding_error(by, weight, shifted, quantizer, scale)
-    gain = LEAST_GAIN_OF_A_NODE if now.site.role is Role.FC2 else LEAST_GAIN
-    if not error < now.error * (1 - gain):
-        return before
+        if not error < most:
+            return before
     steps, scale = _zero_point(
         statistics.divided(factors).held_out, factors.whole, weight, quantizer
     )

@@ -13,11 +13,20 @@ from support.number_formats import U8S8, affine
 from support.site_choices import choose_equalizations
 from support.tiny_vit import Spec, TinyVit
 
+from regcache.compiler.calibration.folds import Folded, Suggested
 from regcache.compiler.calibration.observe import halved_statistics
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.job.targets import Simulation, simulate
-from regcache.compiler.quantization.factors import Rule
+from regcache.compiler.quantization.factors import (
+    LEAST_GAIN,
+    LEAST_GAIN_OF_A_NODE,
+    Rule,
+    folds_error,
+    rules_for,
+)
+from regcache.compiler.quantization.sampled_weight import SampledWeight
 from regcache.passes.encoder import Site
+from regcache.passes.equalize import foldable
 from regcache.passes.find_blocks import view_encoder
 
 Floats = NDArray[np.float32]
@@ -119,6 +128,29 @@ def test_the_error_left_is_that_of_the_other_half(tmp_path: Path, quantizer: str
         np.testing.assert_array_equal(one.factors.whole, one.rule.factors(seen.whole, peaks))
         for half, factors in zip(seen.observed, one.factors.folds, strict=True):
             np.testing.assert_array_equal(factors, one.rule.factors(half, peaks))
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_no_rule_leaves_less_error(tmp_path: Path, quantizer: str) -> None:
+    """Though rules are given up as soon as their error is too large."""
+    case, how = make_case(tmp_path, with_outliers()), QUANTIZERS[quantizer]
+    chosen = case.choose(quantizer)
+    for site in case.view.sites:
+        seen, free = Folded.of(case.statistics[site.name]), foldable(case.view, site)
+        weight = SampledWeight.of([linear.weight for linear in site.linears])
+        errors = {
+            rule: folds_error(rule.suggest(seen, weight.peaks), weight, seen, how)
+            for rule in rules_for(how, free=free)
+        }
+        least = min(errors, key=lambda rule: errors[rule])
+        if site.name in chosen:
+            assert chosen[site.name].rule == least
+            assert chosen[site.name].error == pytest.approx(errors[least], rel=1e-4)
+        else:
+            plain = folds_error(Suggested.everywhere(1, seen), weight, seen, how)
+            gain = LEAST_GAIN if free else LEAST_GAIN_OF_A_NODE
+            assert errors[least] > 0.999 * (1 - gain) * plain
+    assert len(chosen) > len(case.view.sites) / 2
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)

@@ -39,4 +39,6 @@ def test_channels_from_all_over_the_weights(inputs: int, outputs: list[int], mos
     assert gaps.max() - gaps.min() <= 1
     added = draw(9, 4, inputs)
     wanted = np.square(added.astype(np.float64) @ whole[:, places]).sum()
-    assert found.error(added) == pytest.approx(wanted, rel=1e-4)
+    factors = np.linspace(0.5, 2, inputs, dtype=np.float32)
+    measure = found.error_behind(factors)
+    assert measure(added / factors) == pytest.approx(wanted, rel=1e-4)

@@ -68,7 +68,10 @@ class OrtSession:
         if resting:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         self._weights = _lend(options, weights or {})
-        if brief or sum(array.nbytes for array in (weights or {}).values()) > LARGE:
+        # Without integer kernels, integers are in memory as the float numbers that they stand for.
+        least = 1 if integers else 4
+        sizes = (array.size * max(array.itemsize, least) for array in (weights or {}).values())
+        if brief or sum(sizes) > LARGE:
             # Packed for its kernels weights are in memory twice; 2 % slower without (DINOv2-S).
             options.add_session_config_entry("session.disable_prepacking", "1")
         # It deletes a Relu before an FP8 QuantizeLinear, as if that began at zero.

@@ -35,14 +35,12 @@ from regcache.compiler.workers.open_workers import open_workers
 from regcache.passes.cut_graph import needed_before
 from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import constant_bytes
-from regcache.runtime.session import available_cpus
+from regcache.runtime.session import LARGE, available_cpus
 
 Floats = NDArray[np.float32]
 
 # A smaller share of the error is not worth the images that would decide, nor registers' time.
 _LEAST_GAIN = 0.02
-# Bytes of weights up to which workers run beside one another.
-_LARGEST_SHARED = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,8 @@ def _tasks(
         raise UnsearchableError(str(error)) from error
     deadline = None if options.budget is None else time.monotonic() + options.budget
     count = options.workers or available_cpus()
-    if constant_bytes(study.graph) > _LARGEST_SHARED:
-        count = 1  # every worker holds a session with most of the weights
+    if constant_bytes(study.graph) >= LARGE:
+        count = 1  # every worker holds sessions with most of the weights, and may use all CPUs
     with (
         open_workers(options.scheduler, count) as workers,
         Journal(options.journal, study.key) as journal,

@@ -51,7 +51,8 @@ def screened_ranges(held: HeldStudy, screen: Screen) -> Ranges:
             return {}
     low, high = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     session = open_graph(segment, threads=1, brief=True, device=study.device)
-    for outputs in stream(session, workbench.fit[start][: study.screening_images], study.batch):
+    few = workbench.fit[start][: study.screening_images]
+    for outputs in stream(session, few, workbench.batch, workbench.at_once):
         for name, output in zip(names, outputs, strict=False):
             low[name] = min(low[name], float(output.min()))
             high[name] = max(high[name], float(output.max()))

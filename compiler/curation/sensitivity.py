@@ -68,11 +68,11 @@ class _BlockRun:
 
     def damages(self, choices: Sequence[list[str]]) -> list[float]:
         """The damage at the outputs for each choice of sites to quantize."""
-        device, batch = self.study.device, self.study.batch
-        reference = self.workbench.fit_outputs(self._images)
-        with self.workbench.tail(self.block + 1).open(device) as tail:
+        workbench, device = self.workbench, self.study.device
+        reference = workbench.fit_outputs(self._images)
+        with workbench.tail(self.block + 1).open(device, workbench.at_once) as tail:
             return [
-                float(output_errors(reference, tail(self._after(names), batch)).mean())
+                float(output_errors(reference, tail(self._after(names), workbench.batch)).mean())
                 for names in choices
             ]
 
@@ -84,6 +84,6 @@ class _BlockRun:
         step = self.workbench.quantizing({name: self.workbench.scales[name] for name in quantized})
         state = self._float(self.block)
         part = self._part.with_graph(run(step, self._part.graph).graph)
-        with part.open(self.study.device) as compute:
-            hidden, *more = compute(state, self.study.batch)
+        with part.open(self.study.device, self.workbench.at_once) as compute:
+            hidden, *more = compute(state, self.workbench.batch)
         return State(hidden, {**state.others, **dict(zip(self._made[1:], more, strict=True))})

@@ -61,7 +61,7 @@ def try_setting(held: HeldStudy, trial: Trial) -> TrialResult:
     except InputError as error:
         return TrialResult(refused=str(error))
     with tail.open(study.device, workbench.at_once) as compute:
-        outputs = compute(workbench.quantized_state(first), study.batch)
+        outputs = compute(workbench.quantized_state(first), workbench.batch)
     return_memory(workbench.graph)
     return _result(workbench, "rank", outputs)
 
@@ -76,9 +76,8 @@ def decide_setting(held: HeldStudy, trial: Trial) -> TrialResult:
     quantized = run(workbench.quantizing(scales), graph).graph
     wanted = cut_graph(quantized, None, workbench.outputs)
     session = open_graph(wanted, threads=1, device=study.device)
-    return _result(
-        workbench, "decide", run_all(session, study.images.decide, study.batch, workbench.at_once)
-    )
+    images, batch = study.images.decide, workbench.batch
+    return _result(workbench, "decide", run_all(session, images, batch, workbench.at_once))
 
 
 def _result(

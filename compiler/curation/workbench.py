@@ -43,8 +43,9 @@ class Workbench:
     `streams`: names of the residual stream at the input of every block, then after the last. `fit`:
     these hidden states, float32 [N, T, width] each, of the `fit` images in float. `stream_norms`:
     norms of their tokens, not rotated. `outputs`: names of the outputs that errors are measured at.
-    `before`: for each stream, names of the tensors from before it that the outputs need. `at_once`:
-    how many batches a trial runs at a time, as there are fewer trials than CPUs at times.
+    `before`: for each stream, names of the tensors from before it that the outputs need. `batch`:
+    images of a run. `at_once`: runs of a task at a time; there are fewer tasks than CPUs at times,
+    and one alone where the graph is large.
 
     By the site's name: `scales`; `site_norms`, norms of the tokens of its activation;
     `patch_norms`, l-infinity norms of the patches alone.
@@ -63,7 +64,9 @@ class Workbench:
         self.before = [needed_before(self.graph, name, self.outputs) for name in self.streams]
         _check_layout(self.graph, blocks)
         self._lock, self._kept = threading.RLock(), dict[Any, Any]()
-        self.at_once = available_cpus() if constant_bytes(self.graph) < LARGE else 1
+        self.at_once = available_cpus()
+        alone = constant_bytes(self.graph) >= LARGE and not study.device.on_gpu
+        self.batch = 1 if alone else study.batch
         self._turn = stream_rotation(self.graph)
         self.stream_norms = [TokenNorms() for _ in self.streams]
         self.site_norms = {site.name: TokenNorms() for site in self.view.sites}
@@ -171,7 +174,7 @@ class Workbench:
             return self._run(self.graph, [*self.outputs, *self._others], images)[0]
         state = State(self.fit[self.depth][:count], {})  # all before it has been run
         with self.tail(self.depth).open(self.study.device) as compute:
-            found = dict(zip(self.outputs, compute(state, self.study.batch), strict=True))
+            found = dict(zip(self.outputs, compute(state, self.batch), strict=True))
         check_batch(found, len(images))
         return found
 
@@ -185,8 +188,7 @@ class Workbench:
         return self._run(graph, names, self.study.images.rank)[0]
 
     def _run(self, graph: gs.Graph, names: Sequence[str], *sets: Floats) -> list[dict[str, Floats]]:
-        study = self.study
-        return run_named(graph, names, sets, study.batch, available_cpus(), study.device)
+        return run_named(graph, names, sets, self.batch, self.at_once, self.study.device)
 
 
 def _check_layout(graph: gs.Graph, blocks: Iterable[Block]) -> None:

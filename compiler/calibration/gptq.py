@@ -7,7 +7,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 # Rows whose corrections are collected before the rest of the weight is touched.
-_LAZY = 128
+_LAZY = 32
 # Shares of a channel's largest weight that its integers may end at.
 CLIPS = np.linspace(1.0, 0.76, 9)
 # Output channels whose normal equations are solved at a time, and what keeps these regular.

@@ -9,7 +9,7 @@ from regcache.compiler.calibration.number_format import NumberFormat, Rounded, S
 from regcache.compiler.calibration.number_formats import number_format
 from regcache.compiler.calibration.observe import ActivationStatistics
 from regcache.compiler.calibration.placing import algebra_on
-from regcache.compiler.calibration.ranges import ErrorMeasure, output_error, some_columns
+from regcache.compiler.calibration.ranges import COLUMNS, ErrorMeasure, output_error, some_columns
 from regcache.compiler.calibration.side_by_side import side_by_side
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.options import Calibrator
@@ -53,19 +53,17 @@ class Quantizer:
         sites: Sequence[Site],
         statistics: Mapping[str, ActivationStatistics],
         threads: int | None = None,
-        columns: int | None = None,
     ) -> dict[str, Scale]:
         """The scale of every site's activation; `statistics` and scales go by the site's name.
 
-        `threads` of them are chosen at a time, by the errors of so many output `columns` or of all.
+        `threads` of them are chosen at a time, by the errors of some of the output channels.
         """
         if not self.quantizes_activations:
             return {}
 
         def choose(site: Site) -> Scale:
             weights = [linear.weight for linear in site.linears]
-            some = weights if columns is None else [some_columns(weights, columns)]
-            scale = self.scale(some, statistics[site.name])
+            scale = self.scale([some_columns(weights, COLUMNS)], statistics[site.name])
             for weight in weights:
                 let_go(weight)
             return scale

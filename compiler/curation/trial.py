@@ -12,7 +12,6 @@ from regcache.compiler.calibration.graph_session import open_graph, run_all
 from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.calibration.number_format import Scale
 from regcache.compiler.calibration.observe import site_statistics
-from regcache.compiler.calibration.ranges import COLUMNS
 from regcache.compiler.curation.parts import Part, output_errors
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.workbench import HeldStudy, Workbench, collect
@@ -100,4 +99,4 @@ def _new_scales(workbench: Workbench, graph: gs.Graph, first: int) -> dict[str, 
     session = open_graph(rest, threads=1, brief=True, device=study.device)
     statistics = site_statistics(workbench.view, len(study.images.fit), study.seed)
     collect(session, workbench.fit[first], sites, statistics, workbench.at_once)
-    return study.quantizer.scales(sites, statistics, workbench.at_once, COLUMNS)
+    return study.quantizer.scales(sites, statistics, workbench.at_once)

@@ -12,7 +12,6 @@ from regcache.compiler.calibration.graph_session import open_graph, stream_token
 from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.calibration.number_format import Scale
 from regcache.compiler.calibration.observe import SiteStatistics, site_statistics
-from regcache.compiler.calibration.ranges import COLUMNS
 from regcache.compiler.calibration.statistics import NormHistogram, TokenNorms
 from regcache.compiler.curation.parts import (
     Part,
@@ -72,9 +71,7 @@ class Workbench:
         self.site_norms = {site.name: TokenNorms() for site in self.view.sites}
         self.patch_norms = {site.name: NormHistogram() for site in self.view.sites}
         self.fit, statistics = self._run_float()
-        self.scales = study.scales or study.quantizer.scales(
-            self.view.sites, statistics, columns=COLUMNS
-        )
+        self.scales = study.scales or study.quantizer.scales(self.view.sites, statistics)
         self._fit_tensors = self._run_few(study.sensitivity_images)
         return_memory(self.graph)
 

@@ -7,7 +7,6 @@ import numpy as np
 
 from regcache.compiler.calibration.calibrate import Calibrated
 from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.calibration.ranges import COLUMNS
 from regcache.compiler.curation.curate import UnsearchableError, measure_sensitivity
 from regcache.compiler.curation.record import SensitivityRecord
 from regcache.compiler.curation.study import ReferenceImages, Study
@@ -86,7 +85,7 @@ def _sensitivity(
         plain.graph,
         ReferenceImages(images, images[:1], images[:1]),
         quantizer,
-        scales=quantizer.scales(plain.view.sites, statistics, context.threads, COLUMNS),
+        scales=quantizer.scales(plain.view.sites, statistics, context.threads),
         batch=some.batch_size,
         seed=context.seed,
         sensitivity_images=breadth.sensitivity,

@@ -96,3 +96,14 @@ main()
     done = run_bare(code)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith('pip install "regcache[export]"')
+
+
+def test_the_doctor_names_every_extra() -> None:
+    code = (
+        "from regcache.compiler.inspection.doctor import examine; "
+        "print(*(finding.fix for finding in examine().findings if finding.state == 'missing'))"
+    )
+    done = run_bare(code)
+    assert done.returncode == 0, done.stderr
+    for extra in ("export", "openvino", "gpu", "trt", "trt-rtx", "eval", "report", "scale"):
+        assert f'pip install "regcache[{extra}]"' in done.stdout

@@ -23,6 +23,8 @@ from regcache.compiler.cli.cpu import (
     target_of,
 )
 from regcache.compiler.cli.cpu_ways import Accuracy
+from regcache.compiler.cli.doctor import doctor_command
+from regcache.compiler.cli.dry_run import foretell
 from regcache.compiler.cli.ending import ended_cleanly
 from regcache.compiler.cli.options import (
     BatchOption,
@@ -58,8 +60,6 @@ from regcache.compiler.job.options import (
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision, Simulation
 from regcache.compiler.pipeline import compile_encoder
-from regcache.compiler.plan.forecast import forecast
-from regcache.compiler.plan.table import describe_forecast, forecast_table
 from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.staging import staged_file, write_text
 from regcache.export.onnx_file import sidecar
@@ -240,7 +240,7 @@ def compile_command(
         **_given(registers=registers, rotate=rotate),
     )
     if dry_run:
-        _foretell(options, out, json)
+        foretell(options, out, json)
     elif target is TargetChoice.CPU:
         accuracy = Accuracy.of(min_cosine, max_error)
         compile_by_choice(options, out, json, accuracy, other_cpu, force=force, key=sign)
@@ -250,15 +250,6 @@ def compile_command(
             write_text(json, manifest.model_dump_json(indent=2) + "\n")
         if json != Path("-"):
             print_artifact(manifest, out)
-
-
-def _foretell(options: CompileOptions, out: Path, json: Path | None) -> None:
-    found = forecast(options, out, Reporter())
-    if json is not None:
-        write_text(json, found.model_dump_json(indent=2) + "\n")
-    if json != Path("-"):
-        print_tables([forecast_table(found)])
-        print_lines([describe_forecast(found)])
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -271,6 +262,7 @@ app.command("bundle")(bundle_command)
 app.command("parity")(parity_command)
 app.command("reproduce")(reproduce_command)
 app.command("bench")(bench_command)
+app.command("doctor")(doctor_command)
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""`regcache inspect`: the blocks of an encoder and where its outliers stand."""
+"""`regcache inspect`, of an encoder's blocks and outliers, and `regcache doctor`, of a machine."""

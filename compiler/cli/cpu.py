@@ -9,6 +9,7 @@ import typer
 from regcache.compiler.cli.artifact_lines import print_artifact
 from regcache.compiler.cli.choose import CpuKind, compile_for_cpu, compile_for_kind
 from regcache.compiler.cli.cpu_ways import MIN_COSINE, Accuracy, choice_table
+from regcache.compiler.cli.options import OUTPUT, QUALITY
 from regcache.compiler.cli.tables import print_tables
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.targets import Precision, TargetName
@@ -33,6 +34,7 @@ MinCosineOption = Annotated[
         min=-1.0,
         max=1.0,
         help=f"--target cpu: least mean cosine to float, {MIN_COSINE} without --max-error.",
+        rich_help_panel=QUALITY,
     ),
 ]
 MaxErrorOption = Annotated[
@@ -40,11 +42,16 @@ MaxErrorOption = Annotated[
     typer.Option(
         min=0.0,
         help="--target cpu: largest relative error |error| / |float| of the embeddings.",
+        rich_help_panel=QUALITY,
     ),
 ]
 OtherCpuOption = Annotated[
     CpuKind | None,
-    typer.Option("--for", help="--target cpu: choose by rule for a CPU with these instructions."),
+    typer.Option(
+        "--for",
+        help="--target cpu: choose by rule for a CPU with these instructions.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 

@@ -10,6 +10,10 @@ from regcache.passes.errors import InputError
 from regcache.runtime.openvino_options import Hint, InferencePrecision
 from regcache.runtime.run_with import RuntimeName
 
+# The panels of --help.
+INPUT, OUTPUT, QUALITY = "Input", "Output", "Quality"
+REGISTERS, SPEED, REPORT = "Registers", "Speed", "Report"
+
 SourceArgument = Annotated[
     str,
     typer.Argument(
@@ -22,22 +26,29 @@ SourceArgument = Annotated[
 ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A compiled folder.")]
 ImagesOption = Annotated[Path, typer.Option("--images", help="A folder of images.")]
 ResolutionOption = Annotated[
-    int | None, typer.Option(min=1, help="Side of the square input in pixels.")
+    int | None,
+    typer.Option(min=1, help="Side of the square input in pixels.", rich_help_panel=INPUT),
 ]
 PreprocessOption = Annotated[
     Path | None,
     typer.Option(
         help="A preprocess.json, or transformers', open_clip's or timm's own file, "
-        "in place of the source's recipe."
+        "in place of the source's recipe.",
+        rich_help_panel=INPUT,
     ),
 ]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images per run.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images per run.", rich_help_panel=SPEED)]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Threads of the runtime; all CPUs by default.")
+    int | None,
+    typer.Option(min=1, help="Threads of the runtime; all CPUs by default.", rich_help_panel=SPEED),
 ]
 DeviceOption = Annotated[
     str,
-    typer.Option(metavar="cpu|cuda[:N]", help="What runs the graphs, and PyTorch's algebra."),
+    typer.Option(
+        metavar="cpu|cuda[:N]",
+        help="What runs the graphs, and PyTorch's algebra.",
+        rich_help_panel=SPEED,
+    ),
 ]
 RuntimeOption = Annotated[
     RuntimeName | None,
@@ -55,16 +66,24 @@ ModelCacheOption = Annotated[
     typer.Option(metavar="DIR", help="OpenVINO: keep compiled models here for the next start."),
 ]
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", help="Write the numbers to this file ('-': to stdout).")
+    Path | None,
+    typer.Option(
+        "--json", help="Write the numbers to this file ('-': to stdout).", rich_help_panel=REPORT
+    ),
 ]
 SchedulerOption = Annotated[
     str,
     typer.Option(
-        help="What runs the search: threads, processes, or a Dask tcp://HOST:PORT or tls://HOST:PORT."
+        help="What runs the search: threads, processes, or a Dask tcp://HOST:PORT or "
+        "tls://HOST:PORT.",
+        rich_help_panel=REGISTERS,
     ),
 ]
 SearchBudgetOption = Annotated[
-    str | None, typer.Option(help="Time for the search: 90s, 5m, 1h; no limit by default.")
+    str | None,
+    typer.Option(
+        help="Time for the search: 90s, 5m, 1h; no limit by default.", rich_help_panel=REGISTERS
+    ),
 ]
 Int8ShareOption = Annotated[
     float | None,
@@ -72,18 +91,28 @@ Int8ShareOption = Annotated[
         min=0.0,
         max=1.0,
         help="Least share of the linears' work that stays int8; by default what suits the target.",
+        rich_help_panel=QUALITY,
     ),
 ]
-OutOption = Annotated[Path, typer.Option("-o", "--out", help="Where the result goes.")]
+OutOption = Annotated[
+    Path, typer.Option("-o", "--out", help="Where the result goes.", rich_help_panel=OUTPUT)
+]
 ReplaceOption = Annotated[
     bool,
     typer.Option(
-        "--force", help="Replace an artifact though files of yours lie in it; they are moved aside."
+        "--force",
+        help="Replace an artifact though files of yours lie in it; they are moved aside.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 SignOption = Annotated[
     Path | None,
-    typer.Option("--sign", metavar="KEY", help="Sign the manifest with OpenSSH's private key."),
+    typer.Option(
+        "--sign",
+        metavar="KEY",
+        help="Sign the manifest with OpenSSH's private key.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 VerifyOption = Annotated[
     Path | None,
@@ -94,7 +123,9 @@ VerifyOption = Annotated[
 OutputOption = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="The output that is the embedding; by default the likeliest."
+        metavar="NAME",
+        help="The output that is the embedding; by default the likeliest.",
+        rich_help_panel=INPUT,
     ),
 ]
 

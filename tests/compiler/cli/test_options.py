@@ -3,13 +3,17 @@
 from pathlib import Path
 
 import pytest
+import typer
 from support.command_line import run_regcache
 
 from regcache.compiler.cli import build as cli_build
-from regcache.compiler.cli.options import listed
+from regcache.compiler.cli.main import app
+from regcache.compiler.cli.options import INPUT, OUTPUT, QUALITY, REGISTERS, REPORT, SPEED, listed
 from regcache.compiler.engines.build import BuildReport
 from regcache.compiler.engines.toolchain import BuildOptions
 from regcache.compiler.reporter import Reporter
+
+PANELS = {INPUT, OUTPUT, QUALITY, REGISTERS, SPEED, REPORT}
 
 
 def test_items_keep_their_order() -> None:
@@ -50,3 +54,19 @@ def test_every_command_can_be_asked_for_help(command: str) -> None:
     asked = run_regcache(command, "--help")
     assert asked.code == 0
     assert "Usage" in asked.out
+
+
+def test_every_option_of_compile_stands_in_a_panel() -> None:
+    """-h is --help, also of a command; only --help itself is in no panel."""
+    done = run_regcache("compile", "-h")
+    assert done.code == 0
+    assert done.out == run_regcache("compile", "--help").out
+    panels = [line.split("─")[1].strip() for line in done.out.splitlines() if "╭─" in line]
+    assert set(panels) == {"Arguments", "Options", *PANELS}
+    command = typer.main.get_command(app).commands["compile"]  # type: ignore[attr-defined]
+    loose = [
+        option.name
+        for option in command.params
+        if option.param_type_name == "option" and option.rich_help_panel not in PANELS
+    ]
+    assert loose == []

@@ -30,7 +30,8 @@ from regcache.compiler.encoder.prepare import export_source
 from regcache.compiler.reporter import Reporter
 from regcache.passes.model_files import model_size
 from regcache.passes.preprocess import Preprocess
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.list_images import list_images
 from regcache.runtime.session import OrtSession
 
 _BEGUN = re.compile(r"step \d+ of \d+: (.*)")

@@ -30,7 +30,8 @@ from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import InputError
 from regcache.passes.model_files import model_files
 from regcache.passes.preprocess import Preprocess
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.list_images import list_images
 from regcache.runtime.machine import cpu_features, cpu_name
 from regcache.runtime.openvino_options import InferencePrecision, check_openvino, computes_bf16
 from regcache.runtime.parity import ParityMeter

@@ -28,7 +28,8 @@ from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.targets import TargetName, resolve_target
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.workers.open_workers import open_workers
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.list_images import list_images
 from regcache.runtime.session import available_cpus
 
 SENSITIVITY_IMAGES = 32

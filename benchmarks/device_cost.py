@@ -32,7 +32,7 @@ from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.runtime.device import CPU, Device, find_device
-from regcache.runtime.images import list_images
+from regcache.runtime.list_images import list_images
 from regcache.runtime.session import silence_runtime
 from regcache.runtime.similarity import row_cosines
 

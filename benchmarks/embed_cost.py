@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 import regcache
 from regcache.compiler.artifact.artifact import MODEL
-from regcache.runtime.images import list_images, read_image
+from regcache.runtime.images import read_image
+from regcache.runtime.list_images import list_images
 from regcache.runtime.run_with import RuntimeName
 from regcache.runtime.session import available_cpus
 

@@ -41,7 +41,8 @@ from regcache.passes.errors import RegcacheError
 from regcache.runtime import tensorrt_rtx
 from regcache.runtime.bench_result import BatchResult, BenchResult
 from regcache.runtime.gpu import find_gpu
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.list_images import list_images
 from regcache.runtime.open_runner import check_runner, open_runner
 from regcache.runtime.runners import RunnerName
 from regcache.runtime.session import silence_runtime

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import regcache
-from regcache.runtime.images import list_images
+from regcache.runtime.list_images import list_images
 
 _SERVER = Path(__file__).parents[1] / "examples" / "batch_server.py"
 _PORT = 8765

@@ -33,7 +33,8 @@ from rich.table import Column, Table
 
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.passes.errors import InputError
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.list_images import list_images
 from regcache.runtime.optimised_graph import integer_matmuls, optimised_ops
 
 # The newest optimum-onnx, the transformers that it asks for, and a PyTorch that both know.

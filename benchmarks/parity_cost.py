@@ -20,7 +20,8 @@ from regcache.compiler.parity.measure import measure_artifact
 from regcache.compiler.parity.reference import ReferenceChoice
 from regcache.compiler.reporter import Reporter
 from regcache.export.source import open_source
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.list_images import list_images
 from regcache.runtime.thresholds import Thresholds
 
 _BATCH = 4

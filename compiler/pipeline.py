@@ -28,6 +28,7 @@ from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.pass_record import say_slower
 from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.encoder.split import split_for_target
+from regcache.compiler.job.calibration_images import calibration_images
 from regcache.compiler.job.context import Context, choose_target
 from regcache.compiler.job.options import CompileOptions, RegisterChoice
 from regcache.compiler.job.stages import Stage
@@ -52,7 +53,7 @@ from regcache.passes.model_files import check_free, model_files, remove_model
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import Device, computing_on, find_device
-from regcache.runtime.images import ImageFolder, Skipped, list_images
+from regcache.runtime.images import ImageFolder, Skipped
 from regcache.runtime.made_pictures import draw_pictures
 from regcache.runtime.openvino_options import check_openvino, computes_bf16
 
@@ -84,7 +85,7 @@ def compile_encoder(
         check_signing_key(key)
     with temporary_folder() as drawn, computing_on(device), one_blas_thread(), ExitStack() as ends:
         paths = (
-            list_images(Path(options.images), reporter.warn)
+            calibration_images(options, reporter.warn)
             if options.images
             else draw_pictures(drawn, FIRST_LOOK_IMAGES)
         )

@@ -31,7 +31,7 @@ from regcache.passes.preprocess import Preprocess
 from regcache.passes.quiet import quiet
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import find_device
-from regcache.runtime.images import list_images
+from regcache.runtime.list_images import list_images
 from regcache.runtime.openvino_options import Hint, InferencePrecision, OpenVinoOptions
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.run_with import RuntimeName, RunWith

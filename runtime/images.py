@@ -2,12 +2,11 @@
 
 import os
 import stat
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +14,6 @@ from PIL import Image, UnidentifiedImageError
 
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import CropOffset, Preprocess
-from regcache.runtime.image_formats import (
-    describe_unread,
-    image_suffixes,
-    unread_suffix,
-)
 from regcache.runtime.open_image import open_image
 from regcache.runtime.pixel_modes import to_eight_bits, to_rgb
 
@@ -131,43 +125,6 @@ class ImageFolder:
                 yield path, image
 
 
-def list_images(folder: Path, warn: Callable[[str], None] | None = None) -> list[Path]:
-    """Every file below `folder` that is named like an image that can be read, sorted.
-
-    Links to folders are followed, each folder once; hidden files and folders are left out. Broken
-    links and the like are listed, so that the reader reports them.
-    `warn` is told, in one line, how many files are images of formats that are not read.
-    Raises InputError, naming the folder, when it is missing, not a folder, holds no image, or when
-    it or a folder inside cannot be read.
-    """
-    unread: Counter[str] = Counter()
-    images = _images_below(folder, unread)
-    _warn_of(unread, folder, warn)
-    return images
-
-
-def labelled_images(
-    folder: Path, warn: Callable[[str], None] | None = None
-) -> list[tuple[Path, str]]:
-    """The images of a folder of class folders, each with the name of its class folder.
-
-    Files beside the class folders are ignored; `warn` is as for `list_images`.
-    Raises InputError when there are fewer than two class folders, or one holds no image or cannot
-    be read.
-    """
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    except OSError as error:
-        _refuse_folder(error)
-    classes = [name for name in names if not name.startswith(".")]
-    if len(classes) < 2:
-        raise InputError(f"image folder {folder}: needs a folder for each of two or more classes")
-    unread: Counter[str] = Counter()
-    found = [(path, name) for name in classes for path in _images_below(folder / name, unread)]
-    _warn_of(unread, folder, warn)
-    return found
-
-
 def evenly(items: Sequence[T], count: int) -> list[T]:
     """`count` items from all over the sequence, in its order; all where there are no more."""
     count = min(count, len(items))
@@ -267,38 +224,3 @@ def _reason(error: Exception) -> str:
         return error.strerror
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _images_below(folder: Path, unread: Counter[str]) -> list[Path]:
-    """The images of `list_images`; what is not read is added to `unread`, by suffix."""
-    suffixes = image_suffixes()
-    images: list[Path] = []
-    others: Counter[str] = Counter()
-    seen = {os.path.realpath(folder)}
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
-        unseen = []
-        for name in sorted(folders):
-            real = os.path.realpath(os.path.join(parent, name))
-            if not name.startswith(".") and real not in seen:
-                seen.add(real)
-                unseen.append(name)
-        folders[:] = unseen
-        shown = [name for name in names if not name.startswith(".")]
-        images += (Path(parent, name) for name in shown if name.lower().endswith(suffixes))
-        others.update(suffix for name in shown if (suffix := unread_suffix(name)))
-    if not images:
-        reason = f"no image in it ({' '.join(suffixes)})"
-        if others:
-            reason += f"; {describe_unread(others)}"
-        raise InputError(f"image folder {folder}: {reason}")
-    unread.update(others)
-    return sorted(images)
-
-
-def _warn_of(unread: Counter[str], folder: Path, warn: Callable[[str], None] | None) -> None:
-    if unread and warn is not None:
-        warn(f"image folder {folder}: {describe_unread(unread)}")
-
-
-def _refuse_folder(error: OSError) -> NoReturn:
-    raise InputError(f"image folder {error.filename}: {error.strerror}") from error

@@ -67,7 +67,7 @@ class Around(nn.Module):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photos(tmp_path_factory.mktemp("images") / "photos", 8, seed=1)
+    return photos(tmp_path_factory.mktemp("images") / "photos", 16, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_a_module_is_left_as_it_was(compiled: Artifact, module: nn.Module) -> No
 def test_a_modules_parity_is_with_its_export(compiled: Artifact, images: Path) -> None:
     with pytest.warns(UserWarning, match=r"comparing with float.onnx, not PyTorch: torch\.nn\.Mod"):
         result = assert_type(regcache.parity(compiled, images), regcache.ParityResult)
-    assert (result.reference, result.n_images, result.passed) == ("float-onnx", 8, True)
+    assert (result.reference, result.n_images, result.passed) == ("float-onnx", 16, True)
     assert 0.999 < result.cosine_min < 1
     strict = {"cosine_mean": 0.9999999}
     folder = str(compiled.folder)
@@ -193,7 +193,7 @@ def test_inspects_a_module(images: Path) -> None:
         )
     assert_type(found, regcache.Inspection)
     assert [output.name for output in found.outputs] == ["pooled", "tokens"]
-    assert (found.embedding, found.n_images, len(found.blocks)) == ("pooled", 8, 2)
+    assert (found.embedding, found.n_images, len(found.blocks)) == ("pooled", 16, 2)
     stream = found.blocks[1].stream
     assert stream is not None
     assert stream.linf.maximum > 0

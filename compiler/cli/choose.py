@@ -12,6 +12,7 @@ from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.artifact.signature import check_signing_key, sign
 from regcache.compiler.cli.cpu_ways import Accuracy, Choice, Way, choose, relative_error
 from regcache.compiler.cli.measure_ways import deploy, measure_ways, ways_here
+from regcache.compiler.job.calibration_images import calibration_images
 from regcache.compiler.job.options import CompileOptions, Effort, RegisterChoice
 from regcache.compiler.job.targets import Precision, TargetName
 from regcache.compiler.pipeline import compile_encoder
@@ -19,7 +20,7 @@ from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import staged_folder
 from regcache.passes.errors import InputError
 from regcache.passes.temporary import temporary_folder
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder
 from regcache.runtime.openvino_options import check_openvino
 
 
@@ -67,7 +68,8 @@ def compile_for_cpu(
         }
         deployed = deploy(ways, artifacts, options.threads)
         recipe = next(iter(artifacts.values())).recipe
-        images = ImageFolder(list_images(Path(options.images)), recipe, options.batch_size)
+        paths = calibration_images(options)
+        images = ImageFolder(paths, recipe, options.batch_size)
         records = measure_ways(deployed, deployed[ways[0]], recipe, images, reporter)
         choice = choose(records, accuracy)
         chosen = Way(choice.target, choice.precision)

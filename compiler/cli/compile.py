@@ -59,10 +59,18 @@ def compile_command(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of images to calibrate on; bf16 and fp16 need none.",
+            metavar="IMAGES",
+            help="Images to calibrate on: a folder, a list (.txt), a 'pattern'; bf16 and fp16 need "
+            "none.",
             rich_help_panel=INPUT,
         ),
     ] = None,
+    max_images: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Of more images, so many are drawn by --seed.", rich_help_panel=INPUT
+        ),
+    ] = 512,
     target: Annotated[
         TargetChoice,
         typer.Option(
@@ -194,6 +202,7 @@ def compile_command(
     options = CompileOptions(
         source=source,
         images="" if images is None else str(images),
+        max_images=max_images,
         target=target_of(
             target, precision, min_cosine=min_cosine, max_error=max_error, for_=other_cpu
         ),

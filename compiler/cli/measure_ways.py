@@ -14,7 +14,8 @@ from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.passes.model_files import model_files
 from regcache.passes.preprocess import Preprocess
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.list_images import list_images
 from regcache.runtime.openvino_options import InferencePrecision, computes_bf16, has_openvino
 from regcache.runtime.parity import ParityMeter, ParityResult
 from regcache.runtime.run_with import RuntimeName

@@ -24,7 +24,12 @@ SourceArgument = Annotated[
     ),
 ]
 ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A compiled folder.")]
-ImagesOption = Annotated[Path, typer.Option("--images", help="A folder of images.")]
+ImagesOption = Annotated[
+    Path,
+    typer.Option(
+        "--images", metavar="IMAGES", help="Images: a folder, a list (.txt), a 'pattern'."
+    ),
+]
 ResolutionOption = Annotated[
     int | None,
     typer.Option(min=1, help="Side of the square input in pixels.", rich_help_panel=INPUT),

@@ -20,7 +20,8 @@ from regcache.compiler.staging import unnamed
 from regcache.passes.encoder import Block, EncoderView, Site, by_tensor
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import Device, find_device
-from regcache.runtime.images import ImageFolder, Skipped, list_images
+from regcache.runtime.images import ImageFolder, Skipped
+from regcache.runtime.list_images import list_images
 
 _INSPECT = "inspecting"
 

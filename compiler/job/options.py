@@ -90,7 +90,11 @@ class CompileOptions(Record):
     source_file: SkipJsonSchema[Path | None] = Field(default=None, exclude=True, repr=False)
     """An ONNX file that holds a source given as an object in memory; in no manifest."""
     images: str
-    """Folder of the images to calibrate on; empty for none, where nothing is quantized."""
+    """The images to calibrate on: a folder, an image, a list of them, or a pattern; empty for none,
+    where nothing is quantized.
+    """
+    max_images: int = 512
+    """How many of them are looked at, at most; of more, so many are drawn by `seed`."""
     target: TargetName = TargetName.ORT_CPU
     """What will run the artifact."""
     resolution: int | None = None
@@ -141,6 +145,14 @@ class CompileOptions(Record):
     """Whether the rest computes in FP16; None for the target's default."""
     attention: AttentionChoice | None = None
     """Number format of attention's own two products; None for the target's default."""
+
+    @field_validator("max_images")
+    @classmethod
+    def _one_or_more(cls, count: int) -> int:
+        """The number. Raises InputError for one that leaves no image."""
+        if count < 1:
+            raise InputError(f"max_images: a whole number from 1 is wanted, not {count}")
+        return count
 
     @field_validator("device")
     @classmethod

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
-from regcache.runtime.images import ImageFolder, labelled_images
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.list_images import labelled_images
 from regcache.runtime.parity import OUTPUT_NAMES, ParityMeter, knn_top1, why_no_cosine
 
 GALLERY, QUERY = "gallery", "query"

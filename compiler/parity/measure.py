@@ -13,7 +13,8 @@ from regcache.compiler.reporter import Reporter, Step
 from regcache.export.extras import quiet
 from regcache.passes.errors import InputError
 from regcache.runtime.device import CPU, find_device
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.list_images import list_images
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.pixel_parity import PixelParity, compare_pixels
 from regcache.runtime.run_with import RuntimeName, RunWith

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from regcache.compiler.calibration.stored_rows import stored_bytes, stores_rows
 from regcache.compiler.job.breadth import Breadth
+from regcache.compiler.job.calibration_images import calibration_images
 from regcache.compiler.job.context import choose_target
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.record import Record
@@ -19,7 +20,6 @@ from regcache.compiler.staging import unnamed
 from regcache.passes.errors import InputError
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import find_device
-from regcache.runtime.images import list_images
 from regcache.runtime.session import LARGE
 
 # Steps that decode every calibration image.
@@ -84,7 +84,7 @@ def forecast(options: CompileOptions, output: Path, reporter: Reporter) -> Forec
     device = find_device(options.device, algebra=True)
     if not options.images:
         raise InputError("--dry-run measures with photographs: name a folder with --images")
-    paths = list_images(Path(options.images), reporter.warn)
+    paths = calibration_images(options, reporter.warn)
     with (
         reporter.command(EXPORTING, Step(TIMING, seconds=1)),
         temporary_folder() as scratch,

@@ -34,7 +34,8 @@ from regcache.passes.onnx_file import save_graph
 from regcache.passes.preprocess import Preprocess
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import computing_on, find_device
-from regcache.runtime.images import ImageFolder, evenly, list_images
+from regcache.runtime.images import ImageFolder, evenly
+from regcache.runtime.list_images import list_images
 from regcache.runtime.session import OrtSession
 from regcache.runtime.similarity import row_cosines
 

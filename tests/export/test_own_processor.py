@@ -14,7 +14,8 @@ from support import zoo_models
 from regcache.export.reference import Source
 from regcache.export.source import open_source
 from regcache.passes.preprocess import Preprocess
-from regcache.runtime.images import list_images, preprocess_image
+from regcache.runtime.images import preprocess_image
+from regcache.runtime.list_images import list_images
 from regcache.runtime.pixel_parity import compare_pixels
 
 SOURCES = {

@@ -19,7 +19,8 @@ from regcache.runtime.image_formats import (
     readable_formats,
     unread_suffix,
 )
-from regcache.runtime.images import labelled_images, list_images, read_image
+from regcache.runtime.images import read_image
+from regcache.runtime.list_images import labelled_images, list_images
 
 RECIPE = Preprocess(4, 4, "squash", (4, 4), "nearest", (0, 0, 0), (1, 1, 1), 1)
 

@@ -1,4 +1,4 @@
-"""The reader equals torchvision on PIL images, streams, and lists folders completely."""
+"""The reader equals torchvision on PIL images, and streams."""
 
 import io
 import tracemalloc
@@ -14,14 +14,7 @@ from PIL import Image
 
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Interpolation, Preprocess, ResizeMode
-from regcache.runtime.images import (
-    ImageFolder,
-    labelled_images,
-    list_images,
-    preprocess_image,
-    read_image,
-    resized_size,
-)
+from regcache.runtime.images import ImageFolder, preprocess_image, read_image, resized_size
 
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"]
 
@@ -213,55 +206,3 @@ def test_a_folder_needs_images_and_a_batch_size() -> None:
         ImageFolder([], recipe(), 2)
     with pytest.raises(InputError, match="batch size"):
         ImageFolder([Path("a.jpg")], recipe(), 0)
-
-
-def test_lists_recursively_sorted_and_without_hidden_files(tmp_path: Path) -> None:
-    names = ["b/x.JPG", "a.png", "b/a/deep.TiFf", "c.webp", "b.d/y.jpeg"]
-    others = [".hidden.jpg", ".cache/x.jpg", "notes.txt", "jpg", "x.jpg.part"]
-    for name in names + others:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.jpg").mkdir()
-    assert list_images(tmp_path) == sorted(tmp_path / name for name in names)
-
-
-def test_lists_linked_folders_once_and_survives_a_loop(tmp_path: Path) -> None:
-    write_images(tmp_path / "real", 1)
-    (tmp_path / "top").mkdir()
-    (tmp_path / "top/link").symlink_to(tmp_path / "real")
-    (tmp_path / "real/loop").symlink_to(tmp_path / "top")
-    assert list_images(tmp_path / "top") == [tmp_path / "top/link/000.png"]
-
-
-def test_unusable_folders_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file.jpg").touch()
-    (tmp_path / "empty").mkdir()
-    for name, reason in [
-        ("missing", "No such file"),
-        ("file.jpg", "Not a directory"),
-        ("empty", "no image"),
-    ]:
-        with pytest.raises(InputError, match=f"{tmp_path / name}: {reason}"):
-            list_images(tmp_path / name)
-
-    def refuse(folder: str) -> None:
-        raise PermissionError(13, "Permission denied", str(folder))
-
-    monkeypatch.setattr("os.scandir", refuse)
-    with pytest.raises(InputError, match=f"{tmp_path}: Permission denied"):
-        list_images(tmp_path)
-    with pytest.raises(InputError, match=f"{tmp_path}: Permission denied"):
-        labelled_images(tmp_path)
-
-
-def test_labels_are_the_class_folders(tmp_path: Path) -> None:
-    cats, dogs = write_images(tmp_path / "cat", 2), write_images(tmp_path / "dog/young", 1)
-    (tmp_path / ".git").mkdir()
-    (tmp_path / "stray.jpg").touch()
-    expected = [(cats[0], "cat"), (cats[1], "cat"), (dogs[0], "dog")]
-    assert labelled_images(tmp_path) == expected
-    with pytest.raises(InputError, match="two or more classes"):
-        labelled_images(tmp_path / "dog")
-    (tmp_path / "eel").mkdir()
-    with pytest.raises(InputError, match="eel: no image"):
-        labelled_images(tmp_path)

@@ -11,7 +11,8 @@ from PIL import Image
 from support.tiny_source import RECIPE, photos
 
 from regcache.passes.preprocess import Preprocess
-from regcache.runtime.images import list_images, preprocess_image
+from regcache.runtime.images import preprocess_image
+from regcache.runtime.list_images import list_images
 from regcache.runtime.pixel_parity import COMPARED, PixelParity, Processor, compare_pixels
 
 ON_WHITE = replace(RECIPE, background=(255, 255, 255))

@@ -33,7 +33,8 @@ def test_inspect_prints_blocks_and_outliers(
 
 def _check_inspection(report: dict[str, object], encoder: Path, calibration: Path) -> None:
     """The numbers against numpy over the activations of all images at once."""
-    from regcache.runtime.images import ImageFolder, list_images
+    from regcache.runtime.images import ImageFolder
+    from regcache.runtime.list_images import list_images
 
     (batch,) = ImageFolder(list_images(calibration), RECIPE, batch_size=99)
     model = onnx.load(encoder)

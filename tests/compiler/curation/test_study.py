@@ -6,7 +6,8 @@ import numpy as np
 from support.tiny_source import RECIPE, photos
 
 from regcache.compiler.curation.study import ReferenceImages
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.list_images import list_images
 
 
 def test_at_most_so_many_images_are_dealt(tmp_path: Path) -> None:

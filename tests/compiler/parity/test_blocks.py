@@ -19,7 +19,8 @@ from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import load_model, save_graph
 from regcache.passes.splice_register_tokens import SpliceRegisterTokens
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.list_images import list_images
 from regcache.runtime.session import OrtSession
 from regcache.runtime.tensor_parity import TensorParity, first_jump
 

@@ -14,7 +14,7 @@ from regcache.compiler.plan.measure import TIMING, look
 from regcache.compiler.plan.memory import child_peak, resident
 from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import sidecar
-from regcache.runtime.images import list_images
+from regcache.runtime.list_images import list_images
 
 
 def test_a_look_measures_the_encoder(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ from regcache.passes.marks import rotates
 from regcache.passes.onnx_file import load_model
 from regcache.passes.rotate_hidden import rotated_channels
 from regcache.passes.rotate_stream import rotated_stream
-from regcache.runtime.images import ImageFolder, list_images
+from regcache.runtime.images import ImageFolder
+from regcache.runtime.list_images import list_images
 
 DEPTH = 3
 SHARE = 0.6

@@ -90,8 +90,9 @@ def compile(  # noqa: A001 - users call it regcache.compile
     `source`: what the command line takes ("encoder.onnx", "hf:ID_OR_DIR", "timm:NAME"...); a
     torch.nn.Module with an `example` of its input, traced in this process in eval mode and left as
     it was; or an onnx.ModelProto.
-    `images`: a folder with photographs of the kind that the encoder will see; 50 are enough. None
-    will do where nothing is quantized: precision="bf16" for OpenVINO, "fp16" for TensorRT.
+    `images`: photographs of the kind that the encoder will see, 50 are enough: a folder, a text
+    file with a path a line, or a pattern such as "shards/**/*.jpg". None will do where nothing is
+    quantized: precision="bf16" for OpenVINO, "fp16" for TensorRT.
     `output`: the folder to write; an artifact that is there is replaced, anything else is not.
     `force`: replace an artifact though other files lie in its folder; they go to `OUTPUT.kept`.
     `example`: of a module alone: a batch [B, 3, height, width] or [B, height, width, 3] of floats,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,11 +140,25 @@ def read_image(path: Path, recipe: Preprocess) -> NDArray[Any]:
     OversizedImageError, before decoding, for one over the pixel limit.
     """
     try:
-        return preprocess_image(_decode(path, recipe), recipe)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise UnreadableImageError(path, "not a regular file")
+        if status.st_size == 0:
+            raise UnreadableImageError(path, "empty file")
+        with path.open("rb") as file:
+            return read_stream(file, path, recipe)
+    except OSError as error:
+        raise UnreadableImageError(path, _reason(error)) from error
+
+
+def read_stream(file: BinaryIO, name: Path, recipe: Preprocess) -> NDArray[Any]:
+    """The same of an opened file, or bytes in memory; `name` is what errors call it."""
+    try:
+        return preprocess_image(_decode_stream(file, name, recipe), recipe)
     except InputError:
         raise
     except Exception as error:  # Pillow's readers let any type escape on broken bytes
-        raise UnreadableImageError(path, _reason(error)) from error
+        raise UnreadableImageError(name, _reason(error)) from error
 
 
 def preprocess_image(image: Image.Image, recipe: Preprocess) -> NDArray[Any]:
@@ -185,14 +199,9 @@ def _crop_start(size: int, crop: int, offset: CropOffset) -> int:
     return round((size - crop) / 2) if offset == "round" else (size - crop) // 2
 
 
-def _decode(path: Path, recipe: Preprocess) -> Image.Image:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise UnreadableImageError(path, "not a regular file")
-    if status.st_size == 0:
-        raise UnreadableImageError(path, "empty file")
-    with path.open("rb") as file, open_image(file, os.fspath(path)) as image:
-        check_pixels(path, image.size, recipe)
+def _decode_stream(file: BinaryIO, name: Path, recipe: Preprocess) -> Image.Image:
+    with open_image(file, os.fspath(name)) as image:
+        check_pixels(name, image.size, recipe)
         image.load()
         if recipe.rgb_last:
             return to_eight_bits(image).copy()

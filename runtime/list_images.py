@@ -33,13 +33,10 @@ def list_images(images: Path, warn: Callable[[str], None] | None = None) -> list
     not read. Raises InputError, naming it, when it is missing, means no image, or cannot be read.
     """
     if images.is_file():
-        suffix = images.suffix.lower()
-        return _listed(images) if suffix in _LISTS else [images]
+        return _listed(images) if _is_list(images) else [images]
     unread: Counter[str] = Counter()
-    if glob.has_magic(str(images)) and not images.exists():
-        found = _matching(images, unread)
-    else:
-        found = _images_below(images, unread)
+    find = _matching if _is_pattern(images) else _images_below
+    found = find(images, unread)
     _warn_of(unread, images, warn)
     return found
 
@@ -64,6 +61,19 @@ def labelled_images(
     found = [(path, name) for name in classes for path in _images_below(folder / name, unread)]
     _warn_of(unread, folder, warn)
     return found
+
+
+def means_several(images: Path) -> bool:
+    """Whether a path is not that of one image: a folder, a list or a pattern."""
+    return images.is_dir() or _is_list(images) or _is_pattern(images)
+
+
+def _is_list(images: Path) -> bool:
+    return images.suffix.lower() in _LISTS
+
+
+def _is_pattern(images: Path) -> bool:
+    return glob.has_magic(str(images)) and not images.exists()
 
 
 def _listed(file: Path) -> list[Path]:

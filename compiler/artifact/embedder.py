@@ -1,12 +1,13 @@
 """Images in, embeddings out: an artifact and its preprocessing behind one method."""
 
+import io
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, BinaryIO, Literal, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +24,24 @@ from regcache.runtime.images import (
     check_pixels,
     preprocess_image,
     read_image,
+    read_stream,
 )
+from regcache.runtime.list_images import list_images, means_several
 from regcache.runtime.run_with import RunWith, Session
 
-ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
-"""A file, a Pillow image of any mode, or RGB pixels, uint8 [height, width, 3]."""
+ImageInput: TypeAlias = (
+    str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8 | np.floating]
+)
+"""A file's name, its bytes, or the file opened to read bytes; a Pillow image of any mode; or RGB
+pixels [height, width, 3] or [3, height, width], uint8, or floats from 0 to 1.
+"""
 
 OnError = Literal["raise", "nan"]
 """What becomes of an image that cannot be read: an error that names it, or a row of NaN."""
 
 # How often an artifact is opened that others keep replacing.
 _TRIES = 20
-_ONE_IMAGE = (str, os.PathLike, Image.Image)
+_ONE_IMAGE = (str, os.PathLike, Image.Image, bytes, bytearray)
 
 
 class Embedder:
@@ -103,7 +110,8 @@ class Embedder:
     ) -> NDArray[np.float32]:
         """The pooled embeddings, float32 [N, dim], in the order of `images`.
 
-        `images`: one, or any iterable of them; it is read one batch at a time.
+        `images`: one, or any iterable of them, which is read one batch at a time; or the name of a
+        folder, of a list (`.txt`, a path a line) or a pattern, whose images come sorted or listed.
         `batch_size`: images per run, where the graph does not fix it.
         Raises InputError, naming the image, when one cannot be read or has too many pixels and
         `on_error` is "raise".
@@ -191,25 +199,25 @@ class Embedder:
 
 
 def _as_iterable(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
-    if isinstance(images, _ONE_IMAGE) or (isinstance(images, np.ndarray) and images.ndim == 3):
-        return [images]
-    return images
+    if isinstance(images, (str, os.PathLike)) and means_several(Path(images)):
+        return list_images(Path(images))
+    one = isinstance(images, _ONE_IMAGE) or hasattr(images, "read")
+    if one or (isinstance(images, np.ndarray) and images.ndim == 3):
+        return [images]  # type: ignore[list-item]
+    return images  # type: ignore[return-value]
 
 
-def _preprocess(
-    image: Image.Image | NDArray[np.uint8], index: int, recipe: Preprocess
-) -> NDArray[Any]:
+def _preprocess(image: object, index: int, recipe: Preprocess) -> NDArray[Any]:
     name = Path(f"image {index}")
+    if isinstance(image, (bytes, bytearray)):
+        return read_stream(io.BytesIO(image), name, recipe)
+    if hasattr(image, "read"):
+        return read_stream(_seekable(image, name), name, recipe)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise InputError(
-                f"{name}: pixels must be uint8 [height, width, 3], not {image.dtype} "
-                f"{list(image.shape)}"
-            )
-        image = Image.fromarray(image)
+        image = Image.fromarray(_pixels(image, name))
     elif not isinstance(image, Image.Image):
         raise InputError(
-            f"{name}: a {type(image).__name__} is no path, Pillow image or uint8 array"
+            f"{name}: a {type(image).__name__} is no path, file, Pillow image or array of pixels"
         )
     try:
         check_pixels(name, image.size, recipe)
@@ -219,3 +227,27 @@ def _preprocess(
         raise
     except Exception as error:  # Pillow's readers let any type escape on broken bytes
         raise UnreadableImageError(name, first_line(error)) from error
+
+
+def _seekable(file: Any, name: Path) -> BinaryIO:
+    """The bytes of an opened file from where it stands, as Pillow needs to go back in them."""
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise InputError(f"{name}: a file has to be opened to read bytes")
+    return io.BytesIO(content)
+
+
+def _pixels(array: NDArray[Any], name: Path) -> NDArray[np.uint8]:
+    """RGB pixels, uint8 [height, width, 3], of an array in either layout."""
+    shape = list(array.shape)
+    wanted = "pixels must be [height, width, 3] or [3, height, width], uint8 or floats from 0 to 1"
+    if array.ndim != 3 or not array.size or 3 not in (shape[0], shape[2]):
+        raise InputError(f"{name}: {wanted}, not {array.dtype} {shape}")
+    last = array if shape[2] == 3 else array.transpose(1, 2, 0)
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(last)
+    if array.dtype.kind != "f":
+        raise InputError(f"{name}: {wanted}, not {array.dtype} {shape}")
+    if not (array.min() >= 0 and array.max() <= 1):  # NaN is neither
+        raise InputError(f"{name}: {wanted}, not floats from {array.min():g} to {array.max():g}")
+    return np.asarray(np.rint(last * 255), np.uint8)

@@ -1,7 +1,8 @@
 """`regcache.load(ARTIFACT).embed(IMAGES)`: order, forms of images, batches and what is refused."""
 
+import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -142,11 +143,70 @@ def test_an_oversized_image_does_not_end_its_batch(
             embedder.embed([image])
 
 
+def in_unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return pixels.astype(np.float32) / np.float32(255)
+
+
 @pytest.mark.parametrize(
-    "image", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 1), np.uint8), np.zeros(3, np.uint8)]
+    "as_given",
+    [
+        lambda path: path.read_bytes(),
+        lambda path: bytearray(path.read_bytes()),
+        lambda path: path.open("rb"),
+        lambda path: io.BytesIO(path.read_bytes()),
+        lambda path: np.asarray(Image.open(path)).transpose(2, 0, 1),
+        lambda path: in_unit(np.asarray(Image.open(path))),
+        lambda path: in_unit(np.asarray(Image.open(path))).transpose(2, 0, 1).astype(np.float64),
+    ],
 )
-def test_other_arrays_are_refused(embedder: regcache.Embedder, image: NDArray[np.uint8]) -> None:
-    with pytest.raises(InputError, match=r"image 0: pixels must be uint8 \[height, width, 3\]"):
+def test_every_form_of_an_image_is_the_file(
+    embedder: regcache.Embedder,
+    paths: list[Path],
+    expected: NDArray[np.float32],
+    as_given: Callable[[Path], ImageInput],
+) -> None:
+    found = embedder.embed(as_given(path) for path in paths[:2])
+    np.testing.assert_allclose(found, expected[:2], rtol=1e-4, atol=1e-5)
+    alone = embedder.embed(as_given(paths[0]))
+    np.testing.assert_allclose(alone, expected[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_a_pattern_and_a_list_are_their_images(
+    embedder: regcache.Embedder, paths: list[Path], expected: NDArray[np.float32], tmp_path: Path
+) -> None:
+    folder, listed = paths[0].parent, tmp_path / "some.txt"
+    listed.write_text("\n".join(map(str, paths)))
+    for given, wanted in (
+        (folder, expected[::-1]),
+        (f"{folder}/*.png", expected[::-1]),
+        (listed, expected),
+    ):
+        np.testing.assert_allclose(embedder.embed(given), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_broken_bytes_are_named_by_their_number(
+    embedder: regcache.Embedder, paths: list[Path]
+) -> None:
+    content = paths[0].read_bytes()
+    for broken in (content[:40], b"", io.BytesIO(b"no image")):
+        with pytest.raises(InputError, match=r"^image 1: "):
+            embedder.embed([content, broken])
+    with pytest.raises(InputError, match="image 0: a file has to be opened to read bytes"):
+        embedder.embed([io.StringIO("text")])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.full((4, 4, 3), 1.5, np.float32),
+        np.full((4, 4, 3), np.nan, np.float32),
+        np.zeros((4, 4, 3), np.int32),
+        np.zeros((4, 4, 1), np.uint8),
+        np.zeros(3, np.uint8),
+    ],
+)
+def test_other_arrays_are_refused(embedder: regcache.Embedder, image: NDArray[Any]) -> None:
+    with pytest.raises(InputError, match=r"image 0: pixels must be \[height, width, 3\] or \[3"):
         embedder.embed([image])
 
 

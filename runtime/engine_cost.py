@@ -49,7 +49,9 @@ class PredictedTime(FiniteRecord):
     launches_ms: float
     """Milliseconds between the kernels."""
     ratio: float | None = None
-    """`total_ms` over that of the FP16 engine built alike; None where there is none."""
+    """`total_ms` over that of the float engine built alike, which is FP16 except where `bench` was
+    asked for another; None without one.
+    """
 
 
 def kernels_of(layers: Iterable[EngineLayer], batch: int) -> tuple[Kernel, ...]:
@@ -88,9 +90,9 @@ def predict(kernels: Sequence[Kernel], gpu: GpuRates, batch: int) -> PredictedTi
     )
 
 
-def beside(predicted: PredictedTime, half: PredictedTime) -> PredictedTime:
-    """A prediction with its ratio to that of the FP16 engine."""
-    return predicted.model_copy(update={"ratio": round(predicted.total_ms / half.total_ms, 4)})
+def beside(predicted: PredictedTime, original: PredictedTime) -> PredictedTime:
+    """A prediction with its ratio to that of the float engine."""
+    return predicted.model_copy(update={"ratio": round(predicted.total_ms / original.total_ms, 4)})
 
 
 def multiplies_on(kernels: Iterable[Kernel], gpu: GpuRates) -> bool:

@@ -70,13 +70,13 @@ def build_engine(
 
 
 @no_collection()
-def kernels_at(model: Path, compute_capability: str, batch: int) -> tuple[Kernel, ...]:
+def kernels_at(model: Path, compute_capabilities: Sequence[str], batch: int) -> tuple[Kernel, ...]:
     """The kernels of an ONNX file's engine with the batch fixed, as the builder lists them.
 
     Only then are all shapes in the list. The engine is thrown away. Raises as `build_engine`.
     """
     trt = _import_tensorrt()
-    targets = _compute_capabilities(trt, [compute_capability])
+    targets = _compute_capabilities(trt, compute_capabilities)
     built = _build(trt, model, targets, (batch, batch, batch), fixed=True)
     return kernels_of(parse_layers(built.log.layers), built.batch[1])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.bench.engines import engine_for, why_unsupported
+from regcache.compiler.bench.predicted import with_predictions
 from regcache.compiler.encoder.prepare import FLOAT, export_source
 from regcache.compiler.engines.signed_model import has_zero_points, write_signed
 from regcache.compiler.job.targets import PROFILES
@@ -82,7 +83,9 @@ def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
                 )
                 for model in (original, artifact.model)
             )
-            results.append(_bench_runner(plan, original_loading, quantized_loading, reporter))
+            measured = _bench_runner(plan, original_loading, quantized_loading, reporter)
+            models = original, artifact.model
+            results.append(with_predictions(measured, models, artifact, reporter))
     limit = plan.max_ratio
     return BenchResult(
         artifact=str(plan.artifact),

@@ -30,6 +30,7 @@ from regcache.passes.fuse_biases import FuseBiases
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.keep_bias_apart import KeepBiasApart
 from regcache.passes.keep_norm_apart import KeepNormApart
+from regcache.passes.merge_qkv import MergeQkv
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.passes.quantize_patches import QuantizePatches
 
@@ -108,6 +109,8 @@ def _rest(
         yield QuantizeAttention(
             attention_scales(view, images, threads=context.threads, device=context.device)
         )
+    if options.profile.merged:
+        yield MergeQkv()
     if options.in_half:
         known = equalized.activations.items()
         bounds = {

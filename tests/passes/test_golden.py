@@ -20,6 +20,7 @@ from regcache.passes.fuse_layer_norm import FuseLayerNorm
 from regcache.passes.fuse_rms_norm import FuseRmsNorm
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.lower_einsum import LowerEinsum
+from regcache.passes.merge_qkv import MergeQkv
 from regcache.passes.pack_weights import PackWeights
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.passes.quantize_float8 import QuantizeFloat8
@@ -45,6 +46,7 @@ SPELLING = {
     FuseRmsNorm: "rms norm",
     HalfPrecision: "plain",
     LowerEinsum: "einsum",
+    MergeQkv: "plain",
     PackWeights: "plain",
     QuantizeAttention: "plain",
     QuantizeFloat8: "plain",

@@ -46,6 +46,7 @@ from regcache.passes.keep_norm_apart import KeepNormApart
 from regcache.passes.keep_vision import KeepVision
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.lower_sequences import LowerSequences
+from regcache.passes.merge_qkv import MergeQkv
 from regcache.passes.merge_transposes import MergeTransposes
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import import_graph
@@ -186,6 +187,7 @@ CONTRACTS: dict[type, Contract] = {
     KeepVision: Contract(written, lambda _, graph: KeepVision(graph.inputs[0].name)),
     LowerEinsum: on(written, LowerEinsum),
     LowerSequences: on(written, LowerSequences),
+    MergeQkv: on(integers, MergeQkv),
     MergeTransposes: on(written, MergeTransposes),
     Observe: Contract(canonical, observe_sites),
     PackWeights: Contract(canonical, lambda _, graph: PackWeights(block_weights(graph))),

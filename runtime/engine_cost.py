@@ -130,5 +130,6 @@ def _operations(layer: EngineLayer) -> int:
         return 4 * query.size * keys
     if weight is None:
         return 2 * made.size * layer.inputs[0].shape[-1]
-    columns = weight.shape[0] if len(weight.shape) == 4 else weight.shape[-1]
-    return 2 * made.size * (weight.size // columns)
+    # Of a convolution [N, C, ...], else [K, N], or several of them in one product [3, K, N].
+    summed = math.prod(weight.shape[1:]) if len(weight.shape) == 4 else weight.shape[-2]
+    return 2 * made.size * summed

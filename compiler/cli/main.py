@@ -25,15 +25,19 @@ from regcache.compiler.cli.cpu import (
 from regcache.compiler.cli.cpu_ways import Accuracy
 from regcache.compiler.cli.ending import ended_cleanly
 from regcache.compiler.cli.options import (
+    AttentionOption,
     BatchOption,
     DeviceOption,
+    GpuOption,
     Int8ShareOption,
     JsonOption,
     OutOption,
     OutputOption,
+    PreferOption,
     PreprocessOption,
     ReplaceOption,
     ResolutionOption,
+    RotateOption,
     SchedulerOption,
     SearchBudgetOption,
     SignOption,
@@ -48,7 +52,6 @@ from regcache.compiler.encoder.prepare import export_source
 from regcache.compiler.inspection.inspect import inspect_encoder
 from regcache.compiler.inspection.tables import inspection_tables
 from regcache.compiler.job.options import (
-    AttentionChoice,
     Calibrator,
     CompileOptions,
     Effort,
@@ -168,14 +171,7 @@ def compile_command(
     equalize: Annotated[
         bool, typer.Option("--equalize/--no-equalize", help="Whether channels are equalized.")
     ] = True,
-    rotate: Annotated[
-        bool | None,
-        typer.Option(
-            "--rotate/--no-rotate",
-            help="Whether activations are rotated where --int8-share leaves room for it; by "
-            "default they are, but for --effort fast.",
-        ),
-    ] = None,
+    rotate: RotateOption = None,
     rounding: Annotated[
         Rounding, typer.Option(help="How weights become integers.")
     ] = Rounding.GPTQ,
@@ -184,13 +180,9 @@ def compile_command(
         bool | None,
         typer.Option("--half/--no-half", help="The rest in FP16; by default for TensorRT."),
     ] = None,
-    attention: Annotated[
-        AttentionChoice | None,
-        typer.Option(
-            help="Attention's own products: int8 both (TensorRT), scores q k^T alone (OpenVINO, "
-            "its default), float neither."
-        ),
-    ] = None,
+    attention: AttentionOption = None,
+    prefer: PreferOption = None,
+    gpu: GpuOption = None,
     accept_slower: Annotated[
         bool, typer.Option("--accept-slower", help="Ship it though it is slower than float here.")
     ] = False,
@@ -234,6 +226,8 @@ def compile_command(
         accept_slower=accept_slower,
         half=half,
         attention=attention,
+        prefer=prefer,
+        gpu=gpu,
         search_budget=None if search_budget is None else parse_duration(search_budget),
         scheduler=scheduler,
         effort=effort,

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from regcache.compiler.job.options import AttentionChoice, Preference
 from regcache.passes.errors import InputError
+from regcache.runtime.gpu_rates import GPUS
 from regcache.runtime.openvino_options import Hint, InferencePrecision
 from regcache.runtime.run_with import RuntimeName
 
@@ -72,6 +74,35 @@ Int8ShareOption = Annotated[
         min=0.0,
         max=1.0,
         help="Least share of the linears' work that stays int8; by default what suits the target.",
+    ),
+]
+AttentionOption = Annotated[
+    AttentionChoice | None,
+    typer.Option(
+        help="Attention's own products: int8 both (TensorRT), scores q k^T alone (OpenVINO, "
+        "its default), float neither."
+    ),
+]
+RotateOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--rotate/--no-rotate",
+        help="Whether activations are rotated where --int8-share leaves room for it; by "
+        "default they are, but for --effort fast.",
+    ),
+]
+PreferOption = Annotated[
+    Preference | None,
+    typer.Option(
+        help="TensorRT: fastest quantizes what is predicted to save time, FP16 where nothing does."
+    ),
+]
+GpuOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"TensorRT: time is predicted for this GPU ({', '.join(gpu.name for gpu in GPUS)}); "
+        "by default for those that the target is usually built for.",
     ),
 ]
 OutOption = Annotated[Path, typer.Option("-o", "--out", help="Where the result goes.")]

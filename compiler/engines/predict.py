@@ -9,11 +9,11 @@ from regcache.compiler.artifact.engine_record import EngineKind
 from regcache.compiler.encoder.prepare import FLOAT
 from regcache.compiler.engines.toolchain import BuildOptions
 from regcache.compiler.job.targets import Precision
+from regcache.compiler.quantization.unquantized import half_steps
 from regcache.compiler.reporter import Reporter
-from regcache.passes.base import run
+from regcache.passes.base import run_all
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
-from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.onnx_file import load_model, save_graph
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.engine_build import EngineBuild
@@ -66,7 +66,7 @@ def _half_kernels(
     if FLOAT not in artifact.manifest.files:
         reporter.step(f"no {FLOAT}: nothing to compare the prediction with")
         return None
-    with half_model(artifact.float_model) as path:
+    with half_model(artifact) as path:
         try:
             return kernels_at(path, capabilities, batch)
         except InputError as error:
@@ -75,9 +75,10 @@ def _half_kernels(
 
 
 @contextmanager
-def half_model(float_model: Path) -> Iterator[Path]:
-    """Yield a float ONNX file in FP16 as `--precision fp16` compiles it, as a temporary file."""
+def half_model(artifact: Artifact) -> Iterator[Path]:
+    """Yield the float model in FP16 as `--precision fp16` compiles it, as a temporary file."""
     with temporary_folder() as folder:
         path = folder / "half.onnx"
-        save_graph(run(HalfPrecision(), canonicalize(load_model(float_model))).graph, path)
+        graph = canonicalize(load_model(artifact.float_model))
+        save_graph(run_all(half_steps(artifact.manifest.options.profile), graph)[0], path)
         yield path

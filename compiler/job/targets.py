@@ -121,7 +121,8 @@ class TargetProfile:
     not where a CPU's kernels may saturate and the target's do not. `runner`: the name of the runner
     that times it. `scores`: whether attention's q k^T is int8 unless told, and `patches` whether
     the patch convolution is. `split`: whether packed projections become one for each of q, k and v,
-    and `merged` whether these are one again once they are quantized.
+    and `merged` whether these are one again once they are quantized, and lose their biases where
+    they stay float.
     """
 
     formats: Mapping[Precision, Target]

@@ -13,6 +13,7 @@ from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import run
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.equalize import Equalize
+from regcache.passes.fold_biases import FoldBiases
 from regcache.passes.fuse_attention import FuseAttention
 from regcache.passes.fuse_biases import FuseBiases
 from regcache.passes.fuse_gelu import FuseGelu
@@ -39,6 +40,7 @@ SPELLING = {
     BalanceScores: "plain",
     DeleteSinks: "plain",
     Equalize: "plain",
+    FoldBiases: "plain",
     FuseAttention: "plain",
     FuseBiases: "plain",
     FuseGelu: "erf reciprocal",

@@ -48,6 +48,13 @@ def test_a_product_multiplies_every_row_by_every_column() -> None:
     assert kernel.format == "INT8"
 
 
+def test_three_products_in_one_each_sum_over_their_own_rows() -> None:
+    rows = BATCH * TOKENS
+    weights, made = tensor("FP16", 3, WIDTH, 4), tensor("FP16", 3, rows, 4)
+    kernel = one(layer("gemm", [tensor("FP16", rows, WIDTH)], made, (weights,)))
+    assert kernel.operations == 3 * 2 * TOKENS * WIDTH * 4
+
+
 def test_a_convolution_sums_over_its_window() -> None:
     images, patches = tensor("FP16", BATCH, 4, 6, 6), tensor("FP16", BATCH, 8, 2, 2)
     kernel = one(layer("correlation", [images], patches, (tensor("FP16", 8, 4, 3, 3),)))

@@ -29,6 +29,7 @@ from regcache.passes.drop_masks import DropMasks
 from regcache.passes.drop_neutral import DropNeutral
 from regcache.passes.equalize import Equalize
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.fold_biases import FoldBiases
 from regcache.passes.fold_constants import FoldConstants
 from regcache.passes.fold_if import FoldIf
 from regcache.passes.fold_stream_rotation import FoldStreamRotation
@@ -170,6 +171,7 @@ CONTRACTS: dict[type, Contract] = {
         ),
     ),
     Equalize: Contract(canonical, lambda _, graph: Equalize(random_factors(graph)), adds=True),
+    FoldBiases: on(canonical, FoldBiases),
     FoldConstants: on(written, FoldConstants),
     FoldIf: on(written, FoldIf),
     FoldStreamRotation: on(turned, FoldStreamRotation),

@@ -1,7 +1,7 @@
 """The kernels that TensorRT-RTX makes of transformer blocks, told from shapes, without the library.
 
 What the builder of 1.7 does, as benchmarks/engine_forms.py lists it for compute capabilities 8.6,
-8.9 and 12.0: a product in FP16 takes bias, GELU and residual add with it; one in INT8 or FP8 stands
+8.9 and 12.0: a product in FP16 takes bias, GELU and residual add along; one in INT8 or FP8 stands
 alone, writes FP16, and the kernel behind it does the rest and rounds for the next product.
 """
 
@@ -12,6 +12,7 @@ from regcache.passes.quantize_attention import LONGEST
 from regcache.runtime.engine_cost import Kernel
 
 HALF = "FP16"
+_FUSED = frozenset({"gelu", "gelu_tanh", "relu"})  # into an FP16 product; none by sigmoid
 _BYTES = {HALF: 2, "INT8": 1, "FP8": 1}
 
 
@@ -21,7 +22,8 @@ class BlockShape:
 
     `width`: channels of the stream; `heads`: of queries, all heads together; `inner`: columns of
     fc1, gate and value together; `hidden`: rows of fc2. `biased`: whether q, k and v have biases
-    where they are float, which takes three kernels.
+    where they are float, which takes three kernels. `activation`: of the MLP, as the encoder view
+    names it.
     """
 
     tokens: int
@@ -31,11 +33,7 @@ class BlockShape:
     inner: int
     hidden: int
     biased: bool = False
-
-    @property
-    def gated(self) -> bool:
-        """Whether a gate multiplies what fc1 makes."""
-        return self.inner != self.hidden
+    activation: str = "gelu"
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,12 @@ def _mlp(shape: BlockShape, formats: BlockFormats) -> Iterator[Kernel]:
     tokens = shape.tokens
     yield _norm(shape, formats.fc1, formats.out)
     yield _product(tokens, shape.width, shape.inner, formats.fc1)
-    if shape.gated or {formats.fc1, formats.fc2} != {HALF}:
+    if {formats.fc1, formats.fc2} != {HALF}:
         yield Kernel(tokens * (2 * shape.inner + _BYTES[formats.fc2] * shape.hidden))
+    elif shape.activation not in _FUSED:
+        # x sigmoid(1.702 x): the product writes both factors.
+        read = 4 if shape.activation == "quick_gelu" else 2
+        yield Kernel(tokens * (read * shape.inner + 2 * shape.hidden))
     yield _product(tokens, shape.hidden, shape.width, formats.fc2, adds=True)
 
 

@@ -202,6 +202,7 @@ def _shape(view: EncoderView, block: Block, folds: bool) -> BlockShape:
         heads=attention.out.weight_shape[0],
         inner=sum(linear.weight_shape[1] for linear in mlp.fc1),
         hidden=hidden,
+        activation=mlp.activation,
         biased=not (folds and block.norm1.op == "LayerNormalization")
         and any(linear.bias_add is not None for linear in attention.projections),
     )

@@ -95,10 +95,24 @@ def test_attention_in_integers_ends_at_512_keys_and_is_all_or_nothing() -> None:
     assert not BlockFormats("FP8", "FP8", attention="FP8").fused_in_8_bits(5)
 
 
-def test_a_gate_keeps_the_activation_out_of_the_product() -> None:
-    front = Front(pixels=36, patches=4, window=27, width=32)
-    plain, gated = (
-        encoder_kernels(front, [BlockShape(5, 5, 32, 32, inner, 64)], [BlockFormats()])
-        for inner in (64, 128)
-    )
-    assert len(gated) == len(plain) + 1
+@needs_tensorrt
+@pytest.mark.parametrize(
+    "spec",
+    [
+        replace(SPEC, activation="gelu_tanh"),
+        replace(SPEC, activation="quick_gelu"),
+        replace(SPEC, activation="swiglu"),
+    ],
+    ids=lambda spec: str(spec.activation),
+)
+def test_what_float16_products_take_along(spec: Spec, tmp_path: Path) -> None:
+    """Not what a sigmoid makes."""
+    graph = canonical_graph(TinyVit(spec).model())
+    view, path = view_encoder(graph), tmp_path / "model.onnx"
+    save_graph(run_all([FoldBiases(), HalfPrecision()], graph)[0], path)
+    listed = kernels_at(path, ["8.9"], BATCH)
+    inner = sum(linear.weight_shape[1] for linear in view.blocks[0].mlp.fc1)
+    shape = replace(SHAPE, inner=inner, activation=view.blocks[0].mlp.activation)
+    told = encoder_kernels(FRONT, [shape] * DEPTH, [BlockFormats()] * DEPTH)
+    assert len(told) == pytest.approx(len(listed), abs=3)
+    assert moved_bytes(told, BATCH) == pytest.approx(moved_bytes(listed, BATCH), rel=0.06)

@@ -78,7 +78,7 @@ def test_an_engine_is_added_once(artifact: Path) -> None:
     predicted = [(time.gpu, time.batch) for time in record.predicted]
     assert predicted == [(gpu, batch) for gpu in gpus for batch in (1, 8)]
     for time in record.predicted:  # nothing but launches, of more kernels than in FP16
-        assert time.launches_ms > 0.9 * time.total_ms
+        assert time.launches_ms > 0.8 * time.total_ms
         assert time.ratio is not None
         assert time.ratio > 1
     assert manifest.files[FILE].sha256 == hashlib.sha256(after[FILE]).hexdigest()

@@ -54,7 +54,9 @@ def main(
             graph = canonicalize(load_model(folder / "float.onnx"))
             split, _ = run_all([SplitQkv()], graph)
             for row in _rows(graph, view_encoder(split), folder / "model.onnx", batch):
-                print(source, *(f"{key} {value}" for key, value in row.items()), sep=", ")
+                print(
+                    source, *(f"{key} {value}" for key, value in row.items()), sep=", ", flush=True
+                )
                 rows.append({"source": source} | row)
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=2))

@@ -42,6 +42,7 @@ from regcache.compiler.quantization.equalize import (
     equalize,
     without_shifts,
 )
+from regcache.compiler.quantization.fastest import gpus_for, predicted_half
 from regcache.compiler.quantization.finish import Quantized, quantize
 from regcache.compiler.quantization.int8_share import Placement, keep_float
 from regcache.compiler.quantization.rotation import rotate
@@ -79,7 +80,6 @@ def compile_encoder(
     """
     device = device or find_device(options.device, algebra=True)
     _check_possible(options)
-    target = choose_target(options)
     journal = _journal(output)
     if key is not None:
         check_signing_key(key)
@@ -92,6 +92,8 @@ def compile_encoder(
         ends.enter_context(reporter.command(*planned_steps(options, len(paths))))
         staging = ends.enter_context(staged_folder(output, force=force, tell=reporter.warn))
         prepared = prepare(options, staging, reporter, threads=options.threads)
+        options, unquantized = _settle(options, prepared)
+        target = choose_target(options)
         encoder = split_for_target(prepared, target)
         go_on_with(encoder.graph, prepared.graph, staging)
         _check_room(options, encoder, staging, len(paths))
@@ -99,13 +101,29 @@ def compile_encoder(
             paths, encoder.recipe, encoder.batch(options.batch_size), reporter.skipped
         )
         context = Context(options, target, images, staging, journal, reporter, device)
-        follow = _compile if options.precision.quantizes else _compile_float
-        manifest = follow(context, encoder, staging)
+        if unquantized is None:
+            manifest = _compile(context, encoder, staging)
+        else:
+            manifest = _compile_float(context, encoder, staging, unquantized)
         manifest.write(staging)
         if key is not None:
             sign(staging, key)
         say_slower(manifest.passes, reporter)
     return manifest
+
+
+def _settle(options: CompileOptions, encoder: FloatEncoder) -> tuple[CompileOptions, str | None]:
+    """The options, in FP16 where 8 bits would save no time; and why nothing is quantized, or None.
+
+    Raises InputError where time decides and cannot be predicted.
+    """
+    if not options.precision.quantizes:
+        return options, "nothing is quantized"
+    reason = predicted_half(options, encoder.view)
+    if reason is None:
+        return options, None
+    half = {"precision": Precision.FP16, "prefer": None, "gpu": None}
+    return options.model_copy(update=half), reason
 
 
 def _journal(output: Path) -> Path:
@@ -131,7 +149,7 @@ def _check_room(options: CompileOptions, encoder: FloatEncoder, folder: Path, im
 
 
 def _check_possible(options: CompileOptions) -> None:
-    """Raise InputError without images to calibrate on, or where bf16 cannot be looked at here.
+    """Raise InputError without images to calibrate on, for an unknown GPU, and without bf16 here.
 
     ONNX Runtime would compute the same file in FP32, which says nothing of bf16: MissingExtraError
     without OpenVINO.
@@ -139,6 +157,8 @@ def _check_possible(options: CompileOptions) -> None:
     if options.precision.quantizes and not options.images:
         named = options.precision.value
         raise InputError(f"{named} is calibrated on photographs: name a folder with --images")
+    if options.predicts_time:
+        gpus_for(options)
     if options.precision is Precision.BF16:
         check_openvino("--precision bf16")
         if not computes_bf16():
@@ -164,11 +184,11 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
     return _finish(context, encoder, made, skipped, folder)
 
 
-def _compile_float(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
+def _compile_float(context: Context, encoder: FloatEncoder, folder: Path, reason: str) -> Manifest:
     """The stages where nothing is quantized: no image is run but for the first look."""
     skipped = list[Skipped]()
     context = replace(context, images=context.images.telling(skipped.append))
-    curated = no_registers(encoder, "nothing is quantized")
+    curated = no_registers(encoder, reason)
     made = _Made(curated, *leave_unquantized(context, encoder))
     _save(made.quantized, curated, (encoder,), folder)
     return _finish(context, encoder, made, skipped, folder)

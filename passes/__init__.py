@@ -48,6 +48,8 @@ Quantize:
     RoundWeights           weights of few bits, everything computed in float
     CorrectBias            biases take back what quantization shifts on average
 Fit a runtime:
+    FoldBiases             q, k and v in float lose their biases to their weights
+    MergeQkv               quantized q, k and v become one linear that TensorRT leaves whole
     HalfPrecision          what is not quantized computes in FP16
     FuseAttention          attention in float becomes ONNX Runtime's MultiHeadAttention
     FuseBiases             quantized linears take their biases: MatMulIntegerToFloat

@@ -1,5 +1,6 @@
 """What a benchmark measured, as it is written to JSON: all numbers finite, or null."""
 
+from regcache.runtime.engine_cost import PredictedTime
 from regcache.runtime.finite_record import FiniteRecord
 from regcache.runtime.runners import RunnerName
 
@@ -49,6 +50,10 @@ class BatchResult(FiniteRecord):
     """The float model's runs."""
     quantized_model: Timing
     """The quantized model's runs."""
+    predicted_float: PredictedTime | None = None
+    """What was predicted for the float model, from peak rates; None where nothing was."""
+    predicted_quantized: PredictedTime | None = None
+    """What was predicted for the quantized model, its ratio to the float model's included."""
 
 
 class ColdStart(FiniteRecord):

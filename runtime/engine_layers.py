@@ -3,6 +3,7 @@
 TensorRT-RTX's builder writes the list into its verbose log; TensorRT's engine inspector prints it.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -32,25 +33,55 @@ _FUSED_ATTENTION = "_gemm_mha"
 
 
 @dataclass(frozen=True)
+class EngineTensor:
+    """A tensor of an engine: its number format, "FP32", "FP16", "INT8" and so on, and its shape.
+
+    A side that the batch decides is -1 where the network leaves the batch open.
+    """
+
+    format: str
+    shape: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds; 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class EngineLayer:
     """One kernel of an engine, as the builder lists it.
 
     `kind`: the builder's word, "gemm" (matrix product), "correlation" (convolution), "kgen"
     (generated kernel), "runtime_fusion" (matrix product with what follows it) and others.
-    `inputs`, `outputs`: the number formats of the tensors that it reads and writes, "FP32",
-    "FP16", "INT8" and so on, without constants. `nodes`: the names of the ONNX nodes it computes.
+    `inputs`, `outputs`: the tensors that it reads and writes; `constants`: what it reads besides,
+    which TensorRT does not list. `nodes`: the names of the ONNX nodes it computes.
     """
 
     name: str
     kind: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    inputs: tuple[EngineTensor, ...]
+    outputs: tuple[EngineTensor, ...]
     nodes: tuple[str, ...]
+    constants: tuple[EngineTensor, ...] = ()
+
+    @property
+    def weight(self) -> EngineTensor | None:
+        """What a product multiplies by, its largest constant; None where that is no matrix."""
+        largest = max(self.constants, key=lambda item: item.size, default=None)
+        matrix = largest is not None and sum(side > 1 for side in largest.shape) > 1
+        return largest if matrix and self.multiplies else None
 
     @property
     def precision(self) -> str:
-        """The widest number format that it reads: an INT8 matrix product reads nothing else."""
-        return next((name for name in _FORMATS.values() if name in self.inputs), "other")
+        """The widest number format that it reads: an INT8 matrix product multiplies nothing else.
+
+        A product counts its weight: one that reads INT8 and casts it to multiply is FP16.
+        """
+        read = {item.format for item in self.inputs}
+        if self.weight is not None:
+            read.add(self.weight.format)
+        return next((name for name in _FORMATS.values() if name in read), "other")
 
     @property
     def fused_attention(self) -> bool:
@@ -98,14 +129,22 @@ def _parse_layer(line: str) -> EngineLayer | None:
     return EngineLayer(
         name=match["name"],
         kind=match["kind"],
-        inputs=_formats(match["inputs"]),
-        outputs=_formats(match["outputs"]),
+        inputs=_tensors(match["inputs"]),
+        outputs=_tensors(match["outputs"]),
         nodes=tuple(re.findall(r"\[ONNX Layer: (.*?)\]", match["nodes"])),
+        constants=_tensors(match["constants"] or ""),
     )
 
 
-def _formats(tensors: str) -> tuple[str, ...]:
-    """Of "Datatype: Half" or "Format/Datatype: Row major linear FP16 format", FP16."""
-    found = re.findall(r"Datatype: ([^,}]*)", tensors)
-    known = [(_FORMAT.search(words), words) for words in found]
-    return tuple(_FORMATS[match[1]] if match else words.strip().upper() for match, words in known)
+def _tensors(listed: str) -> tuple[EngineTensor, ...]:
+    """Of "Dimensions: [1,3], Datatype: Half" or "Format/Datatype: ... FP16 format", FP16."""
+    found = []
+    for text in re.findall(r"\{(.*?)\}", listed):
+        words = re.search(r"Datatype: ([^,]*)", text)
+        if words is None:
+            continue
+        known = _FORMAT.search(words[1])
+        sides = re.search(r"Dimensions: \[([-\d,]*)\]", text)
+        shape = tuple(int(side) for side in sides[1].split(",") if side) if sides else ()
+        found.append(EngineTensor(_FORMATS[known[1]] if known else words[1].strip().upper(), shape))
+    return tuple(found)

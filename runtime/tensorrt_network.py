@@ -126,6 +126,13 @@ def input_shapes(
     return shapes, sizes
 
 
+def fix_batch(network: Any, shapes: dict[str, Shapes]) -> None:
+    """Give every input of a network its tuned shape for good."""
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        tensor.shape = shapes[tensor.name][1]
+
+
 def refused_by_builder(model: Path, log: Any, product: str) -> RefusedGraphError:
     """The error of a builder that returned no engine, with the reason that it logged."""
     reason = _tidy(log.errors[0]) if log.errors else "no engine, and no reason given"

@@ -8,15 +8,18 @@ There is no timing cache: TensorRT-RTX times nothing while it builds. An engine 
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.runtime.engine_build import EngineBuild
+from regcache.runtime.engine_cost import Kernel, kernels_of
 from regcache.runtime.engine_layers import parse_layers
 from regcache.runtime.tensorrt_network import (
     check_batch_sizes,
     collecting_logger,
+    fix_batch,
     input_shapes,
     no_collection,
     parse_network,
@@ -53,34 +56,29 @@ def build_engine(
     trt = _import_tensorrt()
     targets = _compute_capabilities(trt, compute_capabilities)
     sizes = check_batch_sizes(opt_batch, max_batch)
-    product = f"TensorRT-RTX {trt.__version__}"
     started = time.perf_counter()
-    log = collecting_logger(trt)
-    builder = trt.Builder(log)
-    network = parse_network(trt, builder, log, model, product)
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets.values()):
-        config.set_compute_capability(target, index)
-    # Without it the builder lists no layers; it adds nothing to the engine's size.
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    shapes, batch = input_shapes(network, sizes, model)
-    profile = builder.create_optimization_profile()
-    for name, limits in shapes.items():
-        profile.set_shape(name, *limits)
-    config.add_optimization_profile(profile)
-    serialized = builder.build_serialized_network(network, config)
-    if serialized is None:
-        raise refused_by_builder(model, log, product)
+    built = _build(trt, model, targets, sizes)
     return EngineBuild(
-        engine=bytes(serialized),
+        engine=built.engine,
         version=trt.__version__,
         compute_capabilities=tuple(targets),
-        batch=batch,
-        layers=parse_layers(log.layers),
-        warnings=tuple(log.warnings),
+        batch=built.batch,
+        layers=parse_layers(built.log.layers),
+        warnings=tuple(built.log.warnings),
         seconds=time.perf_counter() - started,
     )
+
+
+@no_collection()
+def kernels_at(model: Path, compute_capabilities: Sequence[str], batch: int) -> tuple[Kernel, ...]:
+    """The kernels of an ONNX file's engine with the batch fixed, as the builder lists them.
+
+    Only then are all shapes in the list. The engine is thrown away. Raises as `build_engine`.
+    """
+    trt = _import_tensorrt()
+    targets = _compute_capabilities(trt, compute_capabilities)
+    built = _build(trt, model, targets, (batch, batch, batch), fixed=True)
+    return kernels_of(parse_layers(built.log.layers), built.batch[1])
 
 
 @no_collection()
@@ -100,6 +98,40 @@ def float8_capabilities(names: Sequence[str]) -> tuple[str, ...]:
 def library_version() -> str:
     """The version of the installed TensorRT-RTX. Raises MissingExtraError where there is none."""
     return str(_import_tensorrt().__version__)
+
+
+@dataclass(frozen=True)
+class _Built:
+    engine: bytes
+    batch: tuple[int, int, int]
+    log: Any
+
+
+def _build(
+    trt: Any, model: Path, targets: dict[str, Any], sizes: tuple[int, int, int], fixed: bool = False
+) -> _Built:
+    """Build for some batch sizes; `fixed`: for the tuned one alone, written into the network."""
+    product = f"TensorRT-RTX {trt.__version__}"
+    log = collecting_logger(trt)
+    builder = trt.Builder(log)
+    network = parse_network(trt, builder, log, model, product)
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets.values()):
+        config.set_compute_capability(target, index)
+    # Without it the builder lists no layers; it adds nothing to the engine's size.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    shapes, batch = input_shapes(network, sizes, model)
+    if fixed:
+        fix_batch(network, shapes)
+    profile = builder.create_optimization_profile()
+    for name, limits in shapes.items():
+        profile.set_shape(name, *limits)
+    config.add_optimization_profile(profile)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise refused_by_builder(model, log, product)
+    return _Built(bytes(serialized), batch, log)
 
 
 def _number(name: str) -> tuple[int, ...]:

@@ -120,5 +120,6 @@ def _quantization(context: Context, compiled: Compiled) -> QuantizationRecord:
         int8_share=placement.share if target.activation_bits is not None else 0.0,
         left_float=list(placement.left_float),
         pareto=list(placement.pareto),
+        predicted=list(placement.predicted),
         sites=sites,
     )

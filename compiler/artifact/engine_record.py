@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Self
 
+from pydantic import Field
+
 from regcache.compiler.job.record import Record
 from regcache.runtime.engine_build import EngineBuild
+from regcache.runtime.engine_cost import PredictedTime
 from regcache.runtime.engine_layers import layers_by_precision, products_by_precision
 
 ENGINES = "engines"
@@ -57,6 +60,10 @@ class EngineRecord(Record):
     """Passes, and their versions, that brought `model` into what the library takes; None where it
     was built as it is.
     """
+    predicted: list[PredictedTime] = Field(default_factory=list)
+    """Its times on the GPUs that are known, predicted from peak rates and not measured; empty where
+    the library lists no shapes, or nobody asked.
+    """
 
     @classmethod
     def of(
@@ -67,6 +74,7 @@ class EngineRecord(Record):
         engine: EngineKind,
         inputs: str,
         rewrite: str | None = None,
+        predicted: Sequence[PredictedTime] = (),
     ) -> Self:
         """Describe a build; all its `seconds` are left out, for they differ from run to run."""
         return cls(
@@ -83,6 +91,7 @@ class EngineRecord(Record):
             warnings=list(built.warnings),
             inputs=inputs,
             rewrite=rewrite,
+            predicted=list(predicted),
         )
 
     def built_like(self, other: Self) -> bool:

@@ -16,6 +16,7 @@ from regcache.compiler.job.record import Record
 from regcache.compiler.quantization.int8_share import ParetoPoint
 from regcache.compiler.staging import MANIFEST
 from regcache.runtime.device import Device, device_name
+from regcache.runtime.engine_cost import PredictedTime
 from regcache.runtime.openvino_primitives import Primitives
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.run_with import RuntimeName
@@ -167,6 +168,10 @@ class QuantizationRecord(Record):
     """What other shares would cost; empty where the damage of the sites was not measured."""
     sites: list[SiteRecord]
     """Every quantized site, in the order of the graph."""
+    predicted: list[PredictedTime] = Field(default_factory=list)
+    """The times of its engine for TensorRT beside FP16's, predicted from shapes and peak rates and
+    not measured; empty for other targets, and where the graph leaves the number of tokens open.
+    """
 
 
 class CalibrationRecord(Record):

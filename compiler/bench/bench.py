@@ -7,14 +7,15 @@ from pathlib import Path
 
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.bench.engines import engine_for, why_unsupported
+from regcache.compiler.bench.predicted import with_predictions
 from regcache.compiler.encoder.prepare import FLOAT, export_source
 from regcache.compiler.engines.signed_model import has_zero_points, write_signed
 from regcache.compiler.job.targets import PROFILES
+from regcache.compiler.quantization.unquantized import half_steps
 from regcache.compiler.reporter import Reporter
-from regcache.passes.base import run
+from regcache.passes.base import run_all
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
-from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.onnx_file import load_model, save_graph
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.bench import time_runners
@@ -82,7 +83,9 @@ def bench_artifact(plan: BenchPlan, reporter: Reporter) -> BenchResult:
                 )
                 for model in (original, artifact.model)
             )
-            results.append(_bench_runner(plan, original_loading, quantized_loading, reporter))
+            measured = _bench_runner(plan, original_loading, quantized_loading, reporter)
+            models = original, artifact.model
+            results.append(with_predictions(measured, models, artifact, reporter))
     limit = plan.max_ratio
     return BenchResult(
         artifact=str(plan.artifact),
@@ -109,7 +112,8 @@ def _float_model(plan: BenchPlan, artifact: Artifact, reporter: Reporter) -> Ite
             reporter.step(f"exporting {plan.against}")
             export_source(plan.against, path, None, reporter)
         if plan.half_float:
-            graph = run(HalfPrecision(), canonicalize(load_model(path))).graph
+            steps = half_steps(artifact.manifest.options.profile)
+            graph, _ = run_all(steps, canonicalize(load_model(path)))
             path = folder / "half.onnx"
             save_graph(graph, path)
         yield path

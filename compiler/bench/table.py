@@ -21,29 +21,35 @@ def bench_tables(result: BenchResult) -> list[Table]:
     for runner in result.runners:
         starts.add_row(runner.runner.value, "float", *_start(runner.float_start))
         starts.add_row("", "quantized", *_start(runner.quantized_start))
-    return [*(_speed_table(runner) for runner in result.runners), starts]
+    return [*(speed_table(runner) for runner in result.runners), starts]
 
 
-def _speed_table(runner: RunnerResult) -> Table:
+def speed_table(runner: RunnerResult) -> Table:
     """One runner's table; columns that this runner does not measure are left out."""
     has_copies = runner.runner.on_gpu
     has_energy = runner.energy.unreadable is None
+    has_predictions = any(batch.predicted_quantized is not None for batch in runner.batches)
     optional = ["to GPU", "and back"] * has_copies + ["J/image"] * has_energy
-    ratios = ["ratio"] + ["compute"] * has_copies
+    optional += ["predicted ms"] * has_predictions
+    ratios = ["ratio"] + ["compute"] * has_copies + ["predicted"] * has_predictions
     count = runner.threads
     threads = "" if count is None else f", {count} thread{'s' if count > 1 else ''}"
     names = ("model", "p50 ms", "p90", "p99", "images/s", *optional, *ratios, "runs")
     table = _table("batch", *names, title=f"{runner.runner}{threads}")
     for batch in runner.batches:
         compute = _NONE if batch.compute_ratio is None else f"{batch.compute_ratio:.3f}"
-        tail = [f"{batch.ratio:.3f}", *[compute] * has_copies, str(batch.runs)]
+        told = batch.predicted_quantized
+        ratio = _NONE if told is None or told.ratio is None else f"{told.ratio:.3f}"
+        tail = [f"{batch.ratio:.3f}", *[compute] * has_copies, *[ratio] * has_predictions]
+        tail.append(str(batch.runs))
         blank = [""] * len(tail)
-        for model, timing, last in (
-            ("float", batch.float_model, blank),
-            ("quantized", batch.quantized_model, tail),
+        for model, timing, predicted, last in (
+            ("float", batch.float_model, batch.predicted_float, blank),
+            ("quantized", batch.quantized_model, batch.predicted_quantized, tail),
         ):
             cells = _times(timing)
             cells += _copies(timing) * has_copies + _joules(timing) * has_energy
+            cells += [_NONE if predicted is None else f"{predicted.total_ms:.2f}"] * has_predictions
             table.add_row(str(batch.batch), model, *cells, *last)
     return table
 

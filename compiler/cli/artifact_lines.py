@@ -34,6 +34,22 @@ def print_artifact(manifest: Manifest, output: Path) -> None:
     ]
     if manifest.speed is not None:
         lines.insert(2, describe_speed(manifest.speed.ratios))
+    slower = _slower(manifest)
+    if slower is not None:
+        lines.insert(2, slower)
     if manifest.primitives is not None:
         lines.insert(2, describe_primitives(manifest.primitives))
     print_lines(lines)
+
+
+def _slower(manifest: Manifest) -> str | None:
+    """Where a quantized model for TensorRT is predicted to be slower than FP16, and what is not."""
+    times = [time for time in manifest.quantization.predicted if (time.ratio or 0.0) > 1]
+    if not times:
+        return None
+    worst = max(times, key=lambda time: time.ratio or 0.0)
+    names = ", ".join(dict.fromkeys(time.gpu for time in times))
+    return (
+        f"predicted slower than FP16 on {names} ({worst.ratio:.2f} x on {worst.gpu} at batch "
+        f"{worst.batch}): compile with --prefer fastest, and --gpu for one GPU, or --precision fp16"
+    )

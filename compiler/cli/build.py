@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Column, Table
 
 from regcache.compiler.artifact.engine_record import EngineKind
 from regcache.compiler.cli.options import (
@@ -13,12 +14,13 @@ from regcache.compiler.cli.options import (
     VerifyOption,
     listed,
 )
-from regcache.compiler.cli.tables import print_lines
+from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.engines.build import BuildReport, EngineReport, build_engines
 from regcache.compiler.engines.toolchain import BuildOptions
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.staging import write_text
 from regcache.passes.errors import InputError
+from regcache.runtime.engine_cost import PredictedTime
 
 _EngineOption = Annotated[
     EngineKind, typer.Option(help="What builds: TensorRT-RTX needs no GPU, TensorRT does.")
@@ -36,6 +38,13 @@ _OptBatchOption = Annotated[int, typer.Option(min=1, help="Batch that its kernel
 _FloatOption = Annotated[
     bool, typer.Option("--float", help="Build float.onnx too, to compare with.")
 ]
+_PredictOption = Annotated[
+    bool,
+    typer.Option(
+        "--predict/--no-predict",
+        help="Predict its time beside FP16's, from peak rates; takes two more builds.",
+    ),
+]
 _ForceOption = Annotated[bool, typer.Option("--force", help="Build what is up to date as well.")]
 
 
@@ -46,6 +55,7 @@ def build_command(
     max_batch: _MaxBatchOption = 8,
     opt_batch: _OptBatchOption = 1,
     with_float: _FloatOption = False,
+    predict: _PredictOption = True,
     force: _ForceOption = False,
     sign: SignOption = None,
     verify: VerifyOption = None,
@@ -61,6 +71,7 @@ def build_command(
         opt_batch=opt_batch,
         with_float=with_float,
         force=force,
+        predict=predict,
     )
     report = build_engines(artifact, options, Reporter(), signing_key=sign, verify=verify)
     if json is not None:
@@ -72,6 +83,8 @@ def build_command(
 def _print(report: BuildReport, artifact: Path) -> None:
     for engine in report.engines:
         print_lines(_lines(engine, artifact))
+        if engine.record.predicted:
+            print_tables([_predictions(engine.record.predicted)])
 
 
 def _lines(engine: EngineReport, artifact: Path) -> list[str]:
@@ -88,6 +101,19 @@ def _lines(engine: EngineReport, artifact: Path) -> list[str]:
     if record.size_ratio is not None:
         lines.append(f"  {record.size_ratio:.2f} x the float engine's size")
     return lines
+
+
+def _predictions(times: list[PredictedTime]) -> Table:
+    """A row for each GPU and batch: how long it is predicted to take, of what, beside FP16's."""
+    numbers = ("batch", "ms", "memory", "arithmetic", "launches", "x FP16's")
+    columns = (Column(name, justify="right", no_wrap=True) for name in numbers)
+    title = "predicted from peak rates, not measured"
+    table = Table(Column("GPU", no_wrap=True), *columns, title=title, title_justify="left")
+    for time in times:
+        parts = (time.total_ms, time.memory_ms, time.arithmetic_ms, time.launches_ms)
+        ratio = "-" if time.ratio is None else f"{time.ratio:.2f}"
+        table.add_row(time.gpu, str(time.batch), *(f"{part:.3g}" for part in parts), ratio)
+    return table
 
 
 def _counts(by_format: dict[str, int]) -> str:

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from regcache.compiler.job.options import Preference
 from regcache.passes.errors import InputError
+from regcache.runtime.gpu_rates import GPUS
 from regcache.runtime.openvino_options import Hint, InferencePrecision
 from regcache.runtime.run_with import RuntimeName
 
@@ -97,6 +99,22 @@ Int8ShareOption = Annotated[
         max=1.0,
         help="Least share of the linears' work that stays int8; by default what suits the target.",
         rich_help_panel=QUALITY,
+    ),
+]
+PreferOption = Annotated[
+    Preference | None,
+    typer.Option(
+        help="TensorRT: fastest quantizes what is predicted to save time, FP16 where nothing does.",
+        rich_help_panel=SPEED,
+    ),
+]
+GpuOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"TensorRT: time is predicted for this GPU ({', '.join(gpu.name for gpu in GPUS)}); "
+        "by default for those that the target is usually built for.",
+        rich_help_panel=SPEED,
     ),
 ]
 OutOption = Annotated[

@@ -7,6 +7,7 @@ from regcache.compiler.artifact.engine_record import EngineRecord, inputs_key
 from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.artifact.signature import check_signable
 from regcache.compiler.encoder.prepare import FLOAT
+from regcache.compiler.engines.predict import predict_times
 from regcache.compiler.engines.signed_model import REWRITE, engine_source, has_zero_points
 from regcache.compiler.engines.toolchain import BuildOptions, Toolchain, open_toolchain
 from regcache.compiler.engines.update import NewEngine, add_engines, model_hashes
@@ -73,7 +74,7 @@ def build_engines(
                 files.append(current.file)
                 continue
             check_signable(folder, signing_key)
-            engine, taken = _build(model, key, toolchain, artifact, reporter)
+            engine, taken = _build(model, key, toolchain, artifact, options, reporter)
             new.append(engine)
             files.append(engine.record.file)
             seconds[engine.record.file] = taken
@@ -107,12 +108,19 @@ def _key(model: Path, toolchain: Toolchain, artifact: Artifact) -> str:
 
 
 def _build(
-    model: Path, key: str, toolchain: Toolchain, artifact: Artifact, reporter: Reporter
+    model: Path,
+    key: str,
+    toolchain: Toolchain,
+    artifact: Artifact,
+    options: BuildOptions,
+    reporter: Reporter,
 ) -> tuple[NewEngine, float]:
     reporter.begin(_building(model.name), f"with {toolchain.description}")
     with engine_source(model, artifact, reporter) as source:
         built = toolchain.build(source)
         quantized = quantized_products(source)
+        shown = options.predict and model == artifact.model
+        times = predict_times(source, built, artifact, options, reporter) if shown else []
     rewrite = REWRITE if source != model else None
     for warning in built.warnings:
         reporter.warn(warning)
@@ -125,6 +133,11 @@ def _build(
             f"{model.name} in 8 bits, the others in float"
         )
     record = EngineRecord.of(
-        built, model=model.name, engine=toolchain.engine, inputs=key, rewrite=rewrite
+        built,
+        model=model.name,
+        engine=toolchain.engine,
+        inputs=key,
+        rewrite=rewrite,
+        predicted=times,
     )
     return NewEngine(record, built.engine), built.seconds

@@ -24,7 +24,8 @@ class BuildOptions:
 
     `compute_capabilities`: as "8.6", or (ALL,); None for those of the usual GPUs. `max_batch`,
     `opt_batch`: the largest batch size and the one that kernels are tuned for. `with_float`:
-    whether float.onnx is built too. `force`: whether to build what is up to date.
+    whether float.onnx is built too. `force`: whether to build what is up to date. `predict`:
+    whether its time is predicted, which takes two more builds.
     """
 
     engine: EngineKind = EngineKind.TENSORRT_RTX
@@ -33,6 +34,7 @@ class BuildOptions:
     opt_batch: int = 1
     with_float: bool = False
     force: bool = False
+    predict: bool = True
 
 
 @dataclass(frozen=True)

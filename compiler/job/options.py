@@ -61,6 +61,12 @@ class AttentionChoice(StrEnum):
     INT8 = "int8"
 
 
+class Preference(StrEnum):
+    """What decides which linears are quantized: the time that is predicted for a GPU."""
+
+    FASTEST = "fastest"
+
+
 class Effort(StrEnum):
     """How much is tried.
 
@@ -145,6 +151,12 @@ class CompileOptions(Record):
     """Whether the rest computes in FP16; None for the target's default."""
     attention: AttentionChoice | None = None
     """Number format of attention's own two products; None for the target's default."""
+    prefer: Preference | None = None
+    """What decides which linears are quantized; None for `int8_share`."""
+    gpu: str | None = None
+    """The GPU that times are predicted for, such as `RTX 4090`; None for those that the target is
+    usually built for.
+    """
 
     @field_validator("max_images")
     @classmethod
@@ -196,12 +208,25 @@ class CompileOptions(Record):
         if self.search_budget is not None and self.registers is RegisterChoice.OFF:
             why = "--effort fast" if self.effort is Effort.FAST else "--registers off"
             raise InputError(f"--search-budget says nothing with {why}: there is no search")
+        self._by_time()
         if self.effort is Effort.THOROUGH and not self._looks:
             raise InputError(
                 "--effort thorough looks more closely for registers and for what stays float: with "
                 "these options there is neither"
             )
         return self
+
+    def _by_time(self) -> None:
+        """Raise InputError where `prefer` or `gpu` has nothing to say, or excludes an option."""
+        for option, given in (("--prefer fastest", self.prefer), ("--gpu", self.gpu)):
+            if given is not None and not self.predicts_time:
+                raise InputError(f"{option} is for int8 and fp8 on TensorRT")
+        if self.prefer is None:
+            return
+        if self.int8_share is not None:
+            raise InputError("--prefer fastest and --int8-share do not go together")
+        if self.attention_in is AttentionChoice.INT8:
+            raise InputError("--prefer fastest leaves attention's products in FP16")
 
     def _nothing_to_quantize(self) -> None:
         """Raise InputError for an option that says how, where nothing is quantized."""
@@ -230,11 +255,22 @@ class CompileOptions(Record):
         return 1.0 if whole else self.profile.int8_share
 
     @property
+    def predicts_time(self) -> bool:
+        """Whether the time of an engine can be predicted from the encoder's shapes."""
+        in_8_bits = self.precision in (Precision.INT8, Precision.FP8) and self.simulate is None
+        return self.profile.half and in_8_bits
+
+    @property
+    def measures_damage(self) -> bool:
+        """Whether what stays float is chosen by the damage of quantizing it."""
+        return self.share < 1 or self.prefer is not None
+
+    @property
     def _looks(self) -> bool:
         """Whether something is searched for or measured that an effort can look at closely."""
         plain = self.precision is Precision.W4A16 or not self.precision.quantizes
         plain = plain or self.simulate is Simulation.W4A16
-        return not plain and (self.registers is RegisterChoice.AUTO or self.share < 1)
+        return not plain and (self.registers is RegisterChoice.AUTO or self.measures_damage)
 
     @property
     def rotates(self) -> bool:

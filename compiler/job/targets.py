@@ -120,7 +120,9 @@ class TargetProfile:
     the artifact with its own integer kernels, and not dequantized, node by node as written. It does
     not where a CPU's kernels may saturate and the target's do not. `runner`: the name of the runner
     that times it. `scores`: whether attention's q k^T is int8 unless told, and `patches` whether
-    the patch convolution is. `split`: whether packed projections become one for each of q, k and v.
+    the patch convolution is. `split`: whether packed projections become one for each of q, k and v,
+    and `merged` whether these are one again once they are quantized, and lose their biases where
+    they stay float.
     """
 
     formats: Mapping[Precision, Target]
@@ -132,6 +134,7 @@ class TargetProfile:
     scores: bool = False
     patches: bool = False
     split: bool = False
+    merged: bool = False
 
     @property
     def timed(self) -> bool:
@@ -162,7 +165,9 @@ def _tensorrt(name: TargetName) -> TargetProfile:
         Precision.FP8: Target(name, "int8", True, "int8", "TensorRT: FP8, E4M3", float8=True),
         Precision.FP16: _floats(name, "TensorRT: FP16", "float16"),
     }
-    return TargetProfile(formats, int8_share=1.0, half=True, integers=False, runner=name.value)
+    # Plain TensorRT was never seen to gain by it.
+    merged = name is TargetName.TENSORRT_RTX
+    return TargetProfile(formats, 1.0, True, False, name.value, merged=merged)
 
 
 def _cpu(name: TargetName) -> TargetProfile:

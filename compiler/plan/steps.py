@@ -42,7 +42,7 @@ def _steps(options: CompileOptions, images: int, fewer: float) -> Iterator[Step]
     closer = breadth.sensitivity / Breadth().sensitivity * _SENSITIVITY + 1 - _SENSITIVITY
     rotates, searches = may_rotate(options), may_search(options, images)
     target = choose_target(options)
-    places = options.share < 1 and target.activation_bits is not None
+    places = options.measures_damage and target.activation_bits is not None
     if rotates:
         yield Step(Stage.ROTATE, images=_ROTATE)
     yield from _even(options, images, fewer, sure=True)

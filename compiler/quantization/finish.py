@@ -24,12 +24,14 @@ from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import Pass, run_all
 from regcache.passes.encoder import EncoderView, Site, by_tensor
+from regcache.passes.fold_biases import FoldBiases
 from regcache.passes.fold_stream_rotation import FoldStreamRotation
 from regcache.passes.fuse_attention import FuseAttention
 from regcache.passes.fuse_biases import FuseBiases
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.keep_bias_apart import KeepBiasApart
 from regcache.passes.keep_norm_apart import KeepNormApart
+from regcache.passes.merge_qkv import MergeQkv
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.passes.quantize_patches import QuantizePatches
 
@@ -108,6 +110,8 @@ def _rest(
         yield QuantizeAttention(
             attention_scales(view, images, threads=context.threads, device=context.device)
         )
+    if options.profile.merged:
+        yield MergeQkv()
     if options.in_half:
         known = equalized.activations.items()
         bounds = {
@@ -117,6 +121,8 @@ def _rest(
         ranges = by_tensor(view.sites, bounds)
         for name, stream in streams.items():
             ranges[name] = float(stream.low.min()), float(stream.high.max())
+        if options.profile.merged:
+            yield FoldBiases()
         yield HalfPrecision(ranges)
     if options.fuses:
         # Not for OpenVINO: a turned patch embedding loses more in int8 (DINOv2-S: a tenth of all).

@@ -1,7 +1,7 @@
 """The stage that keeps linears float, where a share of the multiply-accumulates may be."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from regcache.compiler.job.context import Context
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.quantization.equalize import Equalized, unshifted, without_shifts
+from regcache.compiler.quantization.fastest import TimeModel, keep_dear_float
 from regcache.compiler.quantization.rotation import rotation_work
-from regcache.passes.encoder import Site
+from regcache.passes.encoder import EncoderView, Site
+from regcache.runtime.engine_cost import PredictedTime
 
 
 class ParetoPoint(Record):
@@ -35,12 +37,14 @@ class ParetoPoint(Record):
 class Placement:
     """The sites that stay float, by name, and the share that is quantized.
 
-    `pareto`: the trades of share against error, from all sites quantized to none.
+    `pareto`: the trades of share against error, from all sites quantized to none. `predicted`: the
+    times of its engine for TensorRT, told from shapes and peak rates before anything is built.
     """
 
     left_float: tuple[str, ...]
     share: float
     pareto: tuple[ParetoPoint, ...] = ()
+    predicted: tuple[PredictedTime, ...] = ()
 
 
 def keep_float(
@@ -55,18 +59,38 @@ def keep_float(
     `even`: the calibration of `encoder`, and what equalizing made of it. `known`: its sensitivity,
     empty where it was not measured.
     """
-    if not known and least_share < 1 and Quantizer.of(context).quantizes_activations:
+    measures = context.options.measures_damage and Quantizer.of(context).quantizes_activations
+    if not known and measures:
         known = _sensitivity(context, encoder, *even)
     damage = {record.site: record.damage for record in known}
     view = even[1].encoder.view
     rotations = rotation_work(view)
     placement = place_int8(view.sites, damage, least_share, rotations)
+    if context.options.predicts_time:
+        placement = _by_time(context, view, placement, damage)
     floats = [*(["rotations"] if rotations else []), *placement.left_float]
     if floats:
         context.reporter.step(
             f"{placement.share:.1%} of the work in int8; float: {', '.join(floats)}"
         )
     return placement
+
+
+def _by_time(
+    context: Context, view: EncoderView, placement: Placement, damage: Mapping[str, float]
+) -> Placement:
+    """The placement with its predicted times, chosen by them where that is asked for."""
+    model = TimeModel.of(view, context.options)
+    if model is None:
+        return placement
+    quantized = [site.name for site in view.sites if site.name not in placement.left_float]
+    if context.options.prefer is not None:
+        quantized = list(keep_dear_float(model, view.sites, damage))
+        left = [site for site in view.sites if site.name not in quantized]
+        work = {site.name: sum(linear.work for linear in site.linears) for site in view.sites}
+        share = 1 - sum(work[site.name] for site in left) / sum(work.values())
+        placement = replace(placement, left_float=tuple(site.name for site in left), share=share)
+    return replace(placement, predicted=tuple(model.times(model.formats(quantized))))
 
 
 def _sensitivity(

@@ -1,17 +1,21 @@
 """The stage that takes the place of all others where nothing is quantized: bf16 and FP16."""
 
-from collections.abc import Iterator
-
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.pass_record import pass_records
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.stages import Stage
-from regcache.compiler.job.targets import Precision
+from regcache.compiler.job.targets import Precision, TargetProfile
 from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.finish import Quantized
 from regcache.compiler.quantization.int8_share import Placement
 from regcache.passes.base import Pass, run_all
+from regcache.passes.fold_biases import FoldBiases
 from regcache.passes.half_precision import HalfPrecision
+
+
+def half_steps(profile: TargetProfile) -> tuple[Pass, ...]:
+    """The passes that bring a float encoder into FP16, as a target takes it."""
+    return (FoldBiases(), HalfPrecision()) if profile.merged else (HalfPrecision(),)
 
 
 def leave_unquantized(
@@ -25,11 +29,9 @@ def leave_unquantized(
     """
     context.reporter.begin(Stage.WRITE)
 
-    def steps() -> Iterator[Pass]:
-        if context.precision is Precision.FP16:
-            yield HalfPrecision()
-
-    graph, ran = run_all(steps(), encoder.graph)
+    half = context.precision is Precision.FP16
+    steps = half_steps(context.target.profile) if half else ()
+    graph, ran = run_all(steps, encoder.graph)
     sites = tuple(site.name for site in encoder.view.sites)
     quantized = Quantized(graph, {}, 0, pass_records(ran))
     return Equalized(encoder, {}), Placement(sites, 0.0), quantized

@@ -13,6 +13,7 @@ from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import run
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.equalize import Equalize
+from regcache.passes.fold_biases import FoldBiases
 from regcache.passes.fuse_attention import FuseAttention
 from regcache.passes.fuse_biases import FuseBiases
 from regcache.passes.fuse_gelu import FuseGelu
@@ -20,6 +21,7 @@ from regcache.passes.fuse_layer_norm import FuseLayerNorm
 from regcache.passes.fuse_rms_norm import FuseRmsNorm
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.lower_einsum import LowerEinsum
+from regcache.passes.merge_qkv import MergeQkv
 from regcache.passes.pack_weights import PackWeights
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.passes.quantize_float8 import QuantizeFloat8
@@ -38,6 +40,7 @@ SPELLING = {
     BalanceScores: "plain",
     DeleteSinks: "plain",
     Equalize: "plain",
+    FoldBiases: "plain",
     FuseAttention: "plain",
     FuseBiases: "plain",
     FuseGelu: "erf reciprocal",
@@ -45,6 +48,7 @@ SPELLING = {
     FuseRmsNorm: "rms norm",
     HalfPrecision: "plain",
     LowerEinsum: "einsum",
+    MergeQkv: "plain",
     PackWeights: "plain",
     QuantizeAttention: "plain",
     QuantizeFloat8: "plain",

@@ -187,6 +187,6 @@ def test_products_hand_on_half() -> None:
         kind
         for layer in built.layers
         if layer.multiplies and layer.precision == "INT8"
-        for kind in layer.outputs
+        for kind in (made.format for made in layer.outputs)
     }
     assert "FP32" not in written

@@ -2,6 +2,7 @@
 
 from regcache.runtime.engine_layers import (
     EngineLayer,
+    EngineTensor,
     is_layer_list,
     layers_by_precision,
     parse_layers,
@@ -44,7 +45,9 @@ def test_the_list_in_the_builders_log() -> None:
     assert is_layer_list(BUILDER)
     assert not is_layer_list("Parsing node: a [Relu]")
     cast, product, attention = parse_layers(BUILDER)
-    assert cast == EngineLayer("__myl_Move_myl0_1", "kgen", ("FP32",), ("INT8",), ("x/q",))
+    x, y = EngineTensor("FP32", (-1, 3)), EngineTensor("INT8", (-1, 3))
+    assert cast == EngineLayer("__myl_Move_myl0_1", "kgen", (x,), (y,), ("x/q",))
+    assert product.constants == (EngineTensor("FP32", (1,)),)
     assert (product.precision, product.nodes) == ("INT8", ("a", "b"))
     assert attention.fused_attention
     assert attention.precision == "FP16"
@@ -55,11 +58,27 @@ def test_the_list_in_the_builders_log() -> None:
 def test_the_list_of_the_engine_inspector() -> None:
     """TensorRT writes no constants, and formats in more words."""
     reformat, convolution, product = parse_layers(INSPECTOR)
-    assert (reformat.inputs, reformat.outputs) == (("FP32",), ("INT8",))
-    assert (convolution.inputs, convolution.outputs) == (("INT8",), ("FP16",))
-    assert (product.inputs, product.nodes) == (("FP16",), ("fc/MatMul", "fc/Add"))
+    image = (1, 3, 8, 8)
+    assert reformat.inputs == (EngineTensor("FP32", image),)
+    assert reformat.outputs == convolution.inputs == (EngineTensor("INT8", image),)
+    assert convolution.outputs == (EngineTensor("FP16", (1, 3, 2, 2)),)
+    assert product.inputs == (EngineTensor("FP16", (1, 40)),)
+    assert product.nodes == ("fc/MatMul", "fc/Add")
     found = [layer.multiplies for layer in (reformat, convolution, product)]
     assert found == [False, True, True]
+
+
+def test_a_product_that_casts_its_integers_multiplies_in_float() -> None:
+    """As TensorRT-RTX computes a packed projection whose parts it moves into the product."""
+    integers, half = EngineTensor("INT8", (2, 8)), EngineTensor("FP16", (2, 6))
+    for weight in ("INT8", "FP16"):
+        constants = (EngineTensor("FP32", (1,)), EngineTensor(weight, (8, 6)))
+        layer = EngineLayer("a", "gemm", (integers,), (half,), (), constants)
+        assert layer.weight == constants[1]
+        assert layer.precision == weight
+    bias = EngineLayer("b", "kgen", (integers,), (half,), (), (EngineTensor("FP16", (1, 6)),))
+    assert bias.weight is None
+    assert bias.precision == "INT8"
 
 
 def test_a_line_of_another_form_is_left_out() -> None:

@@ -1,6 +1,7 @@
 """Build a graph with the real compiler, TensorRT-RTX, which needs no GPU for it."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,8 +21,10 @@ _REASON = 'NOT BUILT, TensorRT-RTX is missing: pip install "regcache[trt-rtx]"'
 needs_tensorrt = pytest.mark.skipif(_MISSING, reason=_REASON)
 
 
-def assert_builds(graph: gs.Graph) -> EngineBuild:
-    """Build one engine for all default GPUs, batches 1 to 8, with nothing to warn of.
+def assert_builds(
+    graph: gs.Graph, capabilities: Sequence[str] = COMPUTE_CAPABILITIES
+) -> EngineBuild:
+    """Build one engine for all default GPUs, or those named, batches 1 to 8, without a warning.
 
     Skips the test where TensorRT-RTX is missing, so call it last.
     """
@@ -30,8 +33,8 @@ def assert_builds(graph: gs.Graph) -> EngineBuild:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         save_graph(graph, path)
-        built = build_engine(path)
-    assert built.compute_capabilities == COMPUTE_CAPABILITIES
+        built = build_engine(path, compute_capabilities=capabilities)
+    assert built.compute_capabilities == tuple(capabilities)
     assert built.batch == (1, 1, 8)
     assert not built.warnings
     assert built.layers

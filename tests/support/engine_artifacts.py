@@ -13,13 +13,15 @@ from regcache.compiler.artifact.engine_record import (
 )
 from regcache.export.onnx_file import sidecar
 from regcache.runtime.engine_build import EngineBuild
-from regcache.runtime.engine_layers import EngineLayer
+from regcache.runtime.engine_layers import EngineLayer, EngineTensor
 
 SPEC = Spec(width=32, heads=4, hidden=64, depth=1, grid=4)
+
+HALF, INTEGERS = EngineTensor("FP16", (2, 8)), EngineTensor("INT8", (2, 8))
 LAYERS = (
-    EngineLayer("a", "gemm", ("INT8",), ("FP16",), ()),
-    EngineLayer("_gemm_mha_b", "kgen", ("FP16",), ("FP16",), ()),
-    EngineLayer("c", "kgen", ("FP16", "FP32"), ("INT8",), ()),
+    EngineLayer("a", "gemm", (INTEGERS,), (HALF,), ()),
+    EngineLayer("_gemm_mha_b", "kgen", (HALF,), (HALF,), ()),
+    EngineLayer("c", "kgen", (HALF, EngineTensor("FP32", (2, 8))), (INTEGERS,), ()),
 )
 
 

@@ -29,6 +29,7 @@ from regcache.passes.drop_masks import DropMasks
 from regcache.passes.drop_neutral import DropNeutral
 from regcache.passes.equalize import Equalize
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.fold_biases import FoldBiases
 from regcache.passes.fold_constants import FoldConstants
 from regcache.passes.fold_if import FoldIf
 from regcache.passes.fold_stream_rotation import FoldStreamRotation
@@ -46,6 +47,7 @@ from regcache.passes.keep_norm_apart import KeepNormApart
 from regcache.passes.keep_vision import KeepVision
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.lower_sequences import LowerSequences
+from regcache.passes.merge_qkv import MergeQkv
 from regcache.passes.merge_transposes import MergeTransposes
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import import_graph
@@ -169,6 +171,7 @@ CONTRACTS: dict[type, Contract] = {
         ),
     ),
     Equalize: Contract(canonical, lambda _, graph: Equalize(random_factors(graph)), adds=True),
+    FoldBiases: on(canonical, FoldBiases),
     FoldConstants: on(written, FoldConstants),
     FoldIf: on(written, FoldIf),
     FoldStreamRotation: on(turned, FoldStreamRotation),
@@ -186,6 +189,7 @@ CONTRACTS: dict[type, Contract] = {
     KeepVision: Contract(written, lambda _, graph: KeepVision(graph.inputs[0].name)),
     LowerEinsum: on(written, LowerEinsum),
     LowerSequences: on(written, LowerSequences),
+    MergeQkv: on(integers, MergeQkv),
     MergeTransposes: on(written, MergeTransposes),
     Observe: Contract(canonical, observe_sites),
     PackWeights: Contract(canonical, lambda _, graph: PackWeights(block_weights(graph))),

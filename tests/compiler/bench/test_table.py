@@ -7,66 +7,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from rich.table import Table
+from support.bench_results import runner
 
 from regcache.compiler.bench.plot import write_plot
-from regcache.compiler.bench.table import bench_lines, bench_tables
+from regcache.compiler.bench.table import bench_lines, bench_tables, speed_table
 from regcache.compiler.cli.tables import print_tables
 from regcache.runtime.bench_result import (
-    BatchResult,
     BenchResult,
-    ColdStart,
-    EnergySource,
     Machine,
-    Percentiles,
-    RunnerResult,
-    Timing,
 )
+from regcache.runtime.engine_cost import PredictedTime
 from regcache.runtime.runners import RunnerName
-
-
-def percentiles(value: float) -> Percentiles:
-    return Percentiles(p50=value, p90=2 * value, p99=3 * value)
-
-
-def timing(value: float, *, on_gpu: bool) -> Timing:
-    part = percentiles(value / 4) if on_gpu else None
-    return Timing(
-        latency_ms=percentiles(value),
-        images_per_second=1e3 / value,
-        to_device_ms=part,
-        compute_ms=part,
-        to_host_ms=part,
-        joules_per_image=0.125 if on_gpu else None,
-    )
-
-
-def runner(name: RunnerName) -> RunnerResult:
-    gpu = name.on_gpu
-    batch = BatchResult(
-        batch=1,
-        runs=321,
-        ratio=0.5,
-        compute_ratio=0.25 if gpu else None,
-        float_model=timing(8.0, on_gpu=gpu),
-        quantized_model=timing(4.0, on_gpu=gpu),
-    )
-    start = ColdStart(
-        load_ms=1,
-        first_run_ms=2,
-        cold_start_ms=3,
-        peak_memory_mb=200,
-        imports_mb=None,
-        gpu_memory_mb=777 if gpu else None,
-    )
-    return RunnerResult(
-        runner=name,
-        threads=None if gpu else 2,
-        placement={"CUDAExecutionProvider": 90, "CPUExecutionProvider": 3} if gpu else None,
-        batches=(batch,),
-        float_start=start,
-        quantized_start=start,
-        energy=EnergySource(source="NVML") if gpu else EnergySource(unreadable="no RAPL"),
-    )
 
 
 @pytest.fixture
@@ -98,6 +49,27 @@ def test_tables(result: BenchResult) -> None:
                      "0.500", "0.250", "321"]  # fmt: skip
     console.print(starts)
     assert "777" in console.export_text()
+
+
+def test_a_prediction_stands_beside_what_was_measured() -> None:
+    measured = runner(RunnerName.TENSORRT_RTX)
+    one, other = (
+        PredictedTime(
+            gpu="A GPU", batch=1, total_ms=total, memory_ms=1, arithmetic_ms=1, launches_ms=1,
+            ratio=ratio,
+        )
+        for total, ratio in ((6.0, None), (4.5, 0.75))
+    )  # fmt: skip
+    times = {"predicted_float": one, "predicted_quantized": other}
+    batches = (measured.batches[0].model_copy(update=times),)
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(speed_table(measured.model_copy(update={"batches": batches})))
+    original, quantized = (
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in console.export_text().splitlines()[-3:-1]
+    )
+    assert original[-5:] == ["6.00", "", "", "", ""]
+    assert quantized[-5:] == ["4.50", "0.500", "0.250", "0.750", "321"]
 
 
 @pytest.mark.parametrize("columns", ["40", "80"])

@@ -73,6 +73,14 @@ def test_an_engine_is_added_once(artifact: Path) -> None:
     assert record.gpu is None
     assert record.size_ratio is None
     assert not record.warnings
+    assert "predicted from peak rates, not measured" in built.out
+    gpus = "L4", "A10", "RTX 4090", "RTX 5090"
+    predicted = [(time.gpu, time.batch) for time in record.predicted]
+    assert predicted == [(gpu, batch) for gpu in gpus for batch in (1, 8)]
+    for time in record.predicted:  # nothing but launches, of more kernels than in FP16
+        assert time.launches_ms > 0.8 * time.total_ms
+        assert time.ratio is not None
+        assert time.ratio > 1
     assert manifest.files[FILE].sha256 == hashlib.sha256(after[FILE]).hexdigest()
     assert not any(text in after["manifest.json"].decode() for text in ("seconds", str(artifact)))
 
@@ -85,7 +93,7 @@ def test_an_engine_is_added_once(artifact: Path) -> None:
 
 
 def test_what_makes_it_build_again(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ("build", artifact, "--compute-capability", "8.9", "--max-batch", 4)
+    options = ("build", artifact, "--compute-capability", "8.9", "--max-batch", 4, "--no-predict")
     assert run_regcache(*options).out.startswith("built in ")
     with monkeypatch.context() as patch:
         patch.setattr(build, "quantized_products", lambda _: 5)
@@ -98,8 +106,9 @@ def test_what_makes_it_build_again(artifact: Path, monkeypatch: pytest.MonkeyPat
     assert names == [f"{stem}-1-4.engine", f"{stem}-2-4.engine"]
     monkeypatch.setattr(tensorrt_rtx, "library_version", lambda: "0.1")
     assert run_regcache(*options).out.startswith("built in ")
-    found = sorted(record.file for record in Artifact.open(artifact).manifest.engines)
-    assert found == names  # in the place of the older version's
+    records = Artifact.open(artifact).manifest.engines
+    assert sorted(record.file for record in records) == names  # in the place of the older version's
+    assert not any(record.predicted for record in records)
 
 
 def test_the_float_engine_is_for_comparison(artifact: Path) -> None:
@@ -115,6 +124,7 @@ def test_the_float_engine_is_for_comparison(artifact: Path) -> None:
     assert original["record"]["file"] == FILE.replace("model", "float")
     assert original["record"]["products"] == {"FP32": 7}
     assert original["record"]["size_ratio"] is None
+    assert original["record"]["predicted"] == []
     ratio = model["record"]["size_ratio"]
     assert ratio == pytest.approx(model["size"] / original["size"], abs=1e-4)
     records = {item.file: item for item in Artifact.open(artifact).manifest.engines}
@@ -209,6 +219,17 @@ def test_what_cannot_be_built(artifact: Path, images: Path, tmp_path: Path) -> N
     (tmp_path / "bare").mkdir()
     bare = compiled(tmp_path / "bare", images, "--target", "tensorrt-rtx", "--no-float")
     assert_refused(run_regcache("build", bare, "--float"), "--no-float")
+
+
+def test_without_the_float_model_a_time_is_predicted_but_no_ratio(
+    artifact: Path, images: Path, tmp_path: Path
+) -> None:
+    bare = compiled(tmp_path, images, "--target", "tensorrt-rtx", "--no-float", "--force")
+    built = run_regcache("build", bare, "--compute-capability", "8.9")
+    assert "no float.onnx: nothing to compare the prediction with" in built.err
+    (record,) = Artifact.open(bare).manifest.engines
+    assert record.predicted
+    assert all(time.ratio is None and time.total_ms > 0 for time in record.predicted)
 
 
 def test_a_failure_leaves_the_artifact_as_it_was(

@@ -13,4 +13,4 @@ def share_torchlib() -> None:
     registry = _registration.ONNXRegistry
     if not hasattr(registry.from_torchlib, "cache_info"):
         shared = staticmethod(functools.cache(registry.from_torchlib))
-        registry.from_torchlib = shared  # type: ignore[method-assign,assignment]
+        registry.from_torchlib = shared  # type: ignore[method-assign]

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from support.examples import examples
 
 from regcache.passes.affine import Affine, IntegerType
 from regcache.passes.errors import InputError
@@ -82,7 +83,7 @@ def test_eight_bits_are_the_default(
         assert affine.scale == (max(-low, high) / 127 if symmetric else (high - low) / 255)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     values=hnp.arrays(np.float32, 40, elements=st.floats(-100, 100, width=32)),
     scale=st.floats(1e-2, 8),

@@ -7,9 +7,10 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.canonical import canonical_graph
+from support.examples import examples
 from support.registers import FREE, RANGES, random_kv, random_tokens
 from support.running import run_batches, run_graph
 from support.scales import linear_scales
@@ -286,7 +287,7 @@ def test_flops_need_shapes() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     heads=st.integers(1, 3),
     head_dim=st.integers(2, 6),

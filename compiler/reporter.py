@@ -105,14 +105,14 @@ class Course:
         return spent / sum(step.images for step, _ in timed)
 
     def place(self) -> str:
-        """Which step of how many, in words; what it does alone where there is but one."""
+        """The step, as "step 2 of 9: NAME", or its name alone where the command has one step."""
         if self.step is None:
             return ""
         name = self.step.name
         return f"step {self.number} of {len(self.steps)}: {name}" if len(self.steps) > 1 else name
 
     def count(self) -> str:
-        """What is counted and how far, in words; nothing where nothing is."""
+        """What is counted, as "LABEL 3 of 16"; empty where nothing is."""
         if self.counted is None:
             return ""
         label, done, total = self.counted
@@ -120,7 +120,7 @@ class Course:
         return f"{done:g} of {total}" if own else f"{label} {done:g} of {total}"
 
     def times(self) -> str:
-        """How long it has taken, and how long it will in all."""
+        """The time, as "0:30 so far", or "0:30 of about 2:00" once a step says how fast it goes."""
         expected = self.expected
         so_far = duration(self.elapsed)
         return f"{so_far} so far" if expected is None else f"{so_far} of about {duration(expected)}"

@@ -57,7 +57,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def unfetched() -> Iterator[None]:
-    """A block that takes checkpoints of the hub from the user's cache alone, and asks nobody."""
+    """Within the block, read the hub's checkpoints from the user's cache; nothing is fetched."""
     if find_spec("huggingface_hub") is None:
         yield
         return

@@ -34,11 +34,11 @@ def settle(graph: gs.Graph) -> gs.Graph:
     """
     try:
         check_and_infer(graph)
-        for _ in range(_MOST_ROUNDS):
-            before = graph
-            for step in _STEPS:
-                graph = run(step, graph).graph
-            if graph is before:
+        idle = 0
+        for step in _STEPS * _MOST_ROUNDS:
+            before, graph = graph, run(step, graph).graph
+            idle = idle + 1 if graph is before else 0
+            if idle == len(_STEPS):
                 return graph
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise InputError(f"the graph's shapes do not fit: {first_line(error)}") from error

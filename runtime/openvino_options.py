@@ -37,12 +37,12 @@ class OpenVinoOptions:
     cache: Path | None = None
 
     def for_model(self, own: InferencePrecision) -> Self:
-        """The same, in the precision that a model is meant for, unless one was named."""
+        """These options, in the precision `own` of the model where the user named none."""
         named = self.precision is not InferencePrecision.AUTO
         return self if named else replace(self, precision=own)
 
     def properties(self, threads: int | None) -> dict[str, Any]:
-        """As OpenVINO takes them; `threads` None for all CPUs."""
+        """The options as the dict that OpenVINO's compile_model takes; `threads` None: all CPUs."""
         found: dict[str, Any] = {"PERFORMANCE_HINT": self.hint.value.upper()}
         if threads is not None:
             found["INFERENCE_NUM_THREADS"] = threads

@@ -40,7 +40,7 @@ class PixelParity(FiniteRecord):
     """Pillow's mode of that image, such as RGB, RGBA, or I;16 for grey of 16 bits."""
 
     def warning(self, source: str) -> str | None:
-        """In one line, that they differ; None where they do not."""
+        """One line that says how many images differ, and by how much; None where none does."""
         if not self.n_different:
             return None
         line = (

@@ -29,7 +29,7 @@ class RunWith:
     openvino: OpenVinoOptions = field(default_factory=OpenVinoOptions)
 
     def settle(self, own: RuntimeName, device: Device) -> RuntimeName:
-        """The runtime, where `own` is the target's.
+        """The runtime to use: the one that was asked for, else `own`, the target's.
 
         Raises MissingExtraError where it is OpenVINO and that is not installed, and InputError for
         options or a device that the runtime does not have.

@@ -51,7 +51,10 @@ class Lap:
 
 @dataclass(frozen=True)
 class Ran:
-    """The outputs of a run, those that Loading names first, and its parts where there are any."""
+    """What a run gave: `outputs`, first those that Loading names; `lap`: seconds of its parts.
+
+    A runner on the CPU copies nothing, and has no lap.
+    """
 
     outputs: list[NDArray[Any]]
     lap: Lap | None = None

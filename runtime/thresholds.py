@@ -91,7 +91,12 @@ class Thresholds(FiniteRecord):
             raise InputError(f"{'.'.join(map(str, first['loc']))}: {reason}") from error
 
     def ask_for(self, *, knn: bool, blocks: bool, scores: bool = True) -> None:
-        """Raise InputError for a threshold of what the options ahead will not measure."""
+        """Refuse, before anything is measured, a threshold on something that will not be.
+
+        `knn`, `blocks`: whether the run measures neighbours and single blocks; `scores`: whether
+        the embedding is class scores.
+        Raises InputError that names the threshold.
+        """
         measures = {"knn_top1_drop": knn, "block_cosine_mean": blocks, "top1_agreement": scores}
         for name, measured in measures.items():
             if getattr(self, name) is not None and not measured:

@@ -1,10 +1,10 @@
 """Fixtures that several test files share, and what a quick run leaves out."""
 
-import gc
 import sys
 from pathlib import Path
 
 import pytest
+from support.garbage import ShortCollections
 from support.quick import TORCH, forbid_torch, imports_torch, is_quick
 
 
@@ -13,6 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(ShortCollections())
     if config.getoption("--quick"):
         forbid_torch()
 
@@ -28,12 +29,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if not is_quick(item)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if is_quick(item)]
-
-
-def pytest_collection_finish() -> None:
-    """Keep each collection from walking through all modules and tests: half of a tiny compile."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.planted import Planted, Planting, draw_planting, plant
-from support.planted_photos import halves, natural
+from support.planted import Planting, draw_planting, plant
+from support.planted_photos import halves, natural, planted
 from support.planted_registers import capture_register, prefixed
 from torch import Tensor
 from torch.nn import functional
@@ -22,19 +22,12 @@ PLANTINGS = [Planting(block=5), draw_planting(2), draw_planting(6)]
 Ranges = dict[str, tuple[float, float]]
 
 
-@cache
 def calibration() -> Tensor:
     return halves(0, 5)
 
 
-@cache
 def evaluation() -> Tensor:
     return halves(1, 9)
-
-
-@cache
-def planted(planting: Planting) -> Planted:
-    return plant(natural(), planting, calibration())
 
 
 @cache

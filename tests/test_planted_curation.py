@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from support.planted import PEAK, Planted, Planting, plant
-from support.planted_photos import halves, model_graph, natural
+from support.planted import PEAK, Planting
+from support.planted_photos import halves, model_graph, planted
 from support.running import run_graph
+from support.sample import canonical_sample
 
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import Curated, curate
@@ -19,6 +20,7 @@ from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.trial import Trial, decide_setting
 from regcache.compiler.curation.workbench import HeldStudy
+from regcache.compiler.job.breadth import Breadth
 from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import TargetName, resolve_target
@@ -37,19 +39,14 @@ NAMES = ["w8a8"]
 
 
 @cache
-def planted(planting: Planting) -> Planted:
-    return plant(natural(), planting, halves(0, 5))
-
-
-@cache
 def planted_graph(planting: Planting) -> gs.Graph:
     return model_graph(planted(planting).model)
 
 
 def study_of(graph: gs.Graph, quantizer: Quantizer) -> Study:
     left = halves(0, 5).numpy()
-    images = ReferenceImages(left[0::2], left[1::2], halves(1, 9).numpy())
-    return Study.of(graph, images, quantizer)
+    images = ReferenceImages(left[0::2], left[1::4], halves(1, 9).numpy())
+    return Study.of(graph, images, quantizer, sites_alone=Breadth().sites_alone(0.95))
 
 
 @cache
@@ -59,10 +56,10 @@ def curated(planting: Planting, quantizer: Quantizer, journal: Path) -> Curated:
 
 
 @cache
-def natural_error(quantizer: Quantizer) -> float:
+def natural_error(quantizer: Quantizer, folder: Path) -> float:
     """Of the un-planted DINOv2-S, quantized the same way."""
     nothing = Trial(Setting(), np.zeros((0, 384), np.float32))
-    study = study_of(model_graph(natural()), quantizer)
+    study = study_of(canonical_sample(folder), quantizer)
     return decide_setting(HeldStudy(study), nothing).mean
 
 
@@ -97,7 +94,9 @@ def test_candidates_are_universal(planting: Planting, quantizer: Quantizer, jour
 
 
 @pytest.mark.parametrize(("planting", "quantizer"), CASES, ids=NAMES)
-def test_registers_close_the_gap(planting: Planting, quantizer: Quantizer, journal: Path) -> None:
+def test_registers_close_the_gap(
+    planting: Planting, quantizer: Quantizer, journal: Path, folder: Path
+) -> None:
     found = curated(planting, quantizer, journal)
     assert found.setting.count
     assert found.record.improvement is not None
@@ -105,7 +104,7 @@ def test_registers_close_the_gap(planting: Planting, quantizer: Quantizer, journ
         found.record.improvement.without,
         found.record.improvement.with_setting,
     )
-    gap = without - natural_error(quantizer)
+    gap = without - natural_error(quantizer, folder)
     print(
         f"without {without:.5f}, shipped {shipped:.5f}, gap closed {(without - shipped) / gap:.3f}"
     )

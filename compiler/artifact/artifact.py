@@ -70,7 +70,11 @@ class Artifact:
 
     @contextmanager
     def unreplaced(self) -> Iterator[None]:
-        """A block that reads files of the artifact: ReplacedError where they may be another's."""
+        """Wrap a block that reads files of the artifact.
+
+        Raises ReplacedError where another artifact took the folder's place meanwhile: what was
+        read may be of either.
+        """
         try:
             yield
         except (InputError, OSError) as error:

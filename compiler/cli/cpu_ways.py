@@ -20,7 +20,7 @@ _NOISE = 1.05
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How close a way has to be to float; None: that does not count.
+    """How close a way's embeddings have to be to the float encoder's; None: no limit.
 
     `min_cosine`: the least mean cosine of the embeddings. `max_error`: the largest relative error.
     """
@@ -30,13 +30,13 @@ class Accuracy:
 
     @classmethod
     def of(cls, min_cosine: float | None = None, max_error: float | None = None) -> Self:
-        """What was asked for; the default cosine where nothing was."""
+        """The limits that were asked for; where there are none, the default cosine alone."""
         if min_cosine is None and max_error is None:
             return cls()
         return cls(min_cosine, max_error)
 
     def missed(self, cosine: float, error: float) -> str | None:
-        """What a way falls short of, in words; None where it is close enough."""
+        """The limit that a way's cosine or error misses, in words; None where it keeps both."""
         if self.min_cosine is not None and cosine < self.min_cosine:
             return f"cosine below {self.min_cosine:g}"
         if self.max_error is not None and error > self.max_error:

@@ -52,7 +52,7 @@ def ways_of(artifact: Artifact) -> list[Way]:
 def deploy(
     ways: Sequence[Way], artifacts: Mapping[Way, Artifact], threads: int | None
 ) -> dict[Way, Deployed]:
-    """How each way runs: those of `artifacts` their models, the others the float original."""
+    """The file and runtime of each way: its artifact's model, or else the float original."""
     first = next(iter(artifacts.values()))
     return {
         way: Deployed(

@@ -45,7 +45,7 @@ class FloatEncoder:
         return self.rewritten(*run_all(steps, self.graph))
 
     def rewritten(self, graph: gs.Graph, ran: Iterable[PassRun]) -> "FloatEncoder":
-        """The encoder with another graph, which passes made of its own."""
+        """The encoder with `graph`, which the passes of `ran` made of its own."""
         records = pass_records(ran)
         if graph is self.graph and not records:
             return self

@@ -26,7 +26,7 @@ class Breadth:
 
     @classmethod
     def of(cls, effort: Effort) -> "Breadth":
-        """What an effort looks at."""
+        """How much each effort looks at: `thorough` more than the fields' defaults."""
         return cls(96, 16, 8, 6, math.inf) if effort is Effort.THOROUGH else cls()
 
     def sites_alone(self, least_share: float) -> float:

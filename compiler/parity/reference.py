@@ -41,7 +41,11 @@ class Original:
     processor: Processor | None = None
 
     def led_by(self, name: str) -> "Original":
-        """The same with the output `name` first; PyTorch originals give OUTPUT_NAMES in order."""
+        """This original with its output `name` first.
+
+        A float ONNX is opened with the wanted output first already. PyTorch gives OUTPUT_NAMES in
+        order, so that its two outputs change places where the second is wanted.
+        """
         if self.kind == "float-onnx" or name != OUTPUT_NAMES[1]:
             return self
         return replace(self, run=lambda images: self.run(images)[::-1])

@@ -108,7 +108,10 @@ def forecast(options: CompileOptions, output: Path, reporter: Reporter) -> Forec
 
 
 def foretell(options: CompileOptions, images: int, seen: Look) -> list[StepForecast]:
-    """What every step takes of an encoder that was looked at, for so many images."""
+    """The seconds, memory and disk of every step, for `images` calibration images.
+
+    `seen`: sizes and times that were measured on the encoder itself.
+    """
     sizes = seen.sizes
     stores = stores_rows(choose_target(options), options.rounding)
     rows = stored_bytes(sizes.activations // sizes.tokens, images, sizes.tokens) if stores else 0
@@ -165,7 +168,7 @@ class _Disk:
     passing: int = 0
 
     def during(self, step: Step) -> int:
-        """While a step is done; what it leaves counts from then on."""
+        """Bytes on disk during a step; to be asked of the steps in order: each adds to it."""
         weights = self.sizes.weights
         if step.name == Stage.EXPORT:
             self.kept = 2 * weights if weights >= LARGE else weights

@@ -41,7 +41,7 @@ class Sizes:
 
     @classmethod
     def of(cls, encoder: FloatEncoder) -> Self:
-        """Those of an encoder that lies in its file."""
+        """The sizes of an encoder whose weights are in its ONNX file."""
         view = encoder.view
         tokens = view.tokens or TOKENS
         channels = sum(site.linears[0].weight_shape[0] for site in view.sites)

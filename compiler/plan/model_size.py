@@ -28,6 +28,6 @@ def compiled_bytes(weights: int, linears: int, precision: Precision, *, half: bo
 
 
 def bytes_of(encoder: FloatEncoder, precision: Precision, *, half: bool) -> int:
-    """As compiled_bytes, of an encoder that lies in its file."""
+    """Bytes of model.onnx for an encoder whose weights are in its ONNX file; see compiled_bytes."""
     linears = sum(prod(linear.weight_shape) for linear in encoder.view.linears)
     return compiled_bytes(model_size(encoder.path), linears, precision, half=half)

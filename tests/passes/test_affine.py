@@ -5,11 +5,12 @@ import math
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from support.examples import examples
 
 from regcache.passes.affine import Affine, IntegerType
 from regcache.passes.errors import InputError
@@ -82,7 +83,7 @@ def test_eight_bits_are_the_default(
         assert affine.scale == (max(-low, high) / 127 if symmetric else (high - low) / 255)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     values=hnp.arrays(np.float32, 40, elements=st.floats(-100, 100, width=32)),
     scale=st.floats(1e-2, 8),
@@ -128,3 +129,49 @@ def test_other_widths_are_refused(bits: int) -> None:
 def test_a_zero_point_beyond_the_limits_is_refused(zero_point: int, dtype: IntegerType) -> None:
     with pytest.raises(InputError, match=f"{zero_point} does not fit {dtype} of 4 bits"):
         Affine(1.0, zero_point, dtype, 4)
+
+
+@given(
+    low=st.floats(-1e5, 1e5, width=32),
+    high=st.floats(-1e5, 1e5, width=32),
+    dtype=st.sampled_from(["int8", "uint8"]),
+    symmetric=st.booleans(),
+)
+def test_a_range_is_covered_and_keeps_zero(
+    low: float, high: float, dtype: IntegerType, symmetric: bool
+) -> None:
+    affine = Affine.from_range(min(low, high), max(low, high), dtype, symmetric=symmetric)
+    values = np.array([min(low, high), 0.0, max(low, high)], dtype=np.float32)
+    restored = affine.round_trip(values)
+    assert restored[1] == 0
+    assert np.abs(restored - values).max() <= affine.scale * 0.501 + 1e-30
+    if symmetric:
+        assert affine.zero_point == (0 if dtype == "int8" else 128)
+
+
+@examples(50)
+@given(
+    values=hnp.arrays(np.float32, 50, elements=st.floats(-100, 100, width=32)),
+    scale=st.floats(1e-3, 2),
+    zero_point=st.integers(0, 255),
+)
+def test_eight_bits_round_as_onnx_does(values: np.ndarray, scale: float, zero_point: int) -> None:
+    affine = Affine(scale, zero_point, "uint8")
+    evaluator = ReferenceEvaluator(
+        onnx.parser.parse_graph(
+            "g (float[50] x, float s, uint8 z) => (uint8[50] y) { y = QuantizeLinear(x, s, z) }"
+        ),
+        opsets={"": 20},
+    )
+    (wanted,) = evaluator.run(
+        None, {"x": values, "s": np.float32(scale), "z": np.uint8(zero_point)}
+    )
+    np.testing.assert_array_equal(affine.quantize(values), np.asarray(wanted, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero_point"), [(0.0, 0), (-1.0, 0), (float("nan"), 0), (float("inf"), 0), (1.0, 300)]
+)
+def test_impossible_numbers_are_refused(scale: float, zero_point: int) -> None:
+    with pytest.raises(InputError):
+        Affine(scale, zero_point, "uint8")

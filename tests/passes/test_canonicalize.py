@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 from support.running import run_graph
 from support.spellings import SPELLINGS, ops
 from support.tiny_vit import Spec, TinyVit
@@ -188,7 +189,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     heads=st.integers(1, 3),
     head_dim=st.integers(2, 9),

@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.canonical import canonical_graph
+from support.examples import examples
 from support.registers import RANGES, random_kv
 from support.running import run_graph
 from support.spellings import SPELLINGS
@@ -118,7 +119,7 @@ def test_a_cut_at_the_images_is_none() -> None:
     assert gs.export_onnx(by_name) == gs.export_onnx(plain)
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(
     heads=st.integers(1, 3),
     head_dim=st.integers(2, 5),

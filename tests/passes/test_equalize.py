@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support import zoo
@@ -23,6 +23,7 @@ from support.equalizing import (
     site_of,
     ways,
 )
+from support.examples import examples
 from support.families import EXPECTED, images, view
 from support.running import run_graph
 from support.scales import linear_scales
@@ -168,7 +169,7 @@ def test_every_family_stays_the_encoder(name: str, folder: Any) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     heads=st.integers(1, 3),
     head_dim=st.integers(2, 7),

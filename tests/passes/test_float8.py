@@ -3,11 +3,12 @@
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from support.examples import examples
 from support.float8_numbers import NUMBERS, nearest
 
 from regcache.passes.errors import InputError
@@ -82,7 +83,7 @@ def test_hard_values_round_to_the_nearest() -> None:
     np.testing.assert_array_equal(Float8(1.0).round_trip(values), wanted)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(values=VALUES, scale=SCALES)
 def test_values_round_as_onnx_runtime_does(values: Floats, scale: float) -> None:
     wanted = onnx_round_trip(values, scale, 19)

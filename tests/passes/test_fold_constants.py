@@ -7,9 +7,10 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from support.examples import examples
 from support.running import run_graph
 from support.small_models import Draft, Shape, with_shapes
 from support.spellings import SPELLINGS, ops
@@ -61,7 +62,7 @@ def itself(draft: Draft, shape: str) -> str:
     return draft.node("Neg", shape)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(start=st.integers(-6, 6), end=st.none() | st.integers(-6, 6))
 def test_parts_of_a_static_shape(start: int, end: int | None) -> None:
     """Any `start` and `end`, beyond the rank too; ONNX Runtime says what they mean."""

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from regcache.passes.follow_axes import Axes, Factor, axes_of, indices, moved, parts, way_to
 
@@ -47,7 +48,7 @@ RESHAPES = [(2, 5, 3, 4), (2, 5, 3, 2, 2), (10, 12), (2, 1, 5, 12), (1, 2, 5, 12
 
 
 @given(st.lists(st.integers(0, 2**16), max_size=6))
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_moves_as_numpy_does(draws: list[int]) -> None:
     axes, values = start()
     for draw in draws:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.batch_chains import BatchChain
 from support.batch_graphs import IMAGES, floats, freed, ints, tokens, written
+from support.examples import examples
 from support.running import run_graph
 from support.small_models import Draft, with_shapes
 from support.spellings import SPELLINGS
@@ -30,7 +31,7 @@ Build = Callable[[Draft, int], str]
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(seed=st.integers(0, 10**9), batch=st.sampled_from([1, 2, 3, 8]), steps=st.integers(1, 14))
 def test_random_chains(seed: int, batch: int, steps: int) -> None:
     """Heads merged with the batch, constants for every image, Slice, Expand, Concat and others."""

@@ -7,10 +7,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import parser
+from support.examples import examples
 from support.running import run_feeds
 
 from regcache.passes.base import Result, run
@@ -217,7 +218,7 @@ def test_layer_norms_of_tensorflow(scale: str) -> None:
 
 
 @given(st.floats(1e-12, 1e-2), st.sampled_from(sorted(SPELLINGS)), st.integers(0, 5))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_any_epsilon(epsilon: float, name: str, seed: int) -> None:
     graph = graph_of(SPELLINGS[name], {"eps": np.float32(epsilon)})
     result = run(FuseRmsNorm(), graph)

@@ -7,10 +7,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from support.examples import examples
 from support.running import run_feeds
 
 from regcache.passes.base import Result, run
@@ -188,7 +189,7 @@ def test_ellipses() -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_any_equation(data: st.DataObject) -> None:
     letters = data.draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True))
     terms = [

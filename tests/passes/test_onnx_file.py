@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from support.canonical import canonical_graph
+from support.examples import examples
 from support.running import run_graph
 from support.tiny_vit import Spec, TinyVit
 
@@ -88,9 +89,7 @@ def test_weights_past_two_gigabytes_go_beside_the_file(
     )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(60, ignore=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 0.999))
 def test_truncated_files(file: Path, share: float) -> None:
     whole = file.read_bytes()
@@ -99,9 +98,7 @@ def test_truncated_files(file: Path, share: float) -> None:
     refusal(cut)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(60, ignore=[HealthCheck.function_scoped_fixture])
 @given(noise=st.binary(max_size=200))
 def test_noise_is_no_model(tmp_path: Path, noise: bytes) -> None:
     path = tmp_path / "noise.onnx"

@@ -7,10 +7,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from onnx.reference import ReferenceEvaluator
 from support.canonical import canonical_graph
 from support.running import run_graph
 from support.scales import linear_scales
@@ -346,49 +345,3 @@ def test_weights_round_to_within_half_a_step(weight: np.ndarray, bits: int) -> N
     assert (steps > 0).all()
     error = np.abs(integers.astype(np.float64) * steps - weight)
     assert (error <= steps.astype(np.float64) * 0.5001 + 1e-37).all()
-
-
-@given(
-    low=st.floats(-1e5, 1e5, width=32),
-    high=st.floats(-1e5, 1e5, width=32),
-    dtype=st.sampled_from(["int8", "uint8"]),
-    symmetric=st.booleans(),
-)
-def test_affine_covers_its_range_and_keeps_zero(
-    low: float, high: float, dtype: IntegerType, symmetric: bool
-) -> None:
-    affine = Affine.from_range(min(low, high), max(low, high), dtype, symmetric=symmetric)
-    values = np.array([min(low, high), 0.0, max(low, high)], dtype=np.float32)
-    restored = affine.round_trip(values)
-    assert restored[1] == 0
-    assert np.abs(restored - values).max() <= affine.scale * 0.501 + 1e-30
-    if symmetric:
-        assert affine.zero_point == (0 if dtype == "int8" else 128)
-
-
-@settings(max_examples=50)
-@given(
-    values=hnp.arrays(np.float32, 50, elements=st.floats(-100, 100, width=32)),
-    scale=st.floats(1e-3, 2),
-    zero_point=st.integers(0, 255),
-)
-def test_affine_rounds_as_onnx_does(values: np.ndarray, scale: float, zero_point: int) -> None:
-    affine = Affine(scale, zero_point, "uint8")
-    evaluator = ReferenceEvaluator(
-        onnx.parser.parse_graph(
-            "g (float[50] x, float s, uint8 z) => (uint8[50] y) { y = QuantizeLinear(x, s, z) }"
-        ),
-        opsets={"": 20},
-    )
-    (wanted,) = evaluator.run(
-        None, {"x": values, "s": np.float32(scale), "z": np.uint8(zero_point)}
-    )
-    np.testing.assert_array_equal(affine.quantize(values), np.asarray(wanted, np.float32))
-
-
-@pytest.mark.parametrize(
-    ("scale", "zero_point"), [(0.0, 0), (-1.0, 0), (float("nan"), 0), (float("inf"), 0), (1.0, 300)]
-)
-def test_impossible_numbers_are_refused(scale: float, zero_point: int) -> None:
-    with pytest.raises(InputError):
-        Affine(scale, zero_point, "uint8")

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from support.examples import examples
 from support.running import run_graph
 from support.small_models import Draft
 from support.spellings import SPELLINGS, shuffled
@@ -299,9 +300,7 @@ def test_a_message_is_read_without_its_external_data(tmp_path: Path) -> None:
     assert len(read_message(path).graph.initializer) == len(model.graph.initializer)
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(150, ignore=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_bytes_never_end_in_a_traceback(data: st.DataObject, tmp_path: Path) -> None:
     spec = data.draw(st.sampled_from([Spec(depth=1, width=8, hidden=8, grid=2), SMALL_OLD]))

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.equalizing import assert_agree, site_of
+from support.examples import examples
 from support.rotating import SOME, apply, changes, graph_of, observe, wide
 from support.running import run_graph
 from support.scales import linear_scales
@@ -140,7 +141,7 @@ def test_flat_activations() -> None:
         assert_agree(run_graph(result.graph, pictures), vit.reference(pictures))
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(
     head_dim=st.integers(2, 9),
     parts=st.integers(1, 5),

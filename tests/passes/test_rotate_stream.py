@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.biases import bias_of, drop_biases, widen_biases
 from support.canonical import canonical_graph
 from support.equalizing import assert_agree, site_of
+from support.examples import examples
 from support.rotating import apply, changes, graph_of, observe
 from support.running import run_graph
 from support.spellings import SPELLINGS, ops
@@ -170,7 +171,7 @@ def reads(node: gs.Node, prefix: str) -> bool:
     return any(is_constant(item) and item.name.startswith(prefix) for item in node.inputs)
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(
     head_dim=st.integers(1, 9),
     depth=st.integers(2, 4),

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support import zoo
@@ -16,6 +16,7 @@ from support.biases import drop_biases
 from support.block_weights import block_weights
 from support.building import assert_builds, int8_products, needs_tensorrt
 from support.canonical import canonical_graph
+from support.examples import examples
 from support.quantized_graphs import FORMATS, assert_same_numbers, quantized, zero_points
 from support.registers import FORMS, with_registers
 from support.running import run_graph
@@ -81,7 +82,7 @@ def empty_graph() -> gs.Graph:
     return gs.Graph(inputs=[x], opset=20, ir_version=10, name="one")
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.data())
 def test_one_linear_by_a_formula_in_float64(data: st.DataObject) -> None:
     """With numbers anywhere but near the middle between two integers, also beyond the range."""

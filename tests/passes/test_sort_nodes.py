@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from support.examples import examples
 from support.small_models import Draft
 from support.spellings import shuffled
 from support.tiny_vit import Spec, TinyVit
@@ -27,7 +28,7 @@ def outputs(model: onnx.ModelProto, **feeds: Any) -> list[Any]:
     return found
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 10**6))
 def test_any_order_is_mended(seed: int) -> None:
     """The checker takes the graph, it computes the same, and no node was touched."""

@@ -6,9 +6,10 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from support.examples import examples
 
 from regcache.passes.errors import InputError
 from regcache.passes.stored_tensors import check_finite, read_tensor, shape_and_type
@@ -47,7 +48,7 @@ def test_numbers_in_fields_of_their_own_type(kind: int) -> None:
     np.testing.assert_array_equal(read_tensor(tensor, "weight"), [[1, 2], [3, 4]])
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     kind=st.sampled_from([TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64]),
     dims=st.lists(st.integers(0, 4), max_size=3),

@@ -8,11 +8,12 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from support.examples import examples
 from support.running import run_graph
 from support.small_models import Draft, with_shapes
 from support.tiny_vit import Spec, TinyVit
@@ -113,7 +114,7 @@ def ops(graph: gs.Graph) -> list[str]:
     return [node.op for node in graph.nodes]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(values=hnp.arrays(np.uint16, 8), name=st.sampled_from(["half", "bfloat16"]))
 def test_any_half_number(values: NDArray[np.uint16], name: str) -> None:
     stored = values.view(KINDS[name][1])

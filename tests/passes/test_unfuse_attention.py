@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 from support.fused_nodes import Array, assert_unfused, draw_array, fused_graph, unfused
 from support.running import run_feeds
 
@@ -17,7 +18,7 @@ from regcache.passes.walk import count_ops
 SIZES = st.integers(1, 4)
 SEEDS = st.integers(0, 99)
 FLAGS = st.booleans()
-ANY = settings(max_examples=30, deadline=None)
+ANY = examples(30)
 
 
 @ANY

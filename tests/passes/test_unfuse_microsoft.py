@@ -8,10 +8,11 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.canonical import canonical_graph
+from support.examples import examples
 from support.fused_nodes import assert_unfused, draw_array, fused_graph, unfused
 from support.running import run_feeds, run_graph
 from support.spellings import SPELLINGS
@@ -29,7 +30,7 @@ from regcache.passes.unfuse_microsoft import UnfuseMicrosoft
 SIZES = st.integers(1, 4)
 SEEDS = st.integers(0, 99)
 FLAGS = st.booleans()
-ANY = settings(max_examples=25, deadline=None)
+ANY = examples(25)
 
 
 def ops(graph: gs.Graph) -> list[str]:

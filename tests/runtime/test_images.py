@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from support.examples import examples
 
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Interpolation, Preprocess, ResizeMode
@@ -66,7 +67,7 @@ recipes = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(how=recipes, width=sides, height=sides, mode=st.sampled_from(MODES), seed=st.integers(0, 9))
 def test_equals_torchvision(how: Preprocess, width: int, height: int, mode: str, seed: int) -> None:
     image = noise(width, height, mode, seed)

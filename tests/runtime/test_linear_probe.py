@@ -6,9 +6,10 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.runtime import linear_probe
@@ -63,7 +64,7 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return shares
 
 
-@settings(deadline=None, max_examples=10)
+@examples(10)
 @given(
     classes=st.integers(3, 4),
     width=st.integers(2, 5),

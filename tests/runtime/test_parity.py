@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from regcache.passes.errors import InputError
 from regcache.runtime.parity import ParityMeter, ParityResult, knn_top1
@@ -39,7 +40,7 @@ def plain_cosine(a: Floats, b: Floats) -> float:
     return dot / (math.hypot(*x) * math.hypot(*y))
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     n=st.integers(1, 12),
     width=st.integers(2, 9),
@@ -248,7 +249,7 @@ def plain_knn(
     return right / len(query)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     g=st.integers(2, 14), q=st.integers(1, 14), k=st.integers(1, 20), same=st.booleans(),
     seed=st.integers(0, 99),

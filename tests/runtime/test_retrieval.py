@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from regcache.passes.errors import InputError
 from regcache.runtime import retrieval
@@ -39,7 +40,7 @@ def plain_recall(images: Floats, texts: Floats, owners: list[int], k: int) -> tu
     return sum(to_text) / len(to_text), sum(to_image) / len(to_image)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     n=st.integers(1, 7),
     more=st.integers(0, 9),

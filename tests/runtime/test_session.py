@@ -8,11 +8,12 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from support.canonical import canonical_graph
+from support.examples import examples
 from support.running import run_graph
 from support.small_models import pooling_encoder
 from support.tiny_vit import Spec, TinyVit
@@ -261,7 +262,7 @@ def rounded_linear(
     return bytes(model.SerializeToString())
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     seed=st.integers(0, 999),
     rows=st.integers(1, 5),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from regcache.passes.errors import InputError
 from regcache.runtime.zero_shot import (
@@ -37,7 +38,7 @@ def plain_mean(vectors: list[list[float]]) -> list[float]:
     return [math.fsum(values) / len(vectors) for values in zip(*vectors, strict=True)]
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     classes=st.integers(1, 5),
     templates=st.integers(1, 4),
@@ -93,7 +94,7 @@ def test_every_template_has_one_place_for_the_name() -> None:
     assert all(template.count("{}") == 1 for template in TEMPLATES)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     n=st.integers(1, 12),
     classes=st.integers(1, 8),

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import onnx_graphsurgeon as gs
 import torch
 from demo_photos import crops, photographs
 from PIL import Image
-from support.planted import Planting, plant
+from support.planted import Planted, Planting, plant
+from support.torchlib import share_torchlib
 from torch import Tensor
 
 from regcache.export.sample_weights import load_sample_model
@@ -20,9 +21,12 @@ from regcache.export.vit_families import FAMILIES
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.onnx_file import load_model
 
+share_torchlib()
+
 SIDE = 224
 
 
+@cache
 def halves(side: int, every: int) -> Tensor:
     """Crops of the left (0) or right (1) half of every photograph, one in `every` of nine."""
     found = []
@@ -44,6 +48,12 @@ def natural() -> Any:
     return load_sample_model()
 
 
+@lru_cache(maxsize=3)
+def planted(planting: Planting) -> Planted:
+    """Planted with left halves of the photographs."""
+    return plant(natural(), planting, halves(0, 5))
+
+
 def model_graph(model: Any) -> gs.Graph:
     """A DINOv2-S as a canonical graph."""
     with tempfile.TemporaryDirectory() as folder:
@@ -54,5 +64,5 @@ def model_graph(model: Any) -> gs.Graph:
 
 
 def planted_graph(planting: Planting) -> gs.Graph:
-    """Planted with left halves of the photographs."""
-    return model_graph(plant(natural(), planting, halves(0, 5)).model)
+    """The planted encoder's canonical graph."""
+    return model_graph(planted(planting).model)

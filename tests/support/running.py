@@ -1,6 +1,6 @@
 """Run a graph as it is written: ONNX Runtime without its optimisations."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,24 @@ def run_feeds(
     graph: gs.Graph, feeds: Mapping[str, NDArray[Any]], *, optimize: bool = False
 ) -> list[NDArray[Any]]:
     """The outputs of a graph of any inputs, in graph order."""
+    outputs: list[NDArray[Any]] = _open(graph, optimize).run(None, dict(feeds))
+    return outputs
+
+
+def run_batches(
+    graph: gs.Graph, batches: Iterable[NDArray[np.float32]]
+) -> list[list[NDArray[Any]]]:
+    """The outputs of a graph with one input for each of several batches, which share a session."""
+    session, name = _open(graph, optimize=False), graph.inputs[0].name
+    return [session.run(None, {name: images}) for images in batches]
+
+
+def _open(graph: gs.Graph, optimize: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(
+    return ort.InferenceSession(
         gs.export_onnx(graph).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    outputs: list[NDArray[Any]] = session.run(None, dict(feeds))
-    return outputs

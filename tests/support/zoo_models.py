@@ -11,6 +11,7 @@ import timm
 import torch
 import transformers
 from safetensors.torch import save_file
+from support.torchlib import share_torchlib
 from support.zoo import SIDE
 
 from regcache.export.cache import written_whole
@@ -18,6 +19,8 @@ from regcache.export.reference import Source
 from regcache.export.source import open_source
 from regcache.export.timm_name import TimmName
 from regcache.export.timm_vit import TimmSource
+
+share_torchlib()
 
 DEPTH = 2
 

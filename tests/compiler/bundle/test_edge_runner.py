@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import PIL
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from support.examples import examples
 
 from regcache.compiler.bundle import edge_runner
 from regcache.compiler.bundle.edge_runner import Encoder, read, resample
@@ -55,7 +56,7 @@ def starts_with_rows(old: tuple[int, int], new: tuple[int, int]) -> bool:
     return 0 < old[0] - new[0] > 2 * (old[1] - new[1])
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     old=st.tuples(st.integers(1, 80), st.integers(1, 80)),
     size=st.integers(1, 80),
@@ -77,7 +78,7 @@ def test_resamples_one_axis_as_pillow_does(
     )
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     old=st.tuples(st.integers(2, 90), st.integers(2, 90)),
     crop=st.tuples(st.integers(1, 40), st.integers(1, 40)),

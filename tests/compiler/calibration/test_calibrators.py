@@ -5,9 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from regcache.compiler.calibration.calibrators import (
     ScaleByValues,
@@ -55,7 +56,7 @@ def ends(rows: Floats) -> tuple[float, float]:
     return float(rows.min()), float(rows.max())
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(rows=activations(), form=drawn_format, bits=drawn_bits, unseen=st.sampled_from([1.0, 1.5]))
 @pytest.mark.parametrize("choose", BY_VALUES.values(), ids=BY_VALUES)
 def test_the_range_holds_zero_and_nothing_beyond_what_was_observed(
@@ -137,7 +138,7 @@ def percentile(values: Floats, percent: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(rows=activations(), form=drawn_format, bits=drawn_bits, many=st.booleans())
 def test_percentile_against_a_sorted_list(
     rows: Floats, form: tuple[IntegerType, bool], bits: int, many: bool
@@ -174,7 +175,7 @@ def squared_error(scale: Affine, rows: Floats) -> float:
     return float((((integers - scale.zero_point) * scale.scale - values) ** 2).sum())
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(rows=activations(), form=drawn_format, bits=drawn_bits)
 def test_mse_is_no_worse_than_any_share_of_the_range(
     rows: Floats, form: tuple[IntegerType, bool], bits: int
@@ -239,7 +240,7 @@ def divergence(values: Floats, clip: int, width: np.float32, scale: Affine) -> f
     return result
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(rows=activations(), form=drawn_format, bits=drawn_bits)
 def test_entropy_against_every_clip(
     rows: Floats, form: tuple[IntegerType, bool], bits: int

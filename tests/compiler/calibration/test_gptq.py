@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 from support.gptq_reference import _DOUBT, SEEDS, Layer, slow_gptq
 
 from regcache.compiler.calibration import gptq
@@ -28,7 +29,7 @@ LAYERS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(layer=LAYERS)
 def test_equals_the_method_spelled_out(layer: Layer) -> None:
     """Singular Gram matrices and blocks too; a channel near a tie may round either way."""
@@ -62,7 +63,7 @@ def test_the_size_of_a_lazy_block_does_not_matter(
     assert layer.errors(found).sum() == pytest.approx(layer.errors(wanted).sum(), rel=0.02)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(layer=LAYERS)
 def test_the_error_has_its_bound(layer: Layer) -> None:
     """Each row adds at most half a step, squared, by the curvature that is left there.
@@ -103,7 +104,7 @@ def test_better_than_nearest_on_correlated_inputs(samples: int, last: int, size:
     assert np.mean(np.less_equal(found, np.multiply(nearest, 1.001))) > 0.9
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=SEEDS, rows=st.integers(1, 20), columns=st.integers(1, 8))
 def test_inputs_that_do_not_correlate_round_to_nearest(seed: int, rows: int, columns: int) -> None:
     random = np.random.default_rng(seed)
@@ -138,7 +139,7 @@ def weighted_error(layer: Layer, moments: Doubles, steps: Floats) -> Doubles:
     return np.array([lost[start : start + size].sum(axis=0) for start in range(0, len(lost), size)])
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(layer=LAYERS)
 def test_steps_are_never_worse_than_without_clipping(layer: Layer) -> None:
     """Also where the blocks do not divide the channels, and in each block of each column alone."""

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 from support.gptq_reference import SEEDS, Doubles, Floats, Layer, slow_gptq
 
 from regcache.compiler.calibration import gptq
@@ -51,7 +52,7 @@ def blocks_of(layer: Layer) -> Iterator[tuple[int, slice]]:
         yield block, slice(block * size, (block + 1) * size)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(layer=SIGNED)
 def test_equals_the_method_spelled_out(layer: Layer) -> None:
     """With one integer more below than above, and other dampings."""
@@ -78,7 +79,7 @@ def test_the_lowest_integer_is_used_only_where_it_is_asked_for() -> None:
     assert replace(layer, first=-3).round().min() == -3
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=SEEDS,
     rows=st.integers(1, 40),
@@ -106,7 +107,7 @@ def test_weights_on_the_grid_come_back(
     np.testing.assert_array_equal(again, integers)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(layer=SIGNED)
 def test_steps_point_to_the_largest_weight(layer: Layer) -> None:
     """They take it to the lowest integer or beyond, and clip only where that errs less."""
@@ -189,7 +190,7 @@ def slack_of(layer: Layer, steps: NDArray[np.floating], integers: NDArray[np.int
 # Equations that are all but singular; and a lone channel whose step would change its sign.
 @example(signed(0, 2, 2, 1, size=1, last=1, damping=0.002))
 @example(signed(2854, 13, 6, 4, size=12))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(layer=SIGNED)
 def test_refitted_steps_never_err_more(layer: Layer) -> None:
     integers = layer.round()
@@ -201,7 +202,7 @@ def test_refitted_steps_never_err_more(layer: Layer) -> None:
     assert (lost_by(layer, found, integers) <= bound).all()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=SEEDS,
     rows=st.integers(1, 40),

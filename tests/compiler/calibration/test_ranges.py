@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from regcache.compiler.calibration.ranges import choose_scale, output_error, search_range
 from regcache.passes.affine import Affine, IntegerType
@@ -19,7 +20,7 @@ def error_of(affine: Affine, rows: NDArray[np.float32], weight: NDArray[np.float
     return float((((restored - x) @ weight.astype(np.float64)) ** 2).sum())
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     seed=st.integers(0, 999),
     rows=st.integers(2, 30),
@@ -71,7 +72,7 @@ def test_a_constant_activation_has_a_scale() -> None:
     np.testing.assert_array_equal(chosen.round_trip(x), x)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=st.integers(0, 999),
     spread=st.floats(0, 2),

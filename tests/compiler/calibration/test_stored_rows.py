@@ -4,14 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from regcache.compiler.calibration import stored_rows
 from regcache.compiler.calibration.stored_rows import StoredRows
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     seed=st.integers(0, 999),
     shape=st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 5)),

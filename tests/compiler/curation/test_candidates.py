@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from regcache.compiler.curation.candidates import Candidate, find_candidates
 
@@ -185,7 +186,7 @@ def grouped(hidden: Floats, prefix: int) -> list[tuple[list[tuple[int, int]], Fl
     return found[:3]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     seed=st.integers(0, 9999),
     images=st.integers(1, 8),

@@ -39,7 +39,7 @@ from regcache.passes.preprocess import Preprocess
 
 pytestmark = [pytest.mark.xdist_group("executor"), pytest.mark.slow]
 
-SPEC = Spec(width=32, heads=4, hidden=64, depth=4, grid=4)
+SPEC = Spec(width=32, heads=4, hidden=64, depth=3, grid=4)
 RECIPE = Preprocess(16, 16, "shortest", (16, 16), "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 W6A6 = simulate(resolve_target(TargetName.ORT_CPU, u8s8_saturates=False), Simulation.W6A6)
 
@@ -215,7 +215,7 @@ def test_passes_that_refuse_everything_leave_no_registers(
         monkeypatch.setattr(where, name, refuse)
     found = run(study, tmp_path / "journal")
     assert not found.setting.changes
-    assert "refuse all 5 settings: the scores are masked" in found.record.reason
+    assert "refuse all 3 settings: the scores are masked" in found.record.reason
     assert all(tried.error is None for tried in found.record.tried)
 
 

@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from regcache.compiler.curation.decision import Improvement, measure_improvement
 
@@ -51,7 +52,7 @@ def test_many_images_follow_the_normal_law(mean: float) -> None:
     assert seen.certain is (mean > 0.003)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(pairs=PAIRS, seed=st.integers(0, 2**31))
 def test_exchange_turns_the_sign(pairs: list[tuple[float, float]], seed: int) -> None:
     without, with_setting = zip(*pairs, strict=True)
@@ -63,7 +64,7 @@ def test_exchange_turns_the_sign(pairs: list[tuple[float, float]], seed: int) ->
     assert not (one.certain and other.certain)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(pairs=PAIRS, seed=st.integers(0, 2**31))
 def test_the_interval_lies_within_the_gains(pairs: list[tuple[float, float]], seed: int) -> None:
     without, with_setting = zip(*pairs, strict=True)
@@ -75,7 +76,7 @@ def test_the_interval_lies_within_the_gains(pairs: list[tuple[float, float]], se
     assert seen == measure_improvement(without, with_setting, seed)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(errors=st.lists(ERRORS, min_size=1, max_size=20))
 def test_equal_errors_are_never_certain(errors: list[float]) -> None:
     seen = measure_improvement(errors, errors, 0)

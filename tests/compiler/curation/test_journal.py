@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from regcache.compiler.curation.journal import Journal
 
@@ -52,7 +53,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(results=st.dictionaries(st.text(), VALUES, max_size=4))
 def test_everything_comes_back_bit_for_bit(path: Path, results: dict[str, Any]) -> None:
     write(path, results)
@@ -60,7 +61,7 @@ def test_everything_comes_back_bit_for_bit(path: Path, results: dict[str, Any]) 
         assert same(read(path), results)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     results=st.dictionaries(st.text(max_size=3), VALUES, min_size=1, max_size=4),
     more=st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
@@ -82,7 +83,7 @@ def test_a_file_cut_anywhere_keeps_what_was_whole(
     assert same(read(path), kept | more)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(tail=st.binary(min_size=1))
 def test_garbage_behind_is_left_out(path: Path, tail: bytes) -> None:
     write(path, {"a": 0.1})

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from regcache.compiler.calibration.algebra import NUMPY
 from regcache.compiler.calibration.placing import algebra_of, algebra_on
@@ -24,7 +25,7 @@ def stored(folder: Path, shape: tuple[int, int, int], seed: int = 0) -> StoredRo
     return store
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     seed=st.integers(0, 999),
     shape=st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 5)),

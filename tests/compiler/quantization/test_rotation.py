@@ -7,11 +7,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from support.building import assert_builds, int8_products
 from support.canonical import canonical_graph
+from support.examples import examples
 from support.running import run_graph
 from support.tiny_artifact import tiny_artifact
 from support.tiny_source import RECIPE
@@ -77,7 +78,7 @@ def products_work(view: EncoderView) -> int:
     return total // tokens
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     depth=st.integers(1, 4),
     heads=st.integers(1, 3),

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from support.examples import examples
 from support.float8_numbers import nearest
 from support.number_formats import FP8, W4A16
 from support.rounding_cases import Case, make_case
@@ -172,7 +173,7 @@ def test_fp8_has_biases_alone(tmp_path: Path) -> None:
         assert np.abs(found).max() > 1e-4
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     weight=hnp.arrays(
         np.float32,

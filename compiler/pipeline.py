@@ -85,7 +85,10 @@ def compile_encoder(
         check_signing_key(key)
     with temporary_folder() as drawn, computing_on(device), one_blas_thread(), ExitStack() as ends:
         paths = (
-            calibration_images(options, reporter.warn)
+            calibration_images(
+                *(options.images, options.max_images, options.seed, reporter.warn),
+                calibrates=options.precision.quantizes,
+            )
             if options.images
             else draw_pictures(drawn, FIRST_LOOK_IMAGES)
         )

@@ -68,7 +68,7 @@ def compile_for_cpu(
         }
         deployed = deploy(ways, artifacts, options.threads)
         recipe = next(iter(artifacts.values())).recipe
-        paths = calibration_images(options)
+        paths = calibration_images(options.images, options.max_images, options.seed)
         images = ImageFolder(paths, recipe, options.batch_size)
         records = measure_ways(deployed, deployed[ways[0]], recipe, images, reporter)
         choice = choose(records, accuracy)

@@ -6,25 +6,28 @@ from pathlib import Path
 import numpy as np
 
 from regcache.compiler.job.breadth import LEAST_IMAGES
-from regcache.compiler.job.options import CompileOptions
 from regcache.runtime.list_images import list_images
 
 
 def calibration_images(
-    options: CompileOptions, warn: Callable[[str], None] | None = None
+    images: str,
+    most: int,
+    seed: int,
+    warn: Callable[[str], None] | None = None,
+    *,
+    calibrates: bool = True,
 ) -> list[Path]:
-    """The image files that `options.images` means, at most `options.max_images` of them.
+    """The image files that `images` means, at most so many of them.
 
-    Of more, so many are drawn by `options.seed`; they keep their order. `warn` is told where there
-    are too few to calibrate well, and as `list_images` tells it. Raises InputError as that does.
+    Of more, so many are drawn by `seed`; they keep their order. `warn` is told where there are too
+    few to calibrate well, if they are to calibrate, and as `list_images` tells it. Raises
+    InputError as that does.
     """
-    paths = list_images(Path(options.images), warn)
-    if len(paths) < LEAST_IMAGES and options.precision.quantizes and warn is not None:
-        images = "image" if len(paths) == 1 else "images"
-        warn(f"{len(paths)} {images} to calibrate on are few: give {LEAST_IMAGES} or more")
-    if len(paths) <= options.max_images:
+    paths = list_images(Path(images), warn)
+    if calibrates and len(paths) < LEAST_IMAGES and warn is not None:
+        count = "1 image" if len(paths) == 1 else f"{len(paths)} images"
+        warn(f"{count} to calibrate on are few: give {LEAST_IMAGES} or more")
+    if len(paths) <= most:
         return paths
-    drawn = np.random.default_rng(options.seed).choice(
-        len(paths), options.max_images, replace=False
-    )
+    drawn = np.random.default_rng(seed).choice(len(paths), most, replace=False)
     return [paths[index] for index in sorted(drawn)]

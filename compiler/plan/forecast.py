@@ -84,7 +84,7 @@ def forecast(options: CompileOptions, output: Path, reporter: Reporter) -> Forec
     device = find_device(options.device, algebra=True)
     if not options.images:
         raise InputError("--dry-run measures with photographs: name a folder with --images")
-    paths = calibration_images(options, reporter.warn)
+    paths = calibration_images(options.images, options.max_images, options.seed, reporter.warn)
     with (
         reporter.command(EXPORTING, Step(TIMING, seconds=1)),
         temporary_folder() as scratch,

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from demo_photos import main as write_photos
+from support.command_line import run_regcache
 from support.sample import sample_file
 
 from regcache.compiler.encoder.prepare import export_source
@@ -55,7 +56,8 @@ def exported(folder: Path) -> Path:
     return sample_file(folder)
 
 
-def regcache(*arguments: object) -> str:
+def in_a_process(*arguments: object) -> str:
+    """Run `regcache ARGS` in a process whose memory is its own."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *map(str, arguments)],
         capture_output=True,
@@ -68,7 +70,8 @@ def regcache(*arguments: object) -> str:
 
 def parity(artifact: Path, images: Path, *more: str) -> dict[str, float]:
     report = artifact.with_suffix(".json")
-    regcache("parity", artifact, "--images", images, "--json", report, *more)
+    done = run_regcache("parity", artifact, "--images", images, "--json", report, *more)
+    assert done.code == 0, done.err
     found: dict[str, float] = json.loads(report.read_text())
     return found
 
@@ -77,7 +80,7 @@ def test_the_sample_compiles_close_to_pytorch(photos: Path, tmp_path: Path) -> N
     """In the memory that it may take, too."""
     artifact = tmp_path / "artifact"
     command = ("compile", "sample:dinov2-small", "--images", photos / "calibration")
-    peak = float(regcache(*command, "-o", artifact).split("peak")[1]) / 1e3
+    peak = float(in_a_process(*command, "-o", artifact).split("peak")[1]) / 1e3
     assert 100 < peak <= 3 * (artifact / "float.onnx").stat().st_size / 1e6 + 1000
     found = parity(artifact, photos / "evaluation", "--reference", "pytorch")
     assert found["cosine_mean"] >= 0.995
@@ -99,7 +102,10 @@ def test_a_third_party_export_compiles(photos: Path, tmp_path: Path) -> None:
     artifact = tmp_path / "artifact"
     source = fetch_sample_onnx()
     more = ("--registers", "off", "--int8-share", "1")  # nothing to measure the sensitivity for
-    regcache("compile", source, "--images", photos / "calibration", "-o", artifact, *more)
+    done = run_regcache(
+        "compile", source, "--images", photos / "calibration", "-o", artifact, *more
+    )
+    assert done.code == 0, done.err
     found = parity(artifact, photos / "evaluation")
     assert found["cosine_mean"] >= 0.995
     assert found["patch_cosine_mean"] is None

@@ -23,13 +23,13 @@ class BlockDamage:
 
 
 def block_damage(held: HeldStudy, block: int) -> BlockDamage:
-    """The damage of one block, shared out among its sites, on half of the images for sensitivity.
+    """The damage of one block, shared out among its sites, by a quarter of the images for it.
 
     The blocks behind run once, behind the whole block quantized. A site's part of the damage is in
     proportion to the squared error that it alone leaves in the hidden state after the block: the
     blocks behind do much the same to the error of each.
     """
-    run_block = _BlockRun(held.workbench(), block, halved=True)
+    run_block = _BlockRun(held.workbench(), block, few=True)
     errors = {name: run_block.squared_error([name]) for name in run_block.names}
     whole, total = run_block.damages([run_block.names])[0], sum(errors.values())
     parts = {name: error / total if total else 0.0 for name, error in errors.items()}
@@ -47,14 +47,14 @@ def site_damages(held: HeldStudy, names: list[str]) -> dict[str, float]:
 class _BlockRun:
     """One block, cut out to be run with some of its sites, `names`, quantized.
 
-    It runs on the first of the `fit` images, on half of those for sensitivity where `halved`.
+    It runs on the first of the `fit` images, on a quarter of those for sensitivity where `few`.
     Blocks before it are not run: their hidden states are there already.
     """
 
-    def __init__(self, workbench: Workbench, block: int, *, halved: bool = False) -> None:
+    def __init__(self, workbench: Workbench, block: int, *, few: bool = False) -> None:
         self.workbench, self.block, self.study = workbench, block, workbench.study
-        few = self.study.sensitivity_images
-        self._images = max(few // 2, 1) if halved else few
+        images = self.study.sensitivity_images
+        self._images = max(images // 4, 1) if few else images
         self.names = [site.name for site in workbench.sites(block, block + 1)]
         before, behind = workbench.before[block], workbench.before[block + 1]
         kept = [name for name in behind if name not in before]

@@ -105,7 +105,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     path = folder / "tiny.onnx"
     onnx.save(TinyVit(SPEC).model(), path)
     sidecar(path).write_text(RECIPE.to_json())
-    photos(folder / "images", 8, seed=1)
+    photos(folder / "images", 16, seed=1)
     photos(folder / "others", 6, seed=2)
     return Workshop(folder, {})
 

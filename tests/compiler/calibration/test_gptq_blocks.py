@@ -220,7 +220,9 @@ def test_refitted_steps_are_the_least_squares(
     same = (wanted * layer.steps >= 0).all(axis=0)
     found = refit(layer, integers)
     there = wanted[:, same] != 0
-    np.testing.assert_allclose(found[:, same][there], wanted[:, same][there], rtol=2e-3)
+    near_zero = 1e-4 * np.abs(wanted).max()  # such a step is as exact as the others, not relatively
+    found_there, wanted_there = found[:, same][there], wanted[:, same][there]
+    np.testing.assert_allclose(found_there, wanted_there, rtol=2e-3, atol=near_zero)
     bound = lost_by(layer, wanted, integers) + slack_of(layer, wanted, integers)
     assert (lost_by(layer, found, integers) <= bound)[same].all()
     np.testing.assert_array_equal(found[:, ~same], layer.steps[:, ~same])

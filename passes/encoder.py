@@ -83,6 +83,15 @@ class Linear:
         return rows * columns
 
     @property
+    def bias(self) -> NDArray[np.float32]:
+        """The constant bias of each column, float32 [N]; zeros where there is none."""
+        columns = self.weight_shape[1]
+        if self.bias_add is None:
+            return np.zeros(columns, np.float32)
+        (values,) = (item.values for item in self.bias_add.inputs if is_constant(item))
+        return np.broadcast_to(values.reshape(-1), columns).astype(np.float32)
+
+    @property
     def quantized(self) -> bool:
         """Whether the weight stands behind a DequantizeLinear already."""
         return not is_constant(self.matmul.inputs[1])
@@ -175,6 +184,11 @@ class Site:
     def role(self) -> Role:
         """The role of the first linear; the input of an fc2 or out linear has no other readers."""
         return self.linears[0].role
+
+    @property
+    def work(self) -> int:
+        """Multiply-accumulates of all its linears for one token."""
+        return sum(linear.work for linear in self.linears)
 
     @property
     def weight(self) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ class MissingExtraError(RegcacheError):
     """
 
     def __init__(self, what: str, *, extra: str, module: str) -> None:
-        super().__init__(f'{what} needs {module}: pip install "regcache[{extra}]"')
+        super().__init__(f"{what} needs {module}: {install_command(extra)}")
         self.what = what
         self.extra = extra
         self.module = module
@@ -34,6 +34,11 @@ class MissingExtraError(RegcacheError):
     def __reduce__(self) -> tuple[Callable[..., "MissingExtraError"], tuple[str, str, str]]:
         """Pickle for crossing from a child process."""
         return _missing_extra, (self.what, self.extra, self.module)
+
+
+def install_command(extra: str) -> str:
+    """What a user types to install an extra."""
+    return f'pip install "regcache[{extra}]"'
 
 
 def _missing_extra(what: str, extra: str, module: str) -> MissingExtraError:

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
-from regcache.passes.encoder import Block, Linear
+from regcache.passes.encoder import Block
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.walk import consumers, hand_on, is_bias, is_constant, is_output
 
@@ -104,7 +104,7 @@ def _fold(graph: gs.Graph, block: Block) -> None:
     moved = shift + _step(scale, shift, normal) * normal
     for linear in linears:
         name, weight = f"{linear.name}/folded", linear.weight.astype(np.float64)
-        wanted = _values(linear) + (shift - moved) @ weight
+        wanted = linear.bias.astype(np.float64) + (shift - moved) @ weight
         folded = weight + np.outer(normal, wanted / (moved @ normal))
         linear.matmul.inputs[1] = gs.Constant(name, folded.astype(np.float32))
         if linear.bias_add is not None:
@@ -125,15 +125,6 @@ def _step(scale: Doubles, shift: Doubles, normal: Doubles) -> float:
     """How far the norm's bias moves along `normal`: by what channels reach, and away from 0."""
     reach = float(np.sqrt(np.mean(scale**2 + shift**2))) or 1.0
     return reach if shift @ normal >= 0 else -reach
-
-
-def _values(linear: Linear) -> Doubles:
-    """The bias for each column [N]; zeros where there is none."""
-    columns = linear.weight_shape[1]
-    if linear.bias_add is None:
-        return np.zeros(columns)
-    (found,) = (item.values for item in linear.bias_add.inputs if is_constant(item))
-    return _vector(found, columns)
 
 
 def _vector(values: NDArray[np.float32], size: int) -> Doubles:

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
 from regcache.passes.encoder import Linear
@@ -135,16 +134,7 @@ def _product(
     ]
     if not any(linear.bias_add for linear in linears):
         return product
-    biases = [_bias(linear) * np.float32(by) for linear, by in zip(linears, factors, strict=True)]
+    biases = [linear.bias * np.float32(by) for linear, by in zip(linears, factors, strict=True)]
     values = gs.Constant(f"{name}/bias/values", np.concatenate(biases))
     graph.nodes.append(gs.Node("Add", f"{name}/bias", {}, [product, values], [biased]))
     return biased
-
-
-def _bias(linear: Linear) -> NDArray[np.float32]:
-    """The bias for each column [N]; zeros where there is none."""
-    columns = linear.weight_shape[1]
-    if linear.bias_add is None:
-        return np.zeros(columns, np.float32)
-    (values,) = (item.values for item in linear.bias_add.inputs if is_constant(item))
-    return np.broadcast_to(values.reshape(-1), columns).astype(np.float32)

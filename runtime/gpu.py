@@ -18,6 +18,10 @@ class Gpu:
     driver: str
     memory: int
 
+    def __str__(self) -> str:
+        """The GPU in words, without its memory."""
+        return f"{self.name}, compute capability {self.compute_capability}, driver {self.driver}"
+
 
 def find_gpu() -> Gpu:
     """The GPU that the GPU runners use: the first of CUDA_VISIBLE_DEVICES, else number 0.

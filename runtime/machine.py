@@ -58,7 +58,6 @@ def cpu_features(cpuinfo: Path = _CPUINFO) -> tuple[str, ...]:
 
 def _gpu_name() -> str | None:
     try:
-        gpu = find_gpu()
+        return str(find_gpu())
     except (InputError, MissingExtraError):
         return None
-    return f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver}"

@@ -11,12 +11,9 @@ from regcache.compiler.bench.predicted import with_predictions
 from regcache.compiler.encoder.prepare import FLOAT, export_source
 from regcache.compiler.engines.signed_model import has_zero_points, write_signed
 from regcache.compiler.job.targets import PROFILES
-from regcache.compiler.quantization.unquantized import half_steps
+from regcache.compiler.quantization.unquantized import write_half
 from regcache.compiler.reporter import Reporter
-from regcache.passes.base import run_all
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
-from regcache.passes.onnx_file import load_model, save_graph
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.bench import time_runners
 from regcache.runtime.bench_cold import cold_start
@@ -112,10 +109,8 @@ def _float_model(plan: BenchPlan, artifact: Artifact, reporter: Reporter) -> Ite
             reporter.step(f"exporting {plan.against}")
             export_source(plan.against, path, None, reporter)
         if plan.half_float:
-            steps = half_steps(artifact.manifest.options.profile)
-            graph, _ = run_all(steps, canonicalize(load_model(path)))
-            path = folder / "half.onnx"
-            save_graph(graph, path)
+            original, path = path, folder / "half.onnx"
+            write_half(original, artifact.manifest.options.profile, path)
         yield path
 
 

@@ -141,8 +141,7 @@ def _to_look_closer_at(workbench: Workbench, damage: Mapping[str, float]) -> lis
     Placement keeps the first float, a search sets out from the last.
     """
     sites = workbench.view.sites
-    work = {site.name: sum(linear.work for linear in site.linears) for site in sites}
-    order = sorted(sites, key=lambda site: -damage[site.name] / work[site.name])
+    order = sorted(sites, key=lambda site: -damage[site.name] / site.work)
     chosen = order[: math.ceil(workbench.study.sites_alone * len(sites))]
     worst = max(sites, key=lambda site: damage[site.name])
     names = {site.name for site in (*chosen, worst)}

@@ -1,7 +1,6 @@
 """How long an engine will take, predicted beside that of the same encoder in FP16, built alike."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from regcache.compiler.artifact.artifact import Artifact
@@ -9,12 +8,9 @@ from regcache.compiler.artifact.engine_record import EngineKind
 from regcache.compiler.encoder.prepare import FLOAT
 from regcache.compiler.engines.toolchain import BuildOptions
 from regcache.compiler.job.targets import Precision
-from regcache.compiler.quantization.unquantized import half_steps
+from regcache.compiler.quantization.unquantized import write_half
 from regcache.compiler.reporter import Reporter
-from regcache.passes.base import run_all
-from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
-from regcache.passes.onnx_file import load_model, save_graph
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.engine_build import EngineBuild
 from regcache.runtime.engine_cost import (
@@ -66,19 +62,11 @@ def _half_kernels(
     if FLOAT not in artifact.manifest.files:
         reporter.step(f"no {FLOAT}: nothing to compare the prediction with")
         return None
-    with half_model(artifact) as path:
+    with temporary_folder() as folder:
+        path = folder / "half.onnx"
+        write_half(artifact.float_model, artifact.manifest.options.profile, path)
         try:
             return kernels_at(path, capabilities, batch)
         except InputError as error:
             reporter.warn(f"in FP16, {FLOAT} does not build: {error}")
             return None
-
-
-@contextmanager
-def half_model(artifact: Artifact) -> Iterator[Path]:
-    """Yield the float model in FP16 as `--precision fp16` compiles it, as a temporary file."""
-    with temporary_folder() as folder:
-        path = folder / "half.onnx"
-        graph = canonicalize(load_model(artifact.float_model))
-        save_graph(run_all(half_steps(artifact.manifest.options.profile), graph)[0], path)
-        yield path

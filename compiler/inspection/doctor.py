@@ -14,7 +14,8 @@ import onnxruntime as ort
 
 from regcache.compiler.job.record import Record
 from regcache.export.cache import cache_folder
-from regcache.passes.errors import InputError, MissingExtraError
+from regcache.passes.errors import InputError, MissingExtraError, install_command
+from regcache.runtime.device import CUDA
 from regcache.runtime.gpu import find_gpu
 from regcache.runtime.machine import cpu_features, cpu_name
 from regcache.runtime.openvino_options import computes_bf16, has_openvino
@@ -183,7 +184,7 @@ def _onnxruntime() -> Finding:
 
 
 def _openvino() -> Finding:
-    name, fix = "OpenVINO", _install("openvino")
+    name, fix = "OpenVINO", install_command("openvino")
     if not has_openvino():
         costs = "no target openvino, nor as a choice of --target cpu"
         return Finding(name=name, costs=costs, fix=fix)
@@ -202,12 +203,11 @@ def _gpu() -> Finding:
     try:
         gpu = find_gpu()
     except MissingExtraError:
-        return Finding(name="GPU", costs=f"not looked for; {costs}", fix=_install("gpu"))
+        return Finding(name="GPU", costs=f"not looked for; {costs}", fix=install_command("gpu"))
     except InputError as error:
         return Finding(name="GPU", costs=f"{error}; {costs}")
-    found = f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver}"
-    found += f", {gpu.memory / _GB:.0f} GB"
-    if "CUDAExecutionProvider" in ort.get_available_providers():
+    found = f"{gpu}, {gpu.memory / _GB:.0f} GB"
+    if CUDA in ort.get_available_providers():
         return Finding(name="GPU", found=found)
     return Finding(
         name="GPU",
@@ -218,14 +218,10 @@ def _gpu() -> Finding:
 
 
 def _extra(extra: _Extra) -> Finding:
-    fix = _install(extra.extra)
+    fix = install_command(extra.extra)
     missing = [module for module in extra.modules if find_spec(module) is None]
     if missing:
         without = f" (without {', '.join(missing)})" if len(missing) < len(extra.modules) else ""
         return Finding(name=extra.name, costs=extra.costs + without, fix=fix)
     versions = installed_versions(extra.distributions)
     return Finding(name=extra.name, found=", ".join(map(" ".join, versions.items())))
-
-
-def _install(extra: str) -> str:
-    return f'pip install "regcache[{extra}]"'

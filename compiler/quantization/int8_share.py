@@ -87,8 +87,8 @@ def _by_time(
     if context.options.prefer is not None:
         quantized = list(keep_dear_float(model, view.sites, damage))
         left = [site for site in view.sites if site.name not in quantized]
-        work = {site.name: sum(linear.work for linear in site.linears) for site in view.sites}
-        share = 1 - sum(work[site.name] for site in left) / sum(work.values())
+        total = sum(site.work for site in view.sites)
+        share = 1 - sum(site.work for site in left) / total
         placement = replace(placement, left_float=tuple(site.name for site in left), share=share)
     return replace(placement, predicted=tuple(model.times(model.formats(quantized))))
 
@@ -137,7 +137,7 @@ def place_int8(
     for one token, of the rotations' products, which are float in any case.
     """
     # Every token costs as many.
-    cost = {site.name: sum(linear.work for linear in site.linears) for site in sites}
+    cost = {site.name: site.work for site in sites}
     order = sorted(cost, key=lambda name: -damage.get(name, 0.0) / cost[name])
     total = sum(cost.values()) + rotations
     pareto = (

@@ -31,11 +31,11 @@ from regcache.compiler.cli.tables import print_tables
 from regcache.compiler.engines.build import build_engines
 from regcache.compiler.engines.toolchain import BuildOptions
 from regcache.compiler.job.options import CompileOptions
+from regcache.compiler.job.staging import write_text
 from regcache.compiler.job.targets import Precision, TargetName
 from regcache.compiler.parity.comparison import Encoder, compare
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.staging import write_text
 from regcache.export.source import open_source
 from regcache.passes.errors import RegcacheError
 from regcache.runtime import tensorrt_rtx

@@ -34,7 +34,7 @@ import regcache
 from regcache.compiler.artifact.artifact import Artifact, ReplacedError
 from regcache.compiler.bundle.record import BUNDLE
 from regcache.compiler.engines.update import NewEngine, add_engines
-from regcache.compiler.staging import staged_folder
+from regcache.compiler.job.staging import staged_folder
 from regcache.passes.errors import InputError
 
 app = typer.Typer(help=__doc__, rich_markup_mode=None)

@@ -32,6 +32,7 @@ from regcache.compiler.job.calibration_images import calibration_images
 from regcache.compiler.job.context import Context, choose_target
 from regcache.compiler.job.options import CompileOptions, RegisterChoice
 from regcache.compiler.job.stages import Stage
+from regcache.compiler.job.staging import real_path, staged_folder
 from regcache.compiler.job.targets import Precision
 from regcache.compiler.parity.first_look import FIRST_LOOK_IMAGES, first_look
 from regcache.compiler.plan.model_size import bytes_of
@@ -48,7 +49,6 @@ from regcache.compiler.quantization.int8_share import Placement, keep_float
 from regcache.compiler.quantization.rotation import rotate
 from regcache.compiler.quantization.unquantized import leave_unquantized
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.staging import real_path, staged_folder
 from regcache.passes.errors import InputError
 from regcache.passes.model_files import check_free, model_files, remove_model
 from regcache.passes.onnx_file import save_graph

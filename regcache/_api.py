@@ -20,11 +20,11 @@ from regcache.compiler.cli.cpu_ways import Accuracy
 from regcache.compiler.encoder.memory_source import NamedSource
 from regcache.compiler.inspection.inspect import Inspection, inspect_encoder
 from regcache.compiler.job.options import CompileOptions
+from regcache.compiler.job.staging import check_output, unnamed
 from regcache.compiler.parity.measure import measure_artifact
 from regcache.compiler.parity.reference import Against, ReferenceChoice
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.staging import check_output, unnamed
 from regcache.export.suggest import did_you_mean
 from regcache.passes.errors import InputError, one_line
 from regcache.passes.preprocess import Preprocess

@@ -10,7 +10,7 @@ from typing import NoReturn, Self
 from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.artifact.read_manifest import read_manifest
 from regcache.compiler.encoder.prepare import FLOAT
-from regcache.compiler.staging import is_written
+from regcache.compiler.job.staging import is_written
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.device import CPU, Device

@@ -13,8 +13,8 @@ from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.encoder.pass_record import PassRecord
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.record import Record
+from regcache.compiler.job.staging import MANIFEST
 from regcache.compiler.quantization.int8_share import ParetoPoint
-from regcache.compiler.staging import MANIFEST
 from regcache.runtime.device import Device, device_name
 from regcache.runtime.engine_cost import PredictedTime
 from regcache.runtime.openvino_primitives import Primitives

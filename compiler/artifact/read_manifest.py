@@ -9,7 +9,7 @@ from regcache.compiler.artifact.manifest import FileRecord, Manifest
 from regcache.compiler.artifact.seal import is_sealed
 from regcache.compiler.artifact.signature import SIGNATURE, verify
 from regcache.compiler.encoder.prepare import FLOAT
-from regcache.compiler.staging import MANIFEST
+from regcache.compiler.job.staging import MANIFEST
 from regcache.passes.errors import InputError
 from regcache.passes.model_files import data_file
 

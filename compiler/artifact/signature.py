@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from regcache.compiler.staging import MANIFEST
+from regcache.compiler.job.staging import MANIFEST
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.temporary import temporary_folder
 

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regcache.compiler.staging import staged_file
+from regcache.compiler.job.staging import staged_file
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.runtime.bench_result import BatchResult, BenchResult, Percentiles, RunnerResult
 

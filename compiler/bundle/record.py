@@ -8,7 +8,7 @@ from pathlib import Path
 from regcache.compiler.artifact.manifest import FileRecord
 from regcache.compiler.artifact.read_manifest import hash_files
 from regcache.compiler.job.record import Record
-from regcache.compiler.staging import MANIFEST, staged_folder
+from regcache.compiler.job.staging import MANIFEST, staged_folder
 from regcache.passes.errors import InputError
 
 BUNDLE = "regcache-bundle.json"

@@ -23,8 +23,8 @@ from regcache.compiler.cli.options import (
     listed,
 )
 from regcache.compiler.cli.tables import print_lines, print_tables
+from regcache.compiler.job.staging import write_text
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.staging import write_text
 from regcache.passes.errors import InputError
 from regcache.runtime.openvino_options import Hint, InferencePrecision, OpenVinoOptions
 

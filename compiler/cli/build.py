@@ -17,8 +17,8 @@ from regcache.compiler.cli.options import (
 from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.engines.build import BuildReport, EngineReport, build_engines
 from regcache.compiler.engines.toolchain import BuildOptions
+from regcache.compiler.job.staging import write_text
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.staging import write_text
 from regcache.passes.errors import InputError
 from regcache.runtime.engine_cost import PredictedTime
 

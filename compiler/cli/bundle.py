@@ -18,7 +18,7 @@ from regcache.compiler.bundle.triton import (
 )
 from regcache.compiler.cli.options import ArtifactArgument, JsonOption, OutOption, VerifyOption
 from regcache.compiler.cli.tables import print_lines
-from regcache.compiler.staging import write_text
+from regcache.compiler.job.staging import write_text
 from regcache.passes.errors import InputError
 
 _FormatOption = Annotated[BundleFormat, typer.Option("--format", help="What will run the bundle.")]

@@ -14,10 +14,10 @@ from regcache.compiler.cli.cpu_ways import Accuracy, Choice, Way, choose, relati
 from regcache.compiler.cli.measure_ways import deploy, measure_ways, ways_here
 from regcache.compiler.job.calibration_images import calibration_images
 from regcache.compiler.job.options import CompileOptions, Effort, RegisterChoice
+from regcache.compiler.job.staging import staged_folder
 from regcache.compiler.job.targets import Precision, TargetName
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.staging import staged_folder
 from regcache.passes.errors import InputError
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.images import ImageFolder

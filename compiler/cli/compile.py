@@ -49,10 +49,10 @@ from regcache.compiler.job.options import (
     RegisterChoice,
     Rounding,
 )
+from regcache.compiler.job.staging import write_text
 from regcache.compiler.job.targets import Precision, Simulation
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.staging import write_text
 
 
 def compile_command(

@@ -12,9 +12,9 @@ from regcache.compiler.cli.cpu_ways import MIN_COSINE, Accuracy, choice_table
 from regcache.compiler.cli.options import OUTPUT, QUALITY
 from regcache.compiler.cli.tables import print_tables
 from regcache.compiler.job.options import CompileOptions
+from regcache.compiler.job.staging import write_text
 from regcache.compiler.job.targets import Precision, TargetName
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.staging import write_text
 from regcache.passes.errors import InputError
 
 

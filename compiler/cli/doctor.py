@@ -8,7 +8,7 @@ from rich.table import Table
 from regcache.compiler.cli.options import JsonOption
 from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.inspection.doctor import Diagnosis, examine
-from regcache.compiler.staging import write_text
+from regcache.compiler.job.staging import write_text
 
 
 def doctor_command(json: JsonOption = None) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.job.options import CompileOptions
+from regcache.compiler.job.staging import write_text
 from regcache.compiler.plan.forecast import forecast
 from regcache.compiler.plan.table import describe_forecast, forecast_table
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.staging import write_text
 
 
 def foretell(options: CompileOptions, out: Path, json: Path | None) -> None:

@@ -38,8 +38,8 @@ from regcache.compiler.job.options import (
     CompileOptions,
 )
 from regcache.compiler.job.stages import Stage
+from regcache.compiler.job.staging import staged_file, write_text
 from regcache.compiler.reporter import Reporter, Step
-from regcache.compiler.staging import staged_file, write_text
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import RegcacheError, one_line
 from regcache.passes.model_files import check_name

@@ -22,11 +22,11 @@ from regcache.compiler.cli.options import (
 from regcache.compiler.cli.tables import print_lines
 from regcache.compiler.job.breadth import LEAST_IMAGES
 from regcache.compiler.job.options import Calibrator, CompileOptions
+from regcache.compiler.job.staging import write_text
 from regcache.compiler.job.targets import Simulation, TargetName
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce.reproduce import Plan, reproduce
 from regcache.compiler.reproduce.tasks import Tasks
-from regcache.compiler.staging import write_text
 from regcache.passes.errors import InputError
 
 T = TypeVar("T")

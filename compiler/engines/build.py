@@ -12,8 +12,8 @@ from regcache.compiler.engines.signed_model import REWRITE, engine_source, has_z
 from regcache.compiler.engines.toolchain import BuildOptions, Toolchain, open_toolchain
 from regcache.compiler.engines.update import NewEngine, add_engines, model_hashes
 from regcache.compiler.job.record import Record
+from regcache.compiler.job.staging import recover
 from regcache.compiler.reporter import Reporter, Step
-from regcache.compiler.staging import recover
 from regcache.passes.quantized_products import quantized_products
 from regcache.runtime.engine_layers import narrow_products
 

@@ -14,7 +14,7 @@ from regcache.compiler.artifact.manifest import FileRecord, Manifest
 from regcache.compiler.artifact.read_manifest import read_manifest
 from regcache.compiler.artifact.signature import check_signable, sign
 from regcache.compiler.encoder.prepare import FLOAT
-from regcache.compiler.staging import MANIFEST, rewritten_folder
+from regcache.compiler.job.staging import MANIFEST, rewritten_folder
 from regcache.passes.errors import InputError
 from regcache.passes.model_files import data_file
 

@@ -15,8 +15,8 @@ from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.prepare import SourceOptions, prepare
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.stages import EXPORTING
+from regcache.compiler.job.staging import unnamed
 from regcache.compiler.reporter import Reporter, Step
-from regcache.compiler.staging import unnamed
 from regcache.passes.encoder import Block, EncoderView, Site, by_tensor
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import Device, find_device

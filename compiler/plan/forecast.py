@@ -12,11 +12,11 @@ from regcache.compiler.job.context import choose_target
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.stages import EXPORTING, Stage
+from regcache.compiler.job.staging import unnamed
 from regcache.compiler.plan.measure import TIMING, Look, Sizes, look
 from regcache.compiler.plan.model_size import compiled_bytes
 from regcache.compiler.plan.steps import planned_steps
 from regcache.compiler.reporter import Reporter, Step
-from regcache.compiler.staging import unnamed
 from regcache.passes.errors import InputError
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import find_device

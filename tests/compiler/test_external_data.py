@@ -12,7 +12,7 @@ from support.tiny_vit import Spec, TinyVit
 from regcache.compiler.artifact.manifest import FileRecord
 from regcache.compiler.artifact.read_manifest import read_manifest
 from regcache.compiler.engines.update import model_hashes
-from regcache.compiler.staging import recover
+from regcache.compiler.job.staging import recover
 from regcache.export.onnx_file import sidecar
 from regcache.passes import onnx_file
 from regcache.passes.model_files import data_file, model_files, model_size, remove_model

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from regcache.compiler.artifact.read_manifest import hash_files
 from regcache.compiler.artifact.seal import seal
-from regcache.compiler.staging import MANIFEST
+from regcache.compiler.job.staging import MANIFEST
 
 
 def copy_artifact(artifact: Path, to: Path) -> Path:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from regcache.compiler.staging import MANIFEST, staged_folder
+from regcache.compiler.job.staging import MANIFEST, staged_folder
 
 
 def names(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ import regcache
 from regcache.compiler.artifact import artifact as artifact_module
 from regcache.compiler.artifact.artifact import Artifact, ReplacedError
 from regcache.compiler.bundle.edge import bundle_edge
-from regcache.compiler.staging import staged_folder
+from regcache.compiler.job.staging import staged_folder
 from regcache.runtime.session import OrtSession
 
 BLACK = np.zeros((16, 16, 3), np.uint8)
@@ -90,7 +90,7 @@ def test_loading_while_another_replaces(
 ) -> None:
     """Without an exchange in one step there is an instant in which nothing is there."""
     if not exchanges:
-        monkeypatch.setattr("regcache.compiler.staging.exchange", lambda one, other: False)
+        monkeypatch.setattr("regcache.compiler.job.staging.exchange", lambda one, other: False)
     wanted = {}
     for artifact in two:
         with regcache.load(artifact) as encoder:

@@ -16,7 +16,7 @@ from support.tiny_source import photos
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.artifact.engine_record import EngineKind
 from regcache.compiler.artifact.seal import seal
-from regcache.compiler.staging import MANIFEST
+from regcache.compiler.job.staging import MANIFEST
 from regcache.passes.errors import InputError
 
 

@@ -15,7 +15,7 @@ COMMAND = """
 import pathlib, signal, sys, time
 signal.signal(int(sys.argv[2]), signal.SIG_DFL)  # ignored where the tests run by nohup
 from regcache.compiler.cli.ending import ended_cleanly
-from regcache.compiler.staging import staged_folder
+from regcache.compiler.job.staging import staged_folder
 from regcache.passes.temporary import temporary_folder
 with ended_cleanly(), temporary_folder(), staged_folder(pathlib.Path(sys.argv[1])) as staging:
     (staging / "half").write_text("")

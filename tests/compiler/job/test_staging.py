@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.staging import names, write_artifact
 
-from regcache.compiler import staging as staging_module
-from regcache.compiler.staging import (
+from regcache.compiler.job import staging as staging_module
+from regcache.compiler.job.staging import (
     MANIFEST,
     check_output,
     staged_file,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from support.staging import names, write_artifact
 
-from regcache.compiler import staging as staging_module
-from regcache.compiler.staging import (
+from regcache.compiler.job import staging as staging_module
+from regcache.compiler.job.staging import (
     MANIFEST,
     check_output,
     recover,
@@ -25,7 +25,7 @@ from regcache.passes.temporary import held_folder, locked
 
 KILLED = """
 import pathlib, sys, time
-from regcache.compiler.staging import staged_folder
+from regcache.compiler.job.staging import staged_folder
 with staged_folder(pathlib.Path(sys.argv[1])) as staging:
     (staging / "half").write_text("")
     print("ready", flush=True)

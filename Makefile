@@ -41,8 +41,9 @@ demo: $(INSTALLED)
 	$(BIN)/regcache parity $(DEMO)/artifact --images $(DEMO)/evaluation --min-cosine 0.995
 
 # One thread for each of the two workers. Their large arrays come and go: glibc gives that memory back
-# and asks for it anew unless told to keep it, which is a tenth of the time.
-TESTING := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824
+# and asks for it anew unless told to keep it, which is a tenth of the time. The many processes that
+# tests start need not compile the sources each for itself.
+TESTING := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824
 test: $(INSTALLED)
 	$(TESTING) $(BIN)/python -m pytest -n 2 --dist loadgroup
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from regcache.compiler.calibration.mapped import gather
 from regcache.compiler.calibration.statistics import tokens_per_image
 from regcache.passes.detach_weights import lend_weights
 from regcache.runtime.device import CPU, Device
@@ -92,7 +93,8 @@ def run_all(
     batch: int,
     workers: int = 1,
     others: Sequence[Floats] = (),
+    *,
+    on_disk: bool = False,
 ) -> list[Floats]:
-    """All outputs for `inputs` [N, ...], one array each; see stream."""
-    parts = zip(*stream(session, inputs, batch, workers, others), strict=True)
-    return [np.concatenate(part) for part in parts]
+    """All outputs for `inputs` [N, ...], one array each; see stream. `on_disk`: see gather."""
+    return gather(stream(session, inputs, batch, workers, others), on_disk=on_disk)

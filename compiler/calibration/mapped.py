@@ -4,10 +4,11 @@ import ctypes
 import gc
 import mmap
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -44,7 +45,7 @@ def keep_on_disk(graph: gs.Graph, folder: Path) -> None:
         return
     # With what was moved: a freed array's identity may be another's.
     moved: dict[int, tuple[Array, Array]] = {}
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with TemporaryFile(dir=folder) as file:
         for constant in _large_constants(graph):
             values = constant.values
             if mapping(values) is not None:
@@ -59,6 +60,32 @@ def keep_on_disk(graph: gs.Graph, folder: Path) -> None:
                 mapped = np.memmap(file, values.dtype, "r", offset, values.shape)
                 moved[id(values)] = values, mapped
             constant.values = moved[id(values)][1]
+
+
+def gather(parts: Iterable[Sequence[NDArray[Any]]], *, on_disk: bool = False) -> list[NDArray[Any]]:
+    """The arrays [N, ...] whose rows come a few at a time: each part holds some of every array.
+
+    `on_disk`: whether they are mapped from files without a name, which go with the arrays. Their
+    memory is not held while they are written, nor once `let_go` was called for them.
+    """
+    if not on_disk:
+        return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+    with ExitStack() as opened:
+        files, count = list[BinaryIO](), 0
+        shapes: list[tuple[np.dtype[Any], tuple[int, ...]]] = []
+        for part in parts:
+            if not files:
+                files = [opened.enter_context(TemporaryFile()) for _ in part]
+                shapes = [(rows.dtype, rows.shape[1:]) for rows in part]
+            for file, rows in zip(files, part, strict=True):
+                np.ascontiguousarray(rows).tofile(file)
+            count += len(part[0])
+        for file in files:
+            file.flush()
+        return [
+            np.memmap(file, dtype, "r", 0, (count, *shape))
+            for file, (dtype, shape) in zip(files, shapes, strict=True)
+        ]
 
 
 def let_graph_go(graph: gs.Graph) -> None:

@@ -10,7 +10,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.calibration.statistics import TokenNorms, token_kind
 from regcache.compiler.curation.candidates import find_candidates
 from regcache.compiler.curation.decision import Improvement, measure_improvement
@@ -131,7 +130,7 @@ def _measure_damage(workbench: Workbench, tasks: SearchTasks) -> _Damage:
     closer = {str(names): names for names in _to_look_closer_at(workbench, sites)}
     measured = tasks.run(label, site_damages, closer, dict[str, float], to_the_end=True)
     alone = {name: damage for block in measured.values() for name, damage in block.items()}
-    return_memory(workbench.graph)
+    workbench.return_memory()
     return _Damage([block.whole for block in found.values()], sites | alone, frozenset(alone))
 
 

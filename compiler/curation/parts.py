@@ -85,10 +85,12 @@ def run_named(
     batch: int,
     workers: int,
     device: Device = CPU,
+    *,
+    on_disk: bool = False,
 ) -> list[dict[str, Floats]]:
     """Tensors of a graph for each set of images, by name, float32 [N, ...].
 
-    Raises InputError where a tensor does not have the batch in front.
+    `on_disk`: see gather. Raises InputError where a tensor does not have the batch in front.
     """
     source = graph.inputs[0].name
     wanted = [name for name in dict.fromkeys(names) if name != source]
@@ -96,7 +98,7 @@ def run_named(
     if wanted:
         with open_graph(cut_graph(graph, None, wanted), threads=1, device=device) as session:
             for known, images in zip(tensors, sets, strict=True):
-                made = run_all(session, images, batch, workers)
+                made = run_all(session, images, batch, workers, on_disk=on_disk)
                 known.update(zip(wanted, made, strict=True))
     for known, images in zip(tensors, sets, strict=True):
         check_batch(known, len(images))

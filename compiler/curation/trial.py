@@ -9,7 +9,6 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import open_graph, run_all
-from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.calibration.number_format import Scale
 from regcache.compiler.calibration.observe import site_statistics
 from regcache.compiler.curation.parts import Part, output_errors
@@ -61,7 +60,7 @@ def try_setting(held: HeldStudy, trial: Trial) -> TrialResult:
         return TrialResult(refused=str(error))
     with tail.open(study.device, workbench.at_once) as compute:
         outputs = compute(workbench.quantized_state(first), workbench.batch)
-    return_memory(workbench.graph)
+    workbench.return_memory()
     return _result(workbench, "rank", outputs)
 
 

@@ -1,7 +1,7 @@
 """What the tasks of a search share within a worker: hidden states that are computed once."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import open_graph, stream_tokens
-from regcache.compiler.calibration.mapped import return_memory
+from regcache.compiler.calibration.mapped import gather, return_memory
 from regcache.compiler.calibration.number_format import Scale
 from regcache.compiler.calibration.observe import SiteStatistics, site_statistics
 from regcache.compiler.calibration.statistics import NormHistogram, TokenNorms
@@ -27,6 +27,7 @@ from regcache.passes.choose_outputs import choose_outputs
 from regcache.passes.cut_graph import cut_graph, needed_before
 from regcache.passes.encoder import Block, Site
 from regcache.passes.errors import InputError
+from regcache.passes.external_weights import let_go
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import constant_bytes
 from regcache.passes.rotate_stream import stream_rotation
@@ -44,7 +45,7 @@ class Workbench:
     norms of their tokens, not rotated. `outputs`: names of the outputs that errors are measured at.
     `before`: for each stream, names of the tensors from before it that the outputs need. `batch`:
     images of a run. `at_once`: runs of a task at a time; there are fewer tasks than CPUs at times,
-    and one alone where the graph is large.
+    and one alone where the graph is large. The hidden states of a large graph are mapped from disk.
 
     By the site's name: `scales`; `site_norms`, norms of the tokens of its activation;
     `patch_norms`, l-infinity norms of the patches alone.
@@ -64,8 +65,8 @@ class Workbench:
         _check_layout(self.graph, blocks)
         self._lock, self._kept = threading.RLock(), dict[Any, Any]()
         self.at_once = available_cpus()
-        alone = constant_bytes(self.graph) >= LARGE and not study.device.on_gpu
-        self.batch = 1 if alone else study.batch
+        self._large = constant_bytes(self.graph) >= LARGE
+        self.batch = 1 if self._large and not study.device.on_gpu else study.batch
         self._turn = stream_rotation(self.graph)
         self.stream_norms = [TokenNorms() for _ in self.streams]
         self.site_norms = {site.name: TokenNorms() for site in self.view.sites}
@@ -73,7 +74,7 @@ class Workbench:
         self.fit, statistics = self._run_float()
         self.scales = study.scales or study.quantizer.scales(self.view.sites, statistics)
         self._fit_tensors = self._run_few(study.sensitivity_images)
-        return_memory(self.graph)
+        self.return_memory()
 
     def sites(self, start: int, end: int) -> list[Site]:
         """The sites of blocks [start, end)."""
@@ -89,6 +90,14 @@ class Workbench:
         The output of the last block never is rotated (see RotateStream).
         """
         return tokens if self._turn is None or index == self.depth else tokens @ self._turn.T
+
+    def return_memory(self) -> None:
+        """Give back what a task used; states that lie on disk are read again where needed."""
+        with self._lock:
+            quantized = self._kept.get("quantized", {})
+        for state in (*self.fit, *quantized.values()):
+            let_go(state)
+        return_memory(self.graph)
 
     def kept(self, key: Any, make: Callable[[], T]) -> T:
         """The result of `make`, which is called once for each `key`."""
@@ -152,17 +161,19 @@ class Workbench:
         names = [*self.streams, *(site.tensor.name for site in sites)]
         wanted = cut_graph(self.graph, None, names)
         session = open_graph(wanted, threads=1, device=self.study.device)
-        hidden: list[list[Floats]] = []
-        for outputs in stream_tokens(session, images, available_cpus()):
-            for index, norms in enumerate(self.stream_norms):
-                norms.update(self.in_own_channels(outputs[index], index))
-            for site, tokens in zip(sites, outputs[count:], strict=True):
-                self.site_norms[site.name].update(tokens)
-                statistics[site.name].update(tokens)
-                patches = tokens[:, self.view.prefix_tokens or 0 :]
-                self.patch_norms[site.name].update(np.abs(patches).max(axis=-1))
-            hidden.append(outputs[:count])
-        return [np.concatenate(part) for part in zip(*hidden, strict=True)], statistics
+
+        def streams() -> Iterator[list[Floats]]:
+            for outputs in stream_tokens(session, images, available_cpus()):
+                for index, norms in enumerate(self.stream_norms):
+                    norms.update(self.in_own_channels(outputs[index], index))
+                for site, tokens in zip(sites, outputs[count:], strict=True):
+                    self.site_norms[site.name].update(tokens)
+                    statistics[site.name].update(tokens)
+                    patches = tokens[:, self.view.prefix_tokens or 0 :]
+                    self.patch_norms[site.name].update(np.abs(patches).max(axis=-1))
+                yield outputs[:count]
+
+        return gather(streams(), on_disk=self._large), statistics
 
     def _run_few(self, count: int) -> dict[str, Floats]:
         """The outputs of the first `fit` images, and what they need from before the streams."""
@@ -185,7 +196,8 @@ class Workbench:
         return self._run(graph, names, self.study.images.rank)[0]
 
     def _run(self, graph: gs.Graph, names: Sequence[str], *sets: Floats) -> list[dict[str, Floats]]:
-        return run_named(graph, names, sets, self.batch, self.at_once, self.study.device)
+        device, on_disk = self.study.device, self._large
+        return run_named(graph, names, sets, self.batch, self.at_once, device, on_disk=on_disk)
 
 
 def _check_layout(graph: gs.Graph, blocks: Iterable[Block]) -> None:

@@ -1,16 +1,18 @@
 """Large graphs on disk: the same numbers, out of memory, and no file left behind."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
+from numpy.typing import NDArray
 from support.canonical import canonical_graph
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.calibration import mapped
-from regcache.compiler.calibration.mapped import keep_on_disk, let_graph_go
-from regcache.passes.external_weights import mapping
+from regcache.compiler.calibration.mapped import gather, keep_on_disk, let_graph_go
+from regcache.passes.external_weights import let_go, mapping
 
 
 def graph() -> gs.Graph:
@@ -60,3 +62,21 @@ def test_what_is_mapped_stays_where_it_is_and_copies_share(tmp_path: Path) -> No
     keep_on_disk(found, tmp_path)
     assert mapping(weights[0].values) is first
     assert mapping(constants(copy)[weights[0].name].values) is None
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2, 2, 1), (3, 1, 4)])
+def test_rows_are_gathered_alike_on_disk_and_in_memory(sizes: tuple[int, ...]) -> None:
+    random = np.random.default_rng(len(sizes))
+    whole: list[NDArray[Any]] = [
+        random.standard_normal((sum(sizes), 3, 5), np.float32),
+        np.arange(sum(sizes)),
+    ]
+    ends = np.cumsum(sizes)[:-1]
+    parts = list(zip(*(np.split(one, ends) for one in whole), strict=True))
+    for on_disk in (False, True):
+        found = gather(parts, on_disk=on_disk)
+        for one, wanted in zip(found, whole, strict=True):
+            assert (mapping(one) is not None) == on_disk
+            let_go(one)
+            assert one.dtype == wanted.dtype
+            np.testing.assert_array_equal(one, wanted)

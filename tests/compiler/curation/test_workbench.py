@@ -3,6 +3,7 @@
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ from regcache.compiler.curation.workbench import HeldStudy, Workbench
 from regcache.passes.check import check_and_infer
 from regcache.passes.encoder import Block, by_tensor
 from regcache.passes.errors import InputError
+from regcache.passes.external_weights import mapping
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.quantize_linears import QuantizeLinears
 
@@ -106,6 +108,22 @@ def test_a_workbench_goes_with_what_holds_it() -> None:
     assert block_damage(held, 0).sites
     del held
     assert workbench() is None
+
+
+def test_states_of_a_large_encoder_lie_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And are the same, also once their memory was given back."""
+    case = make_case()
+    usual = Workbench(replace(case.study, batch=1))  # as a large one runs
+    monkeypatch.setattr(workbench_module, "LARGE", 0)
+    large = Workbench(case.study)
+    for found, wanted in ((large.fit, usual.fit), (large.quantized, usual.quantized)):
+        assert all(mapping(state) is not None for state in found)
+        assert all(mapping(state) is None for state in wanted)
+    np.testing.assert_array_equal(large.baseline, usual.baseline)
+    large.return_memory()
+    for found, wanted in ((large.fit, usual.fit), (large.quantized, usual.quantized)):
+        for state, same in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(state, same)
 
 
 @pytest.mark.slow

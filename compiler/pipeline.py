@@ -25,7 +25,7 @@ from regcache.compiler.calibration.stored_rows import stored_bytes, stores_rows
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.find import find_registers, no_registers, splice
 from regcache.compiler.encoder.float_encoder import FloatEncoder
-from regcache.compiler.encoder.pass_record import say_slower
+from regcache.compiler.encoder.pass_record import tell_passes
 from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.encoder.split import split_for_target
 from regcache.compiler.job.calibration_images import calibration_images
@@ -111,7 +111,7 @@ def compile_encoder(
         manifest.write(staging)
         if key is not None:
             sign(staging, key)
-        say_slower(manifest.passes, reporter)
+        tell_passes(manifest.passes, reporter)
     return manifest
 
 
@@ -173,7 +173,7 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
     options, skipped = context.options, list[Skipped]()
     context = replace(context, images=context.images.telling(skipped.append))
     rotated = rotate(context, encoder, options.share) if options.rotates else encoder
-    even, curated = _even(context, rotated), no_registers(encoder, "not asked for")
+    even, curated = _even(context, rotated), no_registers(encoder, "they were not asked for")
     context = replace(context, images=even.calibrated.images)
     if options.registers is RegisterChoice.AUTO:
         curated = find_registers(context, without_shifts(context, rotated, even.equalized))

@@ -163,6 +163,9 @@ class Reporter:
         """Say what the user has to know, in one line."""
         self._print(Text.assemble(("warning: ", "yellow"), one_line(text)))
 
+    def detail(self, text: str) -> None:
+        """Say what only somebody who looks closely wants to know; nobody does here."""
+
     def skipped(self, skipped: Skipped) -> None:
         """Say that an image was left out."""
         self.warn(f"skipped {skipped.path}: {skipped.reason}")
@@ -178,7 +181,7 @@ class Reporter:
             return
         self._course, self._told = Course(steps, self._clock), self._clock()
         try:
-            with self._bar(self._course) if self.console.is_terminal else self._beats():
+            with self._show(self._course):
                 yield
         finally:
             self._course = None
@@ -207,6 +210,9 @@ class Reporter:
             if self._course is not None and now - self._told >= self._interval:
                 self._told = now
                 self.step(str(self._course))
+
+    def _show(self, course: Course) -> AbstractContextManager[object]:
+        return self._bar(course) if self.console.is_terminal else self._beats()
 
     def _print(self, text: Text) -> None:
         with self._lock:

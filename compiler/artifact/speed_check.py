@@ -63,8 +63,10 @@ def check_speed(
 
 def describe_speed(ratios: Sequence[SpeedRatio]) -> str:
     """The ratios as one line."""
-    parts = [f"{speed.ratio:.2f} x float's time at batch {speed.batch}" for speed in ratios]
-    return ", ".join(parts) + f" with {ratios[0].threads} threads"
+    first, *rest = ratios
+    parts = [f"{first.ratio:.2f} x float's time at batch {first.batch}"]
+    parts += [f"{speed.ratio:.2f} x at batch {speed.batch}" for speed in rest]
+    return f"{', '.join(parts)}, with {first.threads} threads"
 
 
 def describe_primitives(found: Primitives) -> str:

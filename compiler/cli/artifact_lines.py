@@ -1,5 +1,6 @@
 """What `regcache compile` says of the artifact that it wrote."""
 
+import shlex
 from pathlib import Path
 
 from regcache.compiler.artifact.artifact import MODEL
@@ -29,27 +30,28 @@ def print_artifact(manifest: Manifest, output: Path) -> None:
         manifest.curation.reason,
         f"wrote {output}: model.onnx {megabytes(MODEL)}"
         + (f", float {megabytes(FLOAT)}" if FLOAT in manifest.files else ""),
-        f"on {result.n_images} {_SHOWN[manifest.parity.images]}: cosine {result.cosine_mean:.5f}, "
-        f"worst {result.cosine_min:.5f}; prove it on others with: regcache parity {output}",
     ]
-    if manifest.speed is not None:
-        lines.insert(2, describe_speed(manifest.speed.ratios))
-    slower = _slower(manifest)
-    if slower is not None:
-        lines.insert(2, slower)
     if manifest.primitives is not None:
-        lines.insert(2, describe_primitives(manifest.primitives))
+        lines.append(describe_primitives(manifest.primitives))
+    lines += _slower(manifest)
+    if manifest.speed is not None:
+        lines.append(f"it takes {describe_speed(manifest.speed.ratios)}")
+    lines += [
+        f"its cosine to float is {result.cosine_mean:.5f} in the mean, {result.cosine_min:.5f} at "
+        f"worst, on {result.n_images} {_SHOWN[manifest.parity.images]}",
+        f"prove it on others: regcache parity {shlex.quote(str(output))} --images IMAGES",
+    ]
     print_lines(lines)
 
 
-def _slower(manifest: Manifest) -> str | None:
+def _slower(manifest: Manifest) -> list[str]:
     """Where a quantized model for TensorRT is predicted to be slower than FP16, and what is not."""
     times = [time for time in manifest.quantization.predicted if (time.ratio or 0.0) > 1]
     if not times:
-        return None
+        return []
     worst = max(times, key=lambda time: time.ratio or 0.0)
     names = ", ".join(dict.fromkeys(time.gpu for time in times))
-    return (
-        f"predicted slower than FP16 on {names} ({worst.ratio:.2f} x on {worst.gpu} at batch "
-        f"{worst.batch}): compile with --prefer fastest, and --gpu for one GPU, or --precision fp16"
-    )
+    return [
+        f"it is predicted to be slower than FP16 on {names}: {worst.ratio:.2f} x at worst",
+        "try --prefer fastest, with --gpu for one GPU, or --precision fp16",
+    ]

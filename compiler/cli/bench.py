@@ -23,8 +23,8 @@ from regcache.compiler.cli.options import (
     listed,
 )
 from regcache.compiler.cli.tables import print_lines, print_tables
+from regcache.compiler.cli.talk import CommandReporter
 from regcache.compiler.job.staging import write_text
-from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.runtime.openvino_options import Hint, InferencePrecision, OpenVinoOptions
 
@@ -99,7 +99,7 @@ def bench_command(
         verify=verify,
     )
     choice = _choice(artifact, images, min_cosine, max_error, threads)
-    result = bench_artifact(plan, Reporter())
+    result = bench_artifact(plan, CommandReporter())
     if json != Path("-"):  # before a file is written, which may fail
         print_tables([*([] if choice is None else [choice_table(choice)]), *bench_tables(result)])
         print_lines(bench_lines(result))
@@ -127,4 +127,4 @@ def _choice(
                 raise InputError(f"{option} says nothing without --images")
         return None
     accuracy = Accuracy.of(min_cosine, max_error)
-    return compare_ways(Artifact.open(artifact), images, accuracy, Reporter(), threads)
+    return compare_ways(Artifact.open(artifact), images, accuracy, CommandReporter(), threads)

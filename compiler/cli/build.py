@@ -15,10 +15,10 @@ from regcache.compiler.cli.options import (
     listed,
 )
 from regcache.compiler.cli.tables import print_lines, print_tables
+from regcache.compiler.cli.talk import CommandReporter
 from regcache.compiler.engines.build import BuildReport, EngineReport, build_engines
 from regcache.compiler.engines.toolchain import BuildOptions
 from regcache.compiler.job.staging import write_text
-from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.runtime.engine_cost import PredictedTime
 
@@ -73,7 +73,7 @@ def build_command(
         force=force,
         predict=predict,
     )
-    report = build_engines(artifact, options, Reporter(), signing_key=sign, verify=verify)
+    report = build_engines(artifact, options, CommandReporter(), signing_key=sign, verify=verify)
     if json is not None:
         write_text(json, report.model_dump_json(indent=2) + "\n")
     if json != Path("-"):

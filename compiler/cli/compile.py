@@ -41,6 +41,7 @@ from regcache.compiler.cli.options import (
     ThreadsOption,
     parse_duration,
 )
+from regcache.compiler.cli.talk import CommandReporter
 from regcache.compiler.job.options import (
     AttentionChoice,
     Calibrator,
@@ -52,7 +53,6 @@ from regcache.compiler.job.options import (
 from regcache.compiler.job.staging import write_text
 from regcache.compiler.job.targets import Precision, Simulation
 from regcache.compiler.pipeline import compile_encoder
-from regcache.compiler.reporter import Reporter
 
 
 def compile_command(
@@ -240,7 +240,7 @@ def compile_command(
         accuracy = Accuracy.of(min_cosine, max_error)
         compile_by_choice(options, out, json, accuracy, other_cpu, force=force, key=sign)
     else:
-        manifest = compile_encoder(options, out, Reporter(), force=force, key=sign)
+        manifest = compile_encoder(options, out, CommandReporter(), force=force, key=sign)
         if json is not None:
             write_text(json, manifest.model_dump_json(indent=2) + "\n")
         if json != Path("-"):

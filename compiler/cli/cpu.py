@@ -11,10 +11,10 @@ from regcache.compiler.cli.choose import CpuKind, compile_for_cpu, compile_for_k
 from regcache.compiler.cli.cpu_ways import MIN_COSINE, Accuracy, choice_table
 from regcache.compiler.cli.options import OUTPUT, QUALITY
 from regcache.compiler.cli.tables import print_tables
+from regcache.compiler.cli.talk import CommandReporter
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.staging import write_text
 from regcache.compiler.job.targets import Precision, TargetName
-from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 
 
@@ -91,7 +91,7 @@ def compile_by_choice(
     """
     if not options.keep_float:
         raise InputError("--no-float: --target cpu compares with float.onnx and keeps it")
-    reporter = Reporter()
+    reporter = CommandReporter()
     if kind is not None:
         manifest = compile_for_kind(options, output, reporter, accuracy, kind, force=force, key=key)
         text = manifest.model_dump_json(indent=2)

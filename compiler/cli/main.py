@@ -31,6 +31,7 @@ from regcache.compiler.cli.options import (
 from regcache.compiler.cli.parity import parity_command
 from regcache.compiler.cli.reproduce import reproduce_command
 from regcache.compiler.cli.tables import print_lines, print_tables
+from regcache.compiler.cli.talk import CommandReporter, talking
 from regcache.compiler.encoder.prepare import export_source
 from regcache.compiler.inspection.inspect import inspect_encoder
 from regcache.compiler.inspection.tables import inspection_tables
@@ -39,7 +40,7 @@ from regcache.compiler.job.options import (
 )
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.staging import staged_file, write_text
-from regcache.compiler.reporter import Reporter, Step
+from regcache.compiler.reporter import Step
 from regcache.export.onnx_file import sidecar
 from regcache.passes.errors import RegcacheError, one_line
 from regcache.passes.model_files import check_name
@@ -71,10 +72,11 @@ def _common(
 
 
 @app.command()
+@talking
 def export(source: SourceArgument, out: OutOption, resolution: ResolutionOption = None) -> None:
     """Write a source as ONNX, its preprocessing recipe beside it."""
     check_name(out)
-    reporter = Reporter()
+    reporter = CommandReporter()
     with reporter.command(Step(Stage.EXPORT)), staged_file(out) as staged:
         reporter.begin(Stage.EXPORT, source)
         recipe = export_source(source, staged, resolution, reporter)
@@ -84,6 +86,7 @@ def export(source: SourceArgument, out: OutOption, resolution: ResolutionOption 
 
 
 @app.command()
+@talking
 def inspect(
     source: SourceArgument,
     images: Annotated[
@@ -110,7 +113,7 @@ def inspect(
         preprocess=None if preprocess is None else str(preprocess),
     )
     inspection = inspect_encoder(
-        options, images, Reporter(), batch_size=batch_size, threads=threads, device=device
+        options, images, CommandReporter(), batch_size=batch_size, threads=threads, device=device
     )
     if json is not None:
         write_text(json, inspection.model_dump_json(indent=2) + "\n")
@@ -118,13 +121,13 @@ def inspect(
         print_tables(inspection_tables(inspection))
 
 
-app.command("compile")(compile_command)
-app.command("build")(build_command)
-app.command("bundle")(bundle_command)
-app.command("parity")(parity_command)
-app.command("reproduce")(reproduce_command)
-app.command("bench")(bench_command)
-app.command("doctor")(doctor_command)
+app.command("compile")(talking(compile_command))
+app.command("build")(talking(build_command))
+app.command("bundle")(talking(bundle_command))
+app.command("parity")(talking(parity_command))
+app.command("reproduce")(talking(reproduce_command))
+app.command("bench")(talking(bench_command))
+app.command("doctor")(talking(doctor_command))
 
 
 def main() -> None:

@@ -20,10 +20,10 @@ from regcache.compiler.cli.options import (
     VerifyOption,
 )
 from regcache.compiler.cli.tables import print_tables
+from regcache.compiler.cli.talk import CommandReporter
 from regcache.compiler.job.staging import write_text
 from regcache.compiler.parity.measure import measure_artifact
 from regcache.compiler.parity.reference import Against, ReferenceChoice
-from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.runtime.openvino_options import Hint, InferencePrecision, OpenVinoOptions
 from regcache.runtime.parity_output import block_table, parity_table, write_json, write_junit
@@ -93,7 +93,7 @@ def parity_command(
     result = measure_artifact(
         artifact,
         images,
-        Reporter(),
+        CommandReporter(),
         thresholds=_limits(thresholds, min_cosine),
         choice=reference,
         against=against,

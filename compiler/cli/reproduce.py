@@ -20,11 +20,11 @@ from regcache.compiler.cli.options import (
     parse_duration,
 )
 from regcache.compiler.cli.tables import print_lines
+from regcache.compiler.cli.talk import CommandReporter
 from regcache.compiler.job.breadth import LEAST_IMAGES
 from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.staging import write_text
 from regcache.compiler.job.targets import Simulation, TargetName
-from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce.reproduce import Plan, reproduce
 from regcache.compiler.reproduce.tasks import Tasks
 from regcache.passes.errors import InputError
@@ -99,7 +99,7 @@ def reproduce_command(
     folder = images or train or imagenet
     if folder is None:
         raise InputError("no images to calibrate on: give --images, --train or --imagenet")
-    reporter = Reporter()
+    reporter = CommandReporter()
     if folder == imagenet:
         reporter.warn("calibrating on images that are evaluated too (give --images or --train)")
     options = CompileOptions(

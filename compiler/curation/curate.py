@@ -218,29 +218,25 @@ def _decide(tasks: SearchTasks, search: Search, best: Setting, seed: int) -> Imp
 
 
 def _reason(search: Search, best: Setting, before: float, improvement: Improvement | None) -> str:
-    if improvement is None:
-        if not search.tried:
-            return "no registers: nothing was tried" + _unfinished(search)
-        if best not in search.tried:
-            refused = next(iter(search.tried.values())).refused
-            return f"no registers: the passes refuse all {len(search.tried)} settings: {refused}"
+    """In a line for people; the numbers behind it are in the record."""
+    if improvement is not None and improvement.certain:
+        left = improvement.with_setting / improvement.without
+        return f"Registers: {best}; the error falls to {left:.0%}{_unfinished(search)}"
+    if improvement is not None:
+        low, high = improvement.gain_low, improvement.gain_high
+        why = f"it is not certain that they help: the error falls by {low:.1e} to {high:.1e}"
+    elif not search.tried:
+        why = "nothing was tried"
+    elif best not in search.tried:
+        why = f"the passes refuse all {len(search.tried)} settings, as manifest.json tells"
+    else:
         error = search.tried[best].mean
-        return (
-            f"no registers: the best of {len(search.tried)} settings ({best}) has an error of "
-            f"{error:.2e} where none has {before:.2e}" + _unfinished(search)
-        )
-    gain = (
-        f"the error on {improvement.n_images} unseen images goes from {improvement.without:.2e} to "
-        f"{improvement.with_setting:.2e}, a gain of {improvement.gain:.1e} "
-        f"({improvement.gain_low:.1e} to {improvement.gain_high:.1e})"
-    )
-    if improvement.certain:
-        return f"{best}: {gain}" + _unfinished(search)
-    return f"no registers: not certain that {best} helps: {gain}" + _unfinished(search)
+        why = f"they would not have helped: error {before:.2e} without, {error:.2e} with"
+    return f"Registers: none ({why}{_unfinished(search)})"
 
 
 def _unfinished(search: Search) -> str:
-    return "; the search ran out of time" if search.tasks.over else ""
+    return "; time ran out" if search.tasks.over else ""
 
 
 def _sensitivity(workbench: Workbench, damage: _Damage) -> list[SensitivityRecord]:

@@ -53,7 +53,7 @@ def find_registers(context: Context, encoder: FloatEncoder) -> Curated:
 def no_registers(encoder: FloatEncoder, reason: str) -> Curated:
     """The result of curation where nothing is searched, with the reason."""
     tokens = np.zeros((0, encoder.view.width), np.float32)
-    return Curated(Setting(), tokens, CurationRecord(reason=f"no registers: {reason}"))
+    return Curated(Setting(), tokens, CurationRecord(reason=f"Registers: none ({reason})"))
 
 
 def splice(encoder: FloatEncoder, curated: Curated) -> FloatEncoder:

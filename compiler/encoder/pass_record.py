@@ -35,9 +35,13 @@ def pass_records(ran: Iterable[PassRun]) -> tuple[PassRecord, ...]:
     )
 
 
-def say_slower(records: Iterable[PassRecord], reporter: Reporter) -> None:
-    """Warn of all that passes left slower than it could be."""
+def tell_passes(records: Iterable[PassRecord], reporter: Reporter) -> None:
+    """Warn of all that passes left slower than it could be; what they did is a detail."""
     for record in records:
+        left = f", and left {len(record.skips)} alone" if record.skips else ""
+        reporter.detail(f"{record.name} changed {record.edits} places{left}")
+        for skip in record.skips:
+            reporter.detail(f"{record.name} left {skip}")
         for line in record.slower:
             reporter.warn(line)
 

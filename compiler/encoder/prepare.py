@@ -147,14 +147,14 @@ def _assumed(source: str, image: ImageInput, reporter: Reporter) -> Preprocess:
     height, width = (int(side) for side in image.size)
     larger = min(round(height * 8 / 7), round(width * 8 / 7))
     recipe = Preprocess(height, width, "shortest", (larger, larger), "bicubic", _MEAN, _STD)
-    pixels = "ImageNet mean and std"
+    pixels = "ImageNet's"
     if image.pixels is not None:
         rescale = 1.0 if image.pixels == "bytes" else 1 / 255
         recipe = replace(recipe, mean=(0.0,) * 3, std=(1.0,) * 3, rescale=rescale)
         span = "0 to 255" if image.pixels == "bytes" else "0 to 1"
-        pixels = f"pixels from {span}, which the graph normalises itself"
+        pixels = f"pixels from {span}"
     reporter.warn(
-        f"{source} comes without a preprocessing recipe; assuming {pixels}, "
-        f"resize to {larger} bicubic, crop {height} x {width} (or give --preprocess)"
+        f"{source} comes without a preprocessing recipe; assuming {pixels}, {height} x {width} "
+        "(or --preprocess)"
     )
     return recipe

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from regcache.compiler.artifact.artifact import Artifact
-from regcache.compiler.encoder.pass_record import pass_records, say_slower
+from regcache.compiler.encoder.pass_record import pass_records, tell_passes
 from regcache.compiler.job.targets import TargetName
 from regcache.compiler.reporter import Reporter
 from regcache.passes.base import run_all
@@ -73,7 +73,7 @@ def write_signed(model: Path, folder: Path, reporter: Reporter) -> Path:
         graph, ran = run_all((UnfuseMicrosoft(), *_PASSES), graph)
     except InputError as error:
         raise _refused(f"{model}: {error}") from error
-    say_slower(pass_records(ran), reporter)
+    tell_passes(pass_records(ran), reporter)
     path = folder / model.name
     save_graph(graph, path)
     return path

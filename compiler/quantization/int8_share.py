@@ -70,8 +70,10 @@ def keep_float(
         placement = _by_time(context, view, placement, damage)
     floats = [*(["rotations"] if rotations else []), *placement.left_float]
     if floats:
+        more = f" and {len(floats) - 3} more" if len(floats) > 3 else ""
         context.reporter.step(
-            f"{placement.share:.1%} of the work in int8; float: {', '.join(floats)}"
+            f"{placement.share:.1%} of the work is in int8; in float stay "
+            f"{', '.join(floats[:3])}{more}"
         )
     return placement
 

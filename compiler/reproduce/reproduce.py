@@ -170,7 +170,7 @@ class _Workshop:
         recipe = Recipe(
             bits=simulation.value,
             quantizer="round to nearest",
-            reason="no registers: activations stay float",
+            reason="Registers: none (activations stay float)",
         )
         context = self._simulating(simulate=simulation)
         return recipe, self._save(recipe, self.encoder, self.statistics, context)

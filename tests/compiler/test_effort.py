@@ -46,7 +46,7 @@ def test_fast_is_what_its_options_are(command: list[object], tmp_path: Path) -> 
     assert fast.options.registers is spelt.options.registers is RegisterChoice.OFF
     assert not fast.options.rotate
     assert fast.quantization.int8_share == spelt.quantization.int8_share == 1
-    assert fast.curation.reason == "no registers: not asked for"
+    assert fast.curation.reason == "Registers: none (they were not asked for)"
 
 
 def test_thorough_looks_at_more(command: list[object], tmp_path: Path) -> None:

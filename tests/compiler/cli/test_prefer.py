@@ -37,7 +37,7 @@ def test_what_saves_no_time_becomes_float16_and_says_so(source: Path, tmp_path: 
     """The tiny encoder is nothing but launches, of which int8 takes more."""
     outcome = run_regcache(*command(source, tmp_path / "a", "--prefer", "fastest", "--gpu", "A10"))
     assert outcome.code == 0, outcome
-    said = "no registers: int8 is predicted to save no time on A10: FP16 throughout"
+    said = "Registers: none (int8 is predicted to save no time on A10: FP16 throughout)"
     assert outcome.out.splitlines()[0] == said
     assert "calibrating" not in outcome.err
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
@@ -59,9 +59,8 @@ def test_int8_that_is_predicted_slower_is_said_with_what_is_not(
 ) -> None:
     outcome = run_regcache(*command(source, tmp_path / "a"))
     assert outcome.code == 0, outcome
-    (line,) = (line for line in outcome.out.splitlines() if line.startswith("predicted slower"))
-    assert "FP16 on L4, A10, RTX 4090, RTX 5090" in line
-    assert "--prefer fastest" in line
+    assert "predicted to be slower than FP16 on L4, A10, RTX 4090, RTX 5090" in outcome.out
+    assert "try --prefer fastest" in outcome.out
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     times = manifest["quantization"]["predicted"]
     assert len(times) == 4 * 3
@@ -77,7 +76,7 @@ def test_int8_where_arithmetic_is_what_takes_time(
     monkeypatch.setattr(fastest, "find_rates", lambda _: gpu)
     outcome = run_regcache(*command(source, tmp_path / "a", "--prefer", "fastest", "--gpu", "slow"))
     assert outcome.code == 0, outcome
-    assert "predicted slower" not in outcome.out
+    assert "predicted to be slower" not in outcome.out
     record = json.loads((tmp_path / "a" / "manifest.json").read_text())["quantization"]
     assert record["int8_share"] > 0.7
     assert [time["gpu"] for time in record["predicted"]] == ["slow"] * 3

@@ -201,7 +201,7 @@ def test_no_time_tries_nothing_but_measures_sensitivity(study: Study, tmp_path: 
     assert found.record.tried == []
     assert len(found.record.sensitivity) == 4 * SPEC.depth
     assert found.record.out_of_time
-    assert "ran out of time" in found.record.reason
+    assert "time ran out" in found.record.reason
 
 
 def test_passes_that_refuse_everything_leave_no_registers(
@@ -215,7 +215,8 @@ def test_passes_that_refuse_everything_leave_no_registers(
         monkeypatch.setattr(where, name, refuse)
     found = run(study, tmp_path / "journal")
     assert not found.setting.changes
-    assert "refuse all 3 settings: the scores are masked" in found.record.reason
+    assert "the passes refuse all 3 settings" in found.record.reason
+    assert all("the scores are masked" in str(tried.refused) for tried in found.record.tried)
     assert all(tried.error is None for tried in found.record.tried)
 
 

@@ -12,7 +12,7 @@ from support.quantized_graphs import quantized
 from support.tiny_vit import Spec, TinyVit
 
 from regcache.compiler.encoder.outside_blocks import outside_blocks
-from regcache.compiler.encoder.pass_record import PassRecord, pass_records, say_slower
+from regcache.compiler.encoder.pass_record import PassRecord, pass_records, tell_passes
 from regcache.compiler.reporter import Reporter
 from regcache.passes.base import Edit, Log, PassRun, Skip
 from regcache.passes.canonicalize import canonicalize_logged
@@ -47,7 +47,7 @@ def test_one_line_for_each_way_to_be_slower(skips: list[Skip], lines: list[str])
     assert record.skips == [f"{skip.site}: {skip.reason}" for skip in skips]
     said = io.StringIO()
     reporter = Reporter(Console(file=said, soft_wrap=True, highlight=False))
-    say_slower([record, PassRecord(name="q", edits=0, skips=["b: why"])], reporter)
+    tell_passes([record, PassRecord(name="q", edits=0, skips=["b: why"])], reporter)
     assert said.getvalue().splitlines() == [f"warning: {line}" for line in lines]
 
 

@@ -117,7 +117,7 @@ def test_the_rows_are_in_order_and_say_what_they_are(table: Table) -> None:
     assert [row.registers for row in table.rows[:2]] == ["off", "off"]
     assert table.rows[2].reason
     assert table.rows[-1].registers == "off"
-    assert table.rows[-1].reason == "no registers: activations stay float"
+    assert table.rows[-1].reason == "Registers: none (activations stay float)"
 
 
 def test_fewer_bits_are_further_from_float(table: Table) -> None:

@@ -1,47 +1,37 @@
 """Images in, embeddings out: an artifact and its preprocessing behind one method."""
 
-import io
+import asyncio
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self, TypeAlias
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from regcache.compiler.artifact.artifact import Artifact, ReplacedError
+from regcache.compiler.artifact.artifact import MODEL, Artifact, ReplacedError
+from regcache.compiler.artifact.image_input import ImageInput, as_iterable, read_input
 from regcache.compiler.artifact.manifest import Manifest
-from regcache.passes.errors import InputError, first_line
+from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.device import find_device
-from regcache.runtime.images import (
-    OversizedImageError,
-    UnreadableImageError,
-    check_pixels,
-    preprocess_image,
-    read_image,
-    read_stream,
-)
-from regcache.runtime.list_images import list_images, means_several
+from regcache.runtime.images import OversizedImageError, UnreadableImageError
+from regcache.runtime.map_ahead import map_ahead
 from regcache.runtime.run_with import RunWith, Session
-
-ImageInput: TypeAlias = (
-    str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8 | np.floating]
-)
-"""A file's name, its bytes, or the file opened to read bytes; a Pillow image of any mode; or RGB
-pixels [height, width, 3] or [3, height, width], uint8, or floats from 0 to 1.
-"""
+from regcache.runtime.session import available_cpus
 
 OnError = Literal["raise", "nan"]
 """What becomes of an image that cannot be read: an error that names it, or a row of NaN."""
 
 # How often an artifact is opened that others keep replacing.
 _TRIES = 20
-_ONE_IMAGE = (str, os.PathLike, Image.Image, bytes, bytearray)
+# Threads that decode images while the encoder runs: it takes far longer than they do.
+_READERS = 2
+
+Embeddings = NDArray[np.float32]
 
 
 class Embedder:
@@ -52,7 +42,8 @@ class Embedder:
     `device`: "cpu", or "cuda:N", which computes in float, rounded as written, whatever the target.
     `run_with`: what computes, and how; ONNX Runtime by default.
     `verify`: a public key of OpenSSH's, by whose owner the artifact has to be signed.
-    Use it as a context manager, or `close` it, to free the weights early.
+    Use it as a context manager, or `close` it, to free the weights early. A pickle holds none: it
+    opens the same artifact again where it is loaded, with the same arguments.
     Raises InputError when the folder is no artifact, a byte of it has changed, it is not signed as
     asked, the runtime cannot load its model, or there is no such device; MissingExtraError where
     the runtime is not installed.
@@ -67,6 +58,12 @@ class Embedder:
         run_with: RunWith | None = None,
         verify: str | os.PathLike[str] | None = None,
     ) -> None:
+        self._given = {
+            "threads": threads,
+            "device": device,
+            "run_with": run_with,
+            "verify": verify,
+        }
         place = find_device(device)
         key = None if verify is None else Path(verify)
         self._session: Session | None
@@ -80,6 +77,19 @@ class Embedder:
             except ReplacedError:
                 if not left:
                     raise
+
+    def __repr__(self) -> str:
+        options = self.manifest.options
+        closed = "" if self._session is not None else ", closed"
+        return (
+            f"<Embedder of {options.source}: {options.target} {options.precision}, images of "
+            f"{self.recipe.height} x {self.recipe.width}{closed}>"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        digest = self.manifest.files[MODEL].sha256
+        folder = self._artifact.folder.absolute()
+        return _reopen, (folder, digest, self._session is None, self._given)
 
     @property
     def manifest(self) -> Manifest:
@@ -107,7 +117,7 @@ class Embedder:
         *,
         batch_size: int = 8,
         on_error: OnError = "raise",
-    ) -> NDArray[np.float32]:
+    ) -> Embeddings:
         """The pooled embeddings, float32 [N, dim], in the order of `images`.
 
         `images`: one, or any iterable of them, which is read one batch at a time; or the name of a
@@ -116,10 +126,43 @@ class Embedder:
         Raises InputError, naming the image, when one cannot be read or has too many pixels and
         `on_error` is "raise".
         """
-        pooled = [found[0] for found in self._run(images, batch_size, on_error)]
-        if not pooled:
-            return np.empty((0, self.dim), np.float32)
-        return np.concatenate(pooled).astype(np.float32, copy=False)
+        pooled = list(self.embed_batches(images, batch_size=batch_size, on_error=on_error))
+        return np.concatenate(pooled) if pooled else np.empty((0, self.dim), np.float32)
+
+    def embed_batches(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        *,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+    ) -> Iterator[Embeddings]:
+        """The same batch by batch, float32 [B, dim]: memory holds the images of two batches.
+
+        What follows is read and decoded while the encoder runs.
+        """
+        for outputs in self._run(images, batch_size, on_error):
+            yield outputs[0].astype(np.float32, copy=False)
+
+    async def aembed(
+        self,
+        images: ImageInput | Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+    ) -> Embeddings:
+        """As `embed`, for asyncio: the loop goes on while a thread computes.
+
+        `images` may also come from an asynchronous iterable, which is read here, batch by batch.
+        """
+        if not isinstance(images, AsyncIterable):
+            return await asyncio.to_thread(
+                self.embed, images, batch_size=batch_size, on_error=on_error
+            )
+        pooled = [
+            await asyncio.to_thread(self.embed, batch, batch_size=batch_size, on_error=on_error)
+            async for batch in _batches(images, batch_size)
+        ]
+        return np.concatenate(pooled) if pooled else np.empty((0, self.dim), np.float32)
 
     def outputs(
         self,
@@ -158,13 +201,12 @@ class Embedder:
         if on_error not in ("raise", "nan"):
             raise InputError(f'on_error must be "raise" or "nan", not {on_error!r}')
         session = self._open_session()
-        pixels = (
-            self._read(image, index, on_error) for index, image in enumerate(_as_iterable(images))
-        )
+        size = session.fixed_batch or batch_size
+        pixels = self._pixels(as_iterable(images), size, on_error)
         unread = deque[list[int]]()
 
         def batches() -> Iterator[NDArray[Any]]:
-            while batch := list(islice(pixels, session.fixed_batch or batch_size)):
+            while batch := list(islice(pixels, size)):
                 unread.append([index for index, image in enumerate(batch) if image is None])
                 yield np.stack([self._black() if image is None else image for image in batch])
 
@@ -176,11 +218,22 @@ class Embedder:
                 )
             yield outputs
 
+    def _pixels(
+        self, images: Iterable[ImageInput], batch_size: int, on_error: OnError
+    ) -> Iterator[NDArray[Any] | None]:
+        """The input of each image in turn; None for one that cannot be read, where that may be."""
+
+        def read(numbered: tuple[int, ImageInput]) -> NDArray[Any] | None:
+            return self._read(numbered[1], numbered[0], on_error)
+
+        if isinstance(images, list) and len(images) == 1:
+            return map(read, enumerate(images))
+        readers = min(_READERS, available_cpus())
+        return map_ahead(read, enumerate(images), ahead=batch_size, workers=readers)
+
     def _read(self, image: ImageInput, index: int, on_error: OnError) -> NDArray[Any] | None:
         try:
-            if isinstance(image, (str, os.PathLike)):
-                return read_image(Path(image), self.recipe)
-            return _preprocess(image, index, self.recipe)
+            return read_input(image, index, self.recipe)
         except (UnreadableImageError, OversizedImageError):
             if on_error == "raise":
                 raise
@@ -198,56 +251,24 @@ class Embedder:
         return self._session
 
 
-def _as_iterable(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
-    if isinstance(images, (str, os.PathLike)) and means_several(Path(images)):
-        return list_images(Path(images))
-    one = isinstance(images, _ONE_IMAGE) or hasattr(images, "read")
-    if one or (isinstance(images, np.ndarray) and images.ndim == 3):
-        return [images]  # type: ignore[list-item]
-    return images  # type: ignore[return-value]
+def _reopen(folder: Path, digest: str, closed: bool, given: dict[str, Any]) -> Embedder:
+    """The embedder that was pickled. Raises InputError where the artifact is another by now."""
+    embedder = Embedder(folder, **given)
+    if embedder.manifest.files[MODEL].sha256 != digest:
+        raise InputError(f"{folder}: holds another model than when its embedder was pickled")
+    if closed:
+        embedder.close()
+    return embedder
 
 
-def _preprocess(image: object, index: int, recipe: Preprocess) -> NDArray[Any]:
-    name = Path(f"image {index}")
-    if isinstance(image, (bytes, bytearray)):
-        return read_stream(io.BytesIO(image), name, recipe)
-    if hasattr(image, "read"):
-        return read_stream(_seekable(image, name), name, recipe)
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(_pixels(image, name))
-    elif not isinstance(image, Image.Image):
-        raise InputError(
-            f"{name}: a {type(image).__name__} is no path, file, Pillow image or array of pixels"
-        )
-    try:
-        check_pixels(name, image.size, recipe)
-        image.load()  # an opened file is decoded here, and may be broken
-        return preprocess_image(image, recipe)
-    except InputError:
-        raise
-    except Exception as error:  # Pillow's readers let any type escape on broken bytes
-        raise UnreadableImageError(name, first_line(error)) from error
-
-
-def _seekable(file: Any, name: Path) -> BinaryIO:
-    """The bytes of an opened file from where it stands, as Pillow needs to go back in them."""
-    content = file.read()
-    if not isinstance(content, bytes):
-        raise InputError(f"{name}: a file has to be opened to read bytes")
-    return io.BytesIO(content)
-
-
-def _pixels(array: NDArray[Any], name: Path) -> NDArray[np.uint8]:
-    """RGB pixels, uint8 [height, width, 3], of an array in either layout."""
-    shape = list(array.shape)
-    wanted = "pixels must be [height, width, 3] or [3, height, width], uint8 or floats from 0 to 1"
-    if array.ndim != 3 or not array.size or 3 not in (shape[0], shape[2]):
-        raise InputError(f"{name}: {wanted}, not {array.dtype} {shape}")
-    last = array if shape[2] == 3 else array.transpose(1, 2, 0)
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(last)
-    if array.dtype.kind != "f":
-        raise InputError(f"{name}: {wanted}, not {array.dtype} {shape}")
-    if not (array.min() >= 0 and array.max() <= 1):  # NaN is neither
-        raise InputError(f"{name}: {wanted}, not floats from {array.min():g} to {array.max():g}")
-    return np.asarray(np.rint(last * 255), np.uint8)
+async def _batches(
+    images: AsyncIterable[ImageInput], batch_size: int
+) -> AsyncIterator[list[ImageInput]]:
+    batch: list[ImageInput] = []
+    async for image in images:
+        batch.append(image)
+        if len(batch) >= batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

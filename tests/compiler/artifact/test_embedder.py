@@ -16,7 +16,8 @@ from support.tiny_source import RECIPE, photos
 
 import regcache
 from regcache.compiler.artifact.artifact import Artifact
-from regcache.compiler.artifact.embedder import Embedder, ImageInput
+from regcache.compiler.artifact.embedder import Embedder
+from regcache.compiler.artifact.image_input import ImageInput
 from regcache.export.recipe import for_input
 from regcache.passes.errors import InputError
 from regcache.runtime.images import read_image
@@ -99,7 +100,7 @@ def test_says_what_it_is(embedder: regcache.Embedder) -> None:
     assert embedder.manifest.encoder.blocks == 1
 
 
-def test_reads_one_batch_at_a_time(embedder: regcache.Embedder, paths: list[Path]) -> None:
+def test_reads_one_batch_ahead(embedder: regcache.Embedder, paths: list[Path]) -> None:
     taken: list[Path] = []
 
     def endless() -> Iterator[Path]:
@@ -109,7 +110,7 @@ def test_reads_one_batch_at_a_time(embedder: regcache.Embedder, paths: list[Path
 
     with pytest.raises(InputError, match="missing"):
         embedder.embed(endless(), batch_size=2)
-    assert len(taken) == 4
+    assert len(taken) <= 4 + 2
 
 
 def test_a_broken_image_is_named(

@@ -12,7 +12,7 @@ may change from one version to the next. What a call needs is imported when it i
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from regcache.compiler.job.options import CompileOptions
     from regcache.passes.errors import InputError
     from regcache.passes.preprocess import Preprocess
+    from regcache.runtime.bench_result import BenchResult
     from regcache.runtime.parity import ParityResult
     from regcache.runtime.thresholds import Thresholds
 
@@ -36,6 +37,7 @@ else:
 
     _HOMES = {
         "Artifact": "regcache.compiler.artifact.artifact",
+        "BenchResult": "regcache.runtime.bench_result",
         "CompileOptions": "regcache.compiler.job.options",
         "Embedder": "regcache.compiler.artifact.embedder",
         "InputError": "regcache.passes.errors",
@@ -59,6 +61,7 @@ else:
 
 __all__ = [
     "Artifact",
+    "BenchResult",
     "CompileOptions",
     "Embedder",
     "InputError",
@@ -66,6 +69,7 @@ __all__ = [
     "ParityResult",
     "Preprocess",
     "__version__",
+    "bench",
     "compile",
     "inspect",
     "load",
@@ -181,6 +185,51 @@ def parity(
         threads=threads,
         device=device,
         run_with=run_with_of(runtime, inference_precision, "latency", None),
+        verbose=verbose,
+    )
+
+
+def bench(
+    artifact: "Artifact | str | os.PathLike[str]",
+    *,
+    against: str | None = None,
+    runners: Sequence[str] = ("ort-cpu",),
+    batches: Sequence[int] = (1, 8),
+    seconds: float = 5.0,
+    threads: int | None = None,
+    max_ratio: float | None = None,
+    inference_precision: Literal["auto", "f32", "bf16"] = "auto",
+    hint: Literal["latency", "throughput"] = "latency",
+    model_cache: str | os.PathLike[str] | None = None,
+    verbose: bool = False,
+) -> "BenchResult":
+    """Time an artifact beside its float original, in turn, and measure how both start.
+
+    `artifact`: what `compile` returned, or its folder; every file is checked against its hash.
+    `against`: another source of the float model. `runners`: of "ort-cpu", "openvino", "ort-cuda",
+    "ort-tensorrt", "tensorrt" and "tensorrt-rtx". `batches`: images per run; engines are tuned for
+    the first size. `seconds`: how long each runner measures each of them. `threads`: of a runner on
+    the CPU; all CPUs this process may use by default. `max_ratio`: the largest quantized / float
+    latency with which the result's `passed` holds. The next three are OpenVINO's, as in `load`.
+    `verbose`: as in `compile`.
+
+    Starts are measured in processes of their own, so a script needs a `__main__` guard. Raises
+    InputError where the folder is no artifact or a model does not run, and for a runner that this
+    machine lacks; `regcache.passes.errors.MissingExtraError` where its library is not installed.
+
+        print(regcache.bench("vit-int8", batches=(1, 32)).to_pandas())
+    """
+    from regcache._bench import measure_speed
+
+    return measure_speed(
+        artifact,
+        against=against,
+        runners=runners,
+        batches=batches,
+        seconds=seconds,
+        threads=threads,
+        max_ratio=max_ratio,
+        openvino=(inference_precision, hint, model_cache),
         verbose=verbose,
     )
 

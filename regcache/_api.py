@@ -99,7 +99,7 @@ def compile_source(
     if folder is not None:
         list_images(folder)  # said before minutes of exporting
     check_output(target, force=force)
-    reporter = _reporter(verbose)
+    reporter = reporter_of(verbose)
     with _written(named, chosen, reporter) as ready:
         if choosing is None:
             manifest = compile_encoder(ready, target, reporter, force=force)
@@ -146,7 +146,7 @@ def _choosing(options: Mapping[str, Any]) -> tuple[dict[str, Any], _Choosing | N
             raise InputError(f'option {name}: target "cpu" chooses the precision and keeps float')
     cosine, error = (_number(own[name], name) for name in ("min_cosine", "max_error"))
     kind = own["for_cpu"]
-    chosen = None if kind is None else _choice(CpuKind, str(kind), "for_cpu")
+    chosen = None if kind is None else choice_of(CpuKind, str(kind), "for_cpu")
     return rest, _Choosing(Accuracy.of(cosine, error), chosen)
 
 
@@ -166,7 +166,7 @@ def inspect_source(
     fields = {"resolution": resolution, "batch_size": batch_size, "threads": threads}
     chosen = _options(named, given, {"images": str(folder or ""), "device": device, **fields})
     find_device(chosen.device)
-    reporter = _reporter(verbose)
+    reporter = reporter_of(verbose)
     with _written(named, chosen, reporter) as ready:
         return inspect_encoder(
             ready,
@@ -205,15 +205,15 @@ def measure_parity(
         return measure_artifact(
             folder_of(artifact),
             path_of(images, "images"),
-            _reporter(verbose),
+            reporter_of(verbose),
             thresholds=_limits(thresholds),
-            choice=_choice(ReferenceChoice, reference, "reference"),
-            against=_choice(Against, against, "against"),
+            choice=choice_of(ReferenceChoice, reference, "reference"),
+            against=choice_of(Against, against, "against"),
             per_layer=per_layer,
             labelled=labelled,
             class_scores=class_scores,
-            batch_size=_count(batch_size, "batch_size"),
-            threads=None if threads is None else _count(threads, "threads"),
+            batch_size=count_of(batch_size, "batch_size"),
+            threads=None if threads is None else count_of(threads, "threads"),
             device=device,
             run_with=run_with,
         )
@@ -222,10 +222,10 @@ def measure_parity(
 def run_with_of(runtime: str | None, precision: str, hint: str, cache: object) -> RunWith:
     """The runtime that somebody named, and OpenVINO's options. Raises InputError for others."""
     return RunWith(
-        None if runtime is None else _choice(RuntimeName, runtime, "runtime"),
+        None if runtime is None else choice_of(RuntimeName, runtime, "runtime"),
         OpenVinoOptions(
-            _choice(InferencePrecision, precision, "inference_precision"),
-            _choice(Hint, hint, "hint"),
+            choice_of(InferencePrecision, precision, "inference_precision"),
+            choice_of(Hint, hint, "hint"),
             None if cache is None else path_of(cache, "model_cache"),
         ),
     )
@@ -243,7 +243,7 @@ def path_of(value: object, what: str) -> Path:
     return Path(value)
 
 
-def _reporter(verbose: bool) -> Reporter:
+def reporter_of(verbose: bool) -> Reporter:
     return Reporter() if verbose else QuietReporter()
 
 
@@ -288,7 +288,7 @@ def _limits(given: object) -> Thresholds:
     return Thresholds.read(path_of(given, "thresholds"))
 
 
-def _choice(kind: type[Choice], value: str, what: str) -> Choice:
+def choice_of(kind: type[Choice], value: str, what: str) -> Choice:
     try:
         return kind(value)
     except ValueError as error:
@@ -302,7 +302,7 @@ def _number(value: object, what: str) -> float | None:
     raise InputError(f"{what}: a number is wanted, not {value!r}")
 
 
-def _count(value: object, what: str) -> int:
+def count_of(value: object, what: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{what}: a whole number from 1 is wanted, not {value!r}")
     return value

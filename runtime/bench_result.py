@@ -3,6 +3,7 @@
 from regcache.runtime.engine_cost import PredictedTime
 from regcache.runtime.finite_record import FiniteRecord
 from regcache.runtime.runners import RunnerName
+from regcache.runtime.shown_table import Row, ShownTable
 
 
 class Percentiles(FiniteRecord):
@@ -127,8 +128,8 @@ class Machine(FiniteRecord):
     """Versions of the libraries that run models, by name, where installed."""
 
 
-class BenchResult(FiniteRecord):
-    """A benchmark of an artifact."""
+class BenchResult(FiniteRecord, ShownTable):
+    """A benchmark of an artifact; a notebook shows a row for each runner and batch size."""
 
     artifact: str
     """The artifact's folder."""
@@ -146,3 +147,19 @@ class BenchResult(FiniteRecord):
     """The largest ratio that passes; None where none was given."""
     passed: bool
     """Whether no ratio is over it."""
+
+    def rows(self) -> list[Row]:
+        """Each runner at each batch size: milliseconds of both models, and their ratio."""
+        return [
+            {
+                "runner": runner.runner.value,
+                "batch": found.batch,
+                "ratio": found.ratio,
+                "quantized_ms": found.quantized_model.latency_ms.p50,
+                "float_ms": found.float_model.latency_ms.p50,
+                "quantized_images_per_second": found.quantized_model.images_per_second,
+                "float_images_per_second": found.float_model.images_per_second,
+            }
+            for runner in self.runners
+            for found in runner.batches
+        ]

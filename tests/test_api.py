@@ -90,6 +90,7 @@ def compiled(
 def test_the_public_names() -> None:
     assert sorted(regcache.__all__) == [
         "Artifact",
+        "BenchResult",
         "CompileOptions",
         "Embedder",
         "InputError",
@@ -97,6 +98,7 @@ def test_the_public_names() -> None:
         "ParityResult",
         "Preprocess",
         "__version__",
+        "bench",
         "compile",
         "inspect",
         "load",

@@ -16,6 +16,7 @@ from regcache.passes.preprocess import Preprocess
 from regcache.runtime.device import CPU, Device
 from regcache.runtime.openvino_options import InferencePrecision
 from regcache.runtime.run_with import RuntimeName, RunWith, Session, open_session
+from regcache.runtime.shown_table import Row, ShownTable
 
 MODEL, PREPROCESS = "model.onnx", "preprocess.json"
 _TRIES = 20
@@ -34,7 +35,7 @@ class ReplacedError(InputError):
 
 
 @dataclass(frozen=True)
-class Artifact:
+class Artifact(ShownTable):
     """The folder that `regcache compile` wrote, checked against its manifest when it was opened.
 
     `identity`: of the folder that was opened, which another may have replaced since.
@@ -83,6 +84,27 @@ class Artifact:
             raise
         if self.identity != _identify(self.folder):
             raise ReplacedError(self.folder)
+
+    def rows(self) -> list[Row]:
+        """One row: what was compiled, its size, and how close it is by the first look at it."""
+        manifest, parity = self.manifest, self.manifest.parity.result
+        sizes = {name: file.size / 1e6 for name, file in manifest.files.items()}
+        ratios = [] if manifest.speed is None else manifest.speed.ratios
+        return [
+            {
+                "artifact": str(self.folder),
+                "source": manifest.options.source,
+                "target": manifest.options.target.value,
+                "precision": manifest.options.precision.value,
+                "registers": manifest.curation.reason,
+                "int8_share": manifest.quantization.int8_share,
+                "cosine_mean": parity.cosine_mean,
+                "cosine_min": parity.cosine_min,
+                "model_mb": sum(sizes[name] for name in sizes if name.startswith(MODEL)),
+                "float_mb": sum(sizes[name] for name in sizes if name.startswith(FLOAT)),
+                "time_to_float": ratios[0].ratio if ratios else None,
+            }
+        ]
 
     @property
     def model(self) -> Path:

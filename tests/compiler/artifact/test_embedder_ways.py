@@ -129,10 +129,8 @@ def test_a_replaced_artifact_is_not_taken_for_the_same(tmp_path: Path) -> None:
 
 def test_says_what_it_is(embedder: regcache.Embedder, folder: Path) -> None:
     text = repr(embedder)
-    assert (
-        text
-        == f"<Embedder of {folder / 'tiny.onnx'}: ort-cpu int8, images of {SPEC.size} x {SPEC.size}>"
-    )
+    size = f"{SPEC.size} x {SPEC.size}"
+    assert text == f"<Embedder of {folder / 'tiny.onnx'}: ort-cpu int8, images of {size}>"
     closed = copy.copy(embedder)
     closed.close()
     assert repr(closed) == text.replace(">", ", closed>")

@@ -16,6 +16,7 @@ import numpy as np
 from regcache.compiler.artifact.artifact import MODEL, PREPROCESS
 from regcache.compiler.artifact.describe import Compiled, describe_artifact
 from regcache.compiler.artifact.manifest import FileRecord, Manifest, ParityRecord, SpeedRecord
+from regcache.compiler.artifact.model_card import with_card
 from regcache.compiler.artifact.signature import check_signing_key, sign
 from regcache.compiler.artifact.speed_check import check_speed
 from regcache.compiler.calibration.calibrate import Calibrated, calibrate
@@ -220,7 +221,8 @@ def _finish(
         remove_model(encoder.path)
     context.reporter.begin(Stage.SEAL)
     compiled = Compiled(**vars(made), parity=parity, primitives=look.primitives, speed=speed)
-    return describe_artifact(context, compiled, source, skipped, folder)
+    manifest = describe_artifact(context, compiled, source, skipped, folder)
+    return with_card(manifest, encoder.recipe, folder)
 
 
 def _shown(context: Context) -> Literal["calibration", "given", "drawn"]:

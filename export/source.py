@@ -41,9 +41,14 @@ def is_on_hub(text: str) -> bool:
     return text.startswith(("hf:", "timm:", "openclip:"))
 
 
+def is_in_memory(text: str) -> bool:
+    """Whether a source was an object in memory."""
+    return text.startswith((TORCH_MODULE, ONNX_MESSAGE))
+
+
 def refuse_memory(text: str) -> None:
     """Raises InputError for a source that was an object in memory: only its export is kept."""
-    if text.startswith((TORCH_MODULE, ONNX_MESSAGE)):
+    if is_in_memory(text):
         raise InputError(f"{text}: was an object in memory; an artifact keeps its export alone")
 
 

@@ -241,7 +241,9 @@ class Manifest(Record):
     engines: list[EngineRecord] = Field(default_factory=list)
     """Engines that `regcache build` has added since."""
     files: dict[str, FileRecord]
-    """Every file of the artifact but this one, by its path inside the artifact."""
+    """Every file of the artifact but this one, by its path inside the artifact. README.md, the
+    model card, may have been edited since: its hash is that of the card as it was written.
+    """
 
     @model_validator(mode="after")
     def _engines_are_files_of_it(self) -> Self:

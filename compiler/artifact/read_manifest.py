@@ -9,7 +9,7 @@ from regcache.compiler.artifact.manifest import FileRecord, Manifest
 from regcache.compiler.artifact.seal import is_sealed
 from regcache.compiler.artifact.signature import SIGNATURE, verify
 from regcache.compiler.encoder.prepare import FLOAT
-from regcache.compiler.job.staging import MANIFEST
+from regcache.compiler.job.staging import CARD, MANIFEST
 from regcache.passes.errors import InputError
 from regcache.passes.model_files import data_file
 
@@ -33,8 +33,9 @@ def read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
     """Read an artifact's manifest and check every file against it.
 
     Raises InputError when the folder is no artifact, was made by another version of the format,
-    or holds a file that is missing, changed or not listed, or no file at all. A float.onnx of one
-    file has to be the source, too. `public_key`: of whoever has to have signed it (see signature).
+    or holds a file that is missing, changed or not listed, or no file at all; the model card alone
+    may be edited. A float.onnx of one file has to be the source, too. `public_key`: of whoever has
+    to have signed it (see signature).
     """
     path = folder / MANIFEST
     try:
@@ -49,7 +50,7 @@ def read_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
     if not is_sealed(content):
         raise InputError(f"{path}: changed; compile the artifact again")
     hashed = hash_files(folder)
-    for name in sorted(hashed.keys() | manifest.files.keys()):
+    for name in sorted((hashed.keys() | manifest.files.keys()) - {CARD}):
         if hashed.get(name) != manifest.files.get(name):
             state = "missing" if name not in hashed else "changed"
             state = state if name in manifest.files else "not in the manifest"

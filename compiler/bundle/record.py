@@ -40,8 +40,8 @@ def staged_bundle(output: Path, artifact: Path) -> Iterator[Path]:
     """Yield a folder that takes the place of `output` when the block ends without an error.
 
     An older bundle at `output` is replaced, as is an empty folder. Raises InputError where anything
-    else lies there, where files were added to the older bundle since it was written, and where
-    `output` is inside the artifact, whose manifest lists every file.
+    else lies there, where files were added to the older bundle since it was written or its README
+    was edited, and where `output` is inside the artifact, whose manifest lists every file.
     """
     if output.resolve().is_relative_to(artifact.resolve()):
         raise InputError(f"{output}: lies in the artifact; write the bundle elsewhere")

@@ -1,6 +1,7 @@
 """Folders and files that appear whole or not at all, whoever else writes to the same place."""
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from regcache.passes.errors import InputError
 from regcache.passes.exchange import exchange
@@ -15,6 +17,8 @@ from regcache.passes.model_files import check_name
 from regcache.passes.temporary import abandoned_folders, any_held, held_folder, locked
 
 MANIFEST = "manifest.json"
+CARD = "README.md"
+"""What users may edit: nothing reads it, and an edited one is never replaced unasked."""
 # In the temporary folder beside an output: what takes its place, and what was there.
 _NEW, _OLD = "new", "old"
 
@@ -28,12 +32,13 @@ def staged_folder(
     """Yield a temporary folder beside `output` that takes its place when the block ends well.
 
     A folder that holds the file `marker` (an artifact does) and no file beside those that the
-    marker lists, or nothing, is replaced; a link is followed. `force`: other files do not stand in
-    the way. They, and those that come while the block runs, are moved to `OUTPUT.kept`, and `tell`
-    is told. Anything else at `output` raises InputError before the block, as does a place that
-    cannot be replaced, or that another process is writing to in such a block; an OSError (a full
-    disk) inside the block becomes one. When the block fails the folder is removed; what a killed
-    process left behind is removed by the next run.
+    marker lists, or nothing, is replaced; a link is followed. A card that somebody has edited is
+    theirs, listed or not. `force`: other files do not stand in the way. They, and those that come
+    while the block runs, are moved to `OUTPUT.kept`, and `tell` is told. Anything else at `output`
+    raises InputError before the block, as does a place that cannot be replaced, or that another
+    process is writing to in such a block; an OSError (a full disk) inside the block becomes one.
+    When the block fails the folder is removed; what a killed process left behind is removed by the
+    next run.
     """
     output = real_path(output)
     beside = _prefix(output)
@@ -208,29 +213,39 @@ def _refuse_foreign(output: Path, marker: str) -> None:
     foreign = _foreign_files(output, marker)
     if foreign:
         rest = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        raise InputError(
-            f"{output / foreign[0]}{rest}: not part of the {what} there; not replaced: move it"
-            f"{advice}"
-        )
+        edited = foreign[0] == CARD and CARD in (_listed(output / marker) or {})
+        why = "edited since it was written" if edited else f"not part of the {what} there"
+        raise InputError(f"{output / foreign[0]}{rest}: {why}; not replaced: move it{advice}")
 
 
-def _listed(marker: Path) -> set[str] | None:
+def _listed(marker: Path) -> dict[str, Any] | None:
     """What a marker, a JSON object, lists under `files`; None where it is no such object."""
     try:
-        return set(json.loads(marker.read_bytes())["files"].keys())
+        return dict(json.loads(marker.read_bytes())["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def _foreign_files(output: Path, marker: str) -> list[str]:
-    """The files below a folder that its marker does not list, and links to folders."""
-    listed = _listed(output / marker) or set()
+    """The files below a folder that its marker does not list, and links to folders.
+
+    A card that somebody has edited is theirs, too.
+    """
+    listed = _listed(output / marker) or {}
     found = []
     for parent, folders, names in os.walk(output):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         found += [Path(parent, name).relative_to(output).as_posix() for name in (*names, *links)]
     ours = {marker, f"{marker}.sig", *listed}
+    if CARD in listed and _is_edited(output / CARD, listed[CARD]):
+        ours.remove(CARD)
     return sorted(name for name in found if name not in ours)
+
+
+def _is_edited(path: Path, record: Any) -> bool:
+    """Whether a file is not what a marker's record says of it."""
+    written = record.get("sha256") if isinstance(record, dict) else None
+    return path.is_file() and written != hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _keep_foreign(output: Path, marker: str, tell: Tell | None) -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 SPEC = Spec(width=128, heads=4, hidden=512, depth=1, grid=4)
 FAST = ("--registers", "off", "--rounding", "nearest", "--no-equalize", "--accept-slower")
-WHOLE = ["manifest.json", "model.onnx", "model.onnx.data", "preprocess.json"]
+WHOLE = ["README.md", "manifest.json", "model.onnx", "model.onnx.data", "preprocess.json"]
 
 
 def names(folder: Path) -> list[str]:
@@ -61,7 +61,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_a_data_file_for_each_model(large: tuple[Path, str]) -> None:
     artifact, printed = large
-    assert names(artifact) == ["float.onnx", "float.onnx.data", *WHOLE]
+    assert names(artifact) == sorted(["float.onnx", "float.onnx.data", *WHOLE])
     manifest = read_manifest(artifact)
     for model, label in (("model.onnx", "model.onnx"), ("float.onnx", "float")):
         graph = onnx.load(artifact / model, load_external_data=False).graph
@@ -84,7 +84,7 @@ def test_a_data_file_for_each_model(large: tuple[Path, str]) -> None:
 
 def test_a_small_source_keeps_no_data_file(tmp_path: Path) -> None:
     artifact, _ = compiled(tmp_path)
-    assert names(artifact) == ["float.onnx", "manifest.json", "model.onnx", "preprocess.json"]
+    assert names(artifact) == ["README.md", "float.onnx", *WHOLE[1:3], "preprocess.json"]
 
 
 def test_without_float_nothing_of_it_is_left(

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from regcache.compiler.artifact.read_manifest import hash_files
 from regcache.compiler.artifact.seal import seal
-from regcache.compiler.job.staging import MANIFEST
+from regcache.compiler.job.staging import CARD, MANIFEST
 
 
 def copy_artifact(artifact: Path, to: Path) -> Path:
@@ -72,7 +72,7 @@ def drop_bias(artifact: Path, random: np.random.Generator) -> str:
 
 
 def truncate_file(artifact: Path, random: np.random.Generator) -> str:
-    """Some bytes less at the end of any file."""
+    """Some bytes less at the end of any file that is sealed."""
     path = _any_file(artifact, random)
     content = path.read_bytes()
     path.write_bytes(content[: int(random.integers(len(content)))])
@@ -80,7 +80,7 @@ def truncate_file(artifact: Path, random: np.random.Generator) -> str:
 
 
 def edit_byte(artifact: Path, random: np.random.Generator) -> str:
-    """One byte of any file, the manifest included."""
+    """One byte of any file that is sealed, the manifest included."""
     path = _any_file(artifact, random)
     content = bytearray(path.read_bytes())
     where = int(random.integers(len(content)))
@@ -121,5 +121,7 @@ def _store(artifact: Path, model: onnx.ModelProto, name: str, value: np.ndarray)
 
 
 def _any_file(artifact: Path, random: np.random.Generator) -> Path:
-    files = sorted(path for path in artifact.rglob("*") if path.is_file())
+    """All but the card, which users may edit."""
+    found = (path for path in artifact.rglob("*") if path.is_file())
+    files = sorted(path for path in found if path.name != CARD)
     return files[int(random.integers(len(files)))]

@@ -34,6 +34,7 @@ def test_compile_then_parity(
 ) -> None:
     artifact = compiled.artifact
     assert sorted(p.name for p in artifact.iterdir()) == [
+        "README.md",
         "float.onnx",
         "manifest.json",
         "model.onnx",

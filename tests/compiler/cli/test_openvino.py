@@ -169,6 +169,7 @@ class TestBf16:
         assert compiled.code == 0, compiled
         assert "on 8 pictures drawn at random: cosine" in compiled.out
         assert sorted(path.name for path in artifact.iterdir()) == [
+            "README.md",
             "float.onnx",
             "manifest.json",
             "model.onnx",

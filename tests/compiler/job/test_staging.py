@@ -1,6 +1,8 @@
 """Artifacts appear whole or not at all."""
 
 import errno
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from support.staging import names, write_artifact
 
 from regcache.compiler.job import staging as staging_module
 from regcache.compiler.job.staging import (
+    CARD,
     MANIFEST,
     check_output,
     staged_file,
@@ -144,6 +147,23 @@ def test_an_artifact_of_unknown_files_is_not_replaced(tmp_path: Path) -> None:
         write_artifact(output, "other")
     write_artifact(output, "other", force=True)
     assert names(tmp_path / "artifact.kept") == ["model"]
+
+
+def test_an_edited_card_is_its_user_s(tmp_path: Path) -> None:
+    output = tmp_path / "artifact"
+    write_artifact(output, CARD)
+    files = {CARD: {"sha256": hashlib.sha256(b"").hexdigest()}}
+    (output / MANIFEST).write_text(json.dumps({"files": files}))
+    assert write_artifact(output, "model") == []
+    for record in (files[CARD], {}, None):
+        (output / CARD).write_text("mine")
+        (output / MANIFEST).write_text(json.dumps({"files": {CARD: record, "model": {}}}))
+        with pytest.raises(InputError, match=r"README\.md: edited since it was written; .*--force"):
+            write_artifact(output, "model")
+        with pytest.raises(InputError, match="edited"):
+            check_output(output)
+    assert len(write_artifact(output, "model", force=True)) == 1
+    assert (tmp_path / "artifact.kept" / CARD).read_text() == "mine"
 
 
 def test_a_file_that_comes_while_it_is_written_is_kept(tmp_path: Path) -> None:

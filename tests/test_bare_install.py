@@ -16,6 +16,7 @@ MODULES = [
 OPTIONAL = {
     "dask",
     "distributed",
+    "jinja2",
     "matplotlib",
     "open_clip",
     "openvino",

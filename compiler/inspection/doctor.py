@@ -101,6 +101,7 @@ _EXTRAS = (
         ("scikit-learn",),
         "parity and reproduce measure no linear probe",
     ),
+    _Extra("reports", "report", ("jinja2",), ("jinja2",), "nothing writes reports"),
     _Extra("plots", "report", ("matplotlib",), ("matplotlib",), "bench --plot draws nothing"),
     _Extra(
         "clusters",

@@ -19,6 +19,7 @@ EXTRAS = {
     "TensorRT": ("trt", "tensorrt"),
     "TensorRT-RTX": ("trt-rtx", "tensorrt_rtx"),
     "linear probe": ("eval", "sklearn"),
+    "reports": ("report", "jinja2"),
     "plots": ("report", "matplotlib"),
     "clusters": ("scale", "distributed"),
 }

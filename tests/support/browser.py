@@ -1,0 +1,91 @@
+"""Pages in a real browser: the system's Chromium, driven by Playwright; no browser, no test."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Route
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_SEVERE = ("serious", "critical")
+_HERE = ("127.0.0.1", "localhost")
+
+
+def find_chromium() -> str:
+    """The path of a Chromium; skips the test where Playwright or a browser is missing."""
+    pytest.importorskip("playwright", reason='no Playwright: pip install "regcache[dev]"')
+    for name in _NAMES:
+        if path := shutil.which(name):
+            return path
+    pytest.skip(f"no browser on PATH ({', '.join(_NAMES)}): apt-get install chromium")
+
+
+@contextmanager
+def open_browser() -> Iterator["Browser"]:
+    """A browser for several pages. asyncio can run nothing else in this thread while it is open."""
+    path = find_chromium()
+    from playwright.sync_api import sync_playwright
+
+    as_root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=as_root)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def open_page(
+    browser: "Browser | None" = None, *, dark: bool = False, width: int = 1280, height: int = 900
+) -> Iterator["Page"]:
+    """An empty page, in a browser of its own where none is given.
+
+    Raises AssertionError at its end where the page had an error on its console, or asked for
+    anything that is not on this machine: such a request never leaves it.
+    """
+    if browser is None:
+        with open_browser() as own, open_page(own, dark=dark, width=width, height=height) as page:
+            yield page
+        return
+    errors: list[str] = []
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+    )
+
+    def answer(route: "Route") -> None:
+        address = urlsplit(route.request.url)
+        if address.scheme in {"http", "https", "ws", "wss"} and address.hostname not in _HERE:
+            errors.append(f"asks for {route.request.url}")
+            route.abort()
+        else:
+            route.continue_()
+
+    try:
+        context.route("**/*", answer)
+        page = context.new_page()
+        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        yield page
+    finally:
+        context.close()
+    assert not errors, errors
+
+
+def serious_findings(page: "Page") -> list[str]:
+    """What axe-core finds serious or critical on a page: rule, what it says and where; or none."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{finding['id']}: {finding['help']}: {node['target']}"
+        for finding in found
+        if finding["impact"] in _SEVERE
+        for node in finding["nodes"]
+    ]

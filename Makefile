@@ -12,7 +12,7 @@ LOCKABLE := $(shell $(PYTHON) -c 'import platform as p, sys; \
 	print(sys.version_info[:2] == (3, 11) and (p.system(), p.machine()) == ("Linux", "x86_64"))')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick lint bench fuzz lock gpu-check clean
+.PHONY: demo test quick lint docs bench fuzz lock gpu-check clean
 
 $(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+## The documentation as a site in build/site: a link that leads nowhere is an error.
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict
 
 ## Measure what compiling and its results cost, on the demo photographs.
 bench: demo

@@ -139,7 +139,7 @@ class TestPage:
     """docs/manifest.md: its examples run."""
 
     @pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
-    @pytest.mark.parametrize("command", re.findall(r"^    (jq .*)$", PAGE, re.M))
+    @pytest.mark.parametrize("command", re.findall(r"^(jq .*)$", PAGE, re.M))
     def test_a_command_reads_the_manifest(self, command: str, artifact: Path) -> None:
         words = shlex.split(command.replace("ARTIFACT", str(artifact)))
         run = subprocess.run(words, check=True, capture_output=True, text=True)
@@ -147,7 +147,7 @@ class TestPage:
 
     def test_the_example_runs(self, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
         section = PAGE.partition("## From Python")[2]
-        example = "\n".join(re.findall(r"^    (.*)$", section, re.M))
+        (example,) = re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)
         exec(example.replace("ARTIFACT", str(artifact)), {})
         first, second = capsys.readouterr().out.splitlines()
         assert first.split()[:2] == [str(artifact.parent / "tiny.onnx"), "ort-cpu"]

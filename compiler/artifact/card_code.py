@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from regcache.compiler.artifact.artifact import PREPROCESS
+from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.job.options import CompileOptions
 from regcache.export.source import is_in_memory, is_onnx
 from regcache.passes.preprocess import Preprocess
@@ -16,11 +17,12 @@ _UNSAID = frozenset({"source", "source_file", "images", "threads", "scheduler"})
 _IN_PYTHON = {"output": "embedding"}
 
 
-def repeating_command(options: CompileOptions) -> str:
+def repeating_command(manifest: Manifest) -> str:
     """The command that compiles the same again, images left to be named.
 
     It is Python's for a model that was in memory. Of paths the file's name alone is told.
     """
+    options = manifest.options
     given = _given(options)
     if is_in_memory(options.source):
         told = [f"{_IN_PYTHON.get(name, name)}={value!a}" for name, value in given.items()]

@@ -14,6 +14,7 @@ from regcache.compiler.encoder.pass_record import PassRecord
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.staging import MANIFEST
+from regcache.compiler.job.targets import TargetName
 from regcache.compiler.quantization.int8_share import ParetoPoint
 from regcache.runtime.device import Device, device_name
 from regcache.runtime.engine_cost import PredictedTime
@@ -253,6 +254,21 @@ class Manifest(Record):
                 if file not in self.files:
                     raise ValueError(f"engine of {file!r}, which is not among its files")
         return self
+
+    @property
+    def target(self) -> TargetName:
+        """What runs the artifact."""
+        return self.options.target
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether anything is quantized."""
+        return self.options.precision.quantizes
+
+    @property
+    def number_format(self) -> str:
+        """What the linears compute in, or what is simulated, as the command line calls it."""
+        return (self.options.simulate or self.options.precision).value
 
     def write(self, folder: Path) -> None:
         """Write manifest.json into the artifact's folder, sealed: no byte changes unseen."""

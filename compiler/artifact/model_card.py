@@ -58,19 +58,17 @@ def base_model(source: str) -> str | None:
 
 
 def _head(manifest: Manifest) -> str:
-    base, options = base_model(manifest.source.name), manifest.options
+    base = base_model(manifest.source.name)
     fields = {"library_name": "regcache", "pipeline_tag": "image-feature-extraction"}
     if base is not None:
         fields = {"base_model": base, "base_model_relation": "quantized"} | fields
-    bits = options.simulate or options.precision
-    tags = ["onnx", "regcache", "vision", options.target.value, bits.value]
+    tags = ["onnx", "regcache", "vision", manifest.target.value, manifest.number_format]
     lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
     return "\n".join(["---", *lines, "tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"])
 
 
 def _about(manifest: Manifest, recipe: Preprocess) -> list[str]:
-    encoder, options = manifest.encoder, manifest.options
-    bits = (options.simulate or options.precision).value
+    encoder = manifest.encoder
     axes = "3, height, width" if recipe.layout == "nchw" else "height, width, 3"
     embedding = "the first output" if encoder.embedding is None else _code(encoder.embedding)
     facts = [
@@ -82,8 +80,8 @@ def _about(manifest: Manifest, recipe: Preprocess) -> list[str]:
         *(f"`{name}`: {manifest.files[name].size / 1e6:.1f} MB." for name in _models(manifest)),
     ]
     return [
-        f"# {_code(_short(manifest.source.name))} in {bits}",
-        f"An image encoder for {_RUNS_IN[options.target]}, compiled by [regcache]({_REPOSITORY}) "
+        f"# {_code(_short(manifest.source.name))} in {manifest.number_format}",
+        f"An image encoder for {_RUNS_IN[manifest.target]}, compiled by [regcache]({_REPOSITORY}) "
         f"{_from(manifest.source.name)}.",
         "\n".join(f"- {fact}" for fact in facts),
     ]
@@ -91,7 +89,7 @@ def _about(manifest: Manifest, recipe: Preprocess) -> list[str]:
 
 def _number_formats(manifest: Manifest) -> list[str]:
     record = manifest.quantization
-    if not manifest.options.precision.quantizes:
+    if not manifest.quantizes:
         return ["Nothing is quantized."]
     if record.activation_bits is None:
         return [f"Weights of {record.weight_bits} bits; activations are float."]
@@ -125,15 +123,15 @@ def _making(manifest: Manifest) -> list[str]:
         "encoder; `regcache parity` measures it on images of yours.",
         "\n".join(["| figure | value |", "| --- | --- |", *rows]),
         "## How it was made",
-        _block(language, repeating_command(manifest.options)),
-        f"{read if manifest.options.precision.quantizes else 'No image was needed.'} "
+        _block(language, repeating_command(manifest)),
+        f"{read if manifest.quantizes else 'No image was needed.'} "
         f"Made with regcache {manifest.regcache}: {printable(versions)}. `manifest.json` has every "
         "option, range and decision.",
     ]
 
 
 def _loading(manifest: Manifest, recipe: Preprocess) -> list[str]:
-    openvino = manifest.options.target is TargetName.OPENVINO
+    openvino = manifest.target is TargetName.OPENVINO
     extra = "[openvino]" if openvino else ""
     with_regcache = (
         "import regcache\n\n"
@@ -154,15 +152,14 @@ def _loading(manifest: Manifest, recipe: Preprocess) -> list[str]:
 
 
 def _limits(manifest: Manifest) -> list[str]:
-    options = manifest.options
     calibrated = ", calibrated on" if manifest.parity.images == "calibration" else ""
     limits = [
         f"The figures above are of few images{calibrated}: they promise nothing for others.",
         "What the original cannot do, or does wrong, holds for this one, too.",
     ]
-    if options.target is TargetName.ORT_CPU and options.precision.quantizes:
+    if manifest.target is TargetName.ORT_CPU and manifest.quantizes:
         limits.append("Its speed was checked on the CPU that compiled it, and on no other.")
-    if options.profile.half:
+    if manifest.target.profile.half:
         limits.append(
             "ONNX Runtime on a CPU computes it in float, rounded as the file says: take TensorRT "
             "for its speed."

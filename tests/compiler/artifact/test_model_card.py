@@ -197,20 +197,21 @@ class TestWhatItRuns:
         ],
     )
     def test_the_command_names_what_is_not_as_by_default(
-        self, options: Mapping[str, Any], said: str
+        self, manifest: Manifest, options: Mapping[str, Any], said: str
     ) -> None:
-        told = repeating_command(CompileOptions(source="/home/me/a.onnx", images="/x", **options))
+        chosen = CompileOptions(source="/home/me/a.onnx", images="/x", **options)
+        told = repeating_command(manifest.model_copy(update={"options": chosen}))
         spaced = f" {said}" if said else ""
         assert told == f"regcache compile a.onnx --images IMAGES{spaced} -o ARTIFACT"
 
-    def test_of_a_model_in_memory_it_is_python(self) -> None:
+    def test_of_a_model_in_memory_it_is_python(self, manifest: Manifest) -> None:
         options = CompileOptions(
             source="torch.nn.Module Net", images="/x", output="out", target=TargetName.OPENVINO
         )
         said = (
             "regcache.compile(model, \"IMAGES\", \"ARTIFACT\", target='openvino', embedding='out')"
         )
-        assert repeating_command(options) == said
+        assert repeating_command(manifest.model_copy(update={"options": options})) == said
 
     def test_every_option_has_a_flag(self) -> None:
         """What a field is called in Python is its flag but for a few, told one by one."""

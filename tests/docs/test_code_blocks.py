@@ -8,11 +8,9 @@ alone: output, and what no program reads.
 
 import contextlib
 import io
-import json
 import re
 import shutil
 import sys
-import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +18,13 @@ from typing import Any
 
 import draw_layers
 import pytest
-import yaml
 from support.docs_patches import without_waiting
-from support.docs_shell import ROOT, run_shell, run_steps
+from support.docs_settings import read_json, read_toml, read_yaml
+from support.docs_shell import ROOT, run_shell
 from support.docs_world import build_world, with_stand_ins
 from support.markdown_blocks import CodeBlock, code_blocks
 
-from regcache.passes.preprocess import Preprocess
-from regcache.runtime.thresholds import Thresholds
+from regcache.passes.errors import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch, pytest.mark.xdist_group("code_blocks")]
 
@@ -81,6 +78,48 @@ def test_no_other_block_is_exempt() -> None:
         assert not programs.search(block.code), f"{block.place}: holds a command"
 
 
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [
+        ("sh", "regcache parity ARTIFACT"),
+        ("sh", "regcache compile SOURCE --images nowhere -o X"),
+        ("sh", "regcache parity ARTIFACT --images DIR --min-cosine 1"),
+        ("sh", 'pip install "regcache[holiday]"'),
+        ("sh", "pip install 'regcache @ git+https://github.com/somebody/regcache'"),
+        ("sh", "make holiday"),
+        ("sh", "git clone https://github.com/somebody/regcache"),
+        ("sh", "python benchmarks/peers.py --holiday"),
+        ("sh", "python benchmarks/holiday.py"),
+        ("sh", "jq .holiday ARTIFACT/nothing.json"),
+        ("sh", "docker run -v $PWD/NOWHERE:/models server"),
+        ("sh", "curl --data-binary @a.jpg http://127.0.0.1:8000/holiday"),
+        ("sh", "frobnicate ARTIFACT"),
+        ("sh", "regcache doctor 'that never ends"),
+        ("python", "import regcache\nregcache.holiday"),
+        ("python", "import regcache\nregcache.compile('hf:a/b', 'photos', 'X', holiday=1)"),
+        ("python", "# passes/base.py\nholiday = 1"),
+        ("python", "def test_it() -> None:\n    assert False"),
+        ("json", '{"resize_to": [1, 1]}'),
+        ("json", '{"holiday": 1}'),
+        ("toml", "cosine_mean = 2"),
+        ("toml", "holiday = 1"),
+        ("yaml", "jobs: {a: {steps: [{run: make holiday}]}}"),
+        ("yaml", "holiday: 1"),
+        ("mermaid", "flowchart TD\n    a --> b\n"),
+    ],
+)
+def test_what_is_wrong_is_found(
+    language: str, code: str, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    block = CodeBlock(Path("page.md"), 1, language, code)
+    with (
+        without_waiting(),
+        pytest.raises((AssertionError, AttributeError, InputError, ValueError, KeyError)),
+    ):
+        run_block(block, world, {})
+
+
 def run_block(block: CodeBlock, world: Path, names: dict[str, Any]) -> None:
     """Run a block, `names` being what the page's programs have defined so far."""
     RUNNERS[block.language](block, world, names)
@@ -94,7 +133,11 @@ def _run_python(block: CodeBlock, _world: Path, names: dict[str, Any]) -> None:
         return
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
+        known = set(names)
         exec(compile(with_stand_ins(block.code), block.place, "exec"), names)
+        for name in names.keys() - known:
+            if name.startswith("test_"):
+                names[name]()
 
 
 def _hold_against(file: Path, lines: list[str]) -> None:
@@ -105,34 +148,16 @@ def _hold_against(file: Path, lines: list[str]) -> None:
         assert not wanted or any(found.startswith(wanted) for found in there), line
 
 
-def _read_json(block: CodeBlock, _world: Path, _names: dict[str, Any]) -> None:
-    fields = json.loads(block.code)
-    assert "resize_to" in fields, "no schema for it is known here"
-    Preprocess.from_fields(fields)
-
-
-def _read_toml(block: CodeBlock, world: Path, _names: dict[str, Any]) -> None:
-    fields = tomllib.loads(block.code)
-    assert fields.keys() <= Thresholds.model_fields.keys(), "no schema for it is known here"
-    path = world / "shown.toml"
-    path.write_text(block.code, encoding="utf-8")
-    Thresholds.read(path)
-
-
-def _read_yaml(block: CodeBlock, world: Path, _names: dict[str, Any]) -> None:
-    assert "jobs" in yaml.safe_load(block.code), "no schema for it is known here"
-    run_steps(block.code, world)
-
-
 def _read_mermaid(block: CodeBlock, _world: Path, _names: dict[str, Any]) -> None:
     assert block.code.strip() in draw_layers.draw(draw_layers.read_rooms())
 
 
 RUNNERS: dict[str, Callable[[CodeBlock, Path, dict[str, Any]], None]] = {
     "sh": lambda block, world, _names: run_shell(block.code, world),
+    "bash": lambda block, world, _names: run_shell(block.code, world),
     "python": _run_python,
-    "json": _read_json,
-    "toml": _read_toml,
-    "yaml": _read_yaml,
+    "json": lambda block, _world, _names: read_json(block.code),
+    "toml": lambda block, world, _names: read_toml(block.code, world),
+    "yaml": lambda block, world, _names: read_yaml(block.code, world),
     "mermaid": _read_mermaid,
 }

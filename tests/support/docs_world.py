@@ -23,10 +23,10 @@ from regcache.export.onnx_file import sidecar
 ENCODER = "encoder.onnx"
 SPEC = replace(DEEPER, depth=2)
 CALIBRATION = ("photos", "calibration", "DIR", "IMAGES", "CALIBRATION")
-EVALUATION = ("evaluation", "others", "OTHER_DIR", "EVALUATION", "OTHERS")
+EVALUATION = ("evaluation", "others", "other-photos", "OTHER_DIR", "EVALUATION")
 MADE = ".made"
 """A folder that the copies of a world share, for what takes longest to make."""
-ARTIFACTS = ("ARTIFACT", "artifact", "A", "B")
+ARTIFACTS = ("ARTIFACT", "artifact", "A", "B", "dinov2-int8", "vit-int8")
 
 STAND_INS: dict[str, str] = {
     # a name that is fetched from a hub, or a placeholder -> the tiny encoder's file

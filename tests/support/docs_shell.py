@@ -99,30 +99,36 @@ def _run_for_real(line: str, programs: Sequence[str], world: Path) -> None:
 def run_words(words: Sequence[str], world: Path) -> None:
     """In this process, on the tiny encoder; the right refusal will do where it cannot run."""
     name, *rest = [with_stand_ins(word) for word in words]
-    said = shlex.join(rest)
+    shown = shlex.join(rest)
     rest += EXTRA.get(name, [])  # of an option that is given twice the last counts
+    made = None
     if name == "compile":
         for options, besides in UNLESS.items():
-            rest += [] if re.search(options, said) else besides
-        output, copy = _made(rest, world)
-        if copy.is_dir():  # but for the name of its folder it ran before
-            shutil.rmtree(output, ignore_errors=True)
-            shutil.copytree(copy, output)
-            return
+            rest += [] if re.search(options, shown) else besides
+        made = _made(rest, world)
+    if made is not None and made[1].is_dir():  # but for the name of its folder it ran before
+        shutil.rmtree(made[0], ignore_errors=True)
+        shutil.copytree(made[1], made[0])
+        return
     outcome = run_regcache(name, *rest)
     said = f"regcache {shlex.join([name, *rest])}: {outcome.err or outcome.out}"
-    reasons = [why for asked, why in CANNOT_HERE.items() if re.search(asked, shlex.join(rest))]
+    reasons = [why for asked, why in CANNOT_HERE.items() if re.search(asked, shown)]
     if reasons and outcome.code == 2:
         assert any(re.search(why, outcome.err) for why in reasons), said
         return
-    if name == "compile" and outcome.code == 0 and output.is_dir() and "--dry-run" not in rest:
-        shutil.copytree(output, copy)
+    if made is not None and outcome.code == 0:
+        shutil.copytree(*made)
     falls_short = outcome.code == 1 and "--max-ratio" in rest  # a tiny encoder may
     assert outcome.code == 0 or falls_short, said
 
 
-def _made(words: Sequence[str], world: Path) -> tuple[Path, Path]:
-    """Where a command of `compile` writes, and where a copy of what it wrote is kept."""
+def _made(words: Sequence[str], world: Path) -> tuple[Path, Path] | None:
+    """Where a command of `compile` writes, and where a copy of what it wrote is kept.
+
+    None where settings say where, or nothing is written.
+    """
+    if "-o" not in words or "--dry-run" in words:
+        return None
     output = words[words.index("-o") + 1]
     rest = "\0".join(word for word in words if word != output)
     return world / output, world / MADE / hashlib.sha256(rest.encode()).hexdigest()

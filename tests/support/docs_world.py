@@ -7,6 +7,7 @@ changed in a command or program before it runs.
 import json
 import re
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def build_world(folder: Path) -> Path:
         photos(folder / names[0], count, seed=seed)
         for name in names[1:]:
             (folder / name).symlink_to(names[0])
+    for name in ("elsewhere", "datasets", "shards"):
+        (folder / name).mkdir()
+    (folder / "elsewhere" / "photos").symlink_to("../photos")
+    (folder / "datasets" / "validation").symlink_to("../evaluation")
+    with tarfile.open(folder / "shards" / "0.tar", "w") as shard:
+        shard.add(folder / "photos", arcname="")
     picture = Image.open(folder / "photos" / "00.png").convert("RGB")
     for name in ("a.jpg", "b.jpg", "photo.jpg", "IMAGE.ppm"):
         picture.save(folder / name)

@@ -52,7 +52,7 @@ def test_every_block_of_a_page_runs(
 ) -> None:
     monkeypatch.chdir(world)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": "__main__"}
     failed = []
     with without_waiting():
         for block in code_blocks(page):

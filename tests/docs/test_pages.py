@@ -10,6 +10,7 @@ import pytest
 from support.docs_shell import ROOT, commands_of, logical_lines
 from support.markdown_blocks import code_blocks
 
+import regcache
 from regcache.passes.errors import MissingExtraError
 
 README = ROOT / "README.md"
@@ -62,6 +63,12 @@ class TestReadme:
             assert any(
                 all(figure.rstrip("0") in line for figure in figures) for line in measured
             ), row
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^::: regcache\.(\w+)$", text, re.M)
+    assert sorted(listed) == sorted(set(regcache.__all__) - {"__version__"})
 
 
 class TestTroubleshooting:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import regcache
 from regcache.compiler.reproduce.reproduce import Plan
 from regcache.compiler.reproduce.table import Row, Table
 from regcache.compiler.reproduce.tasks import Tasks
@@ -66,6 +67,13 @@ def _inferred(_runner: object, feed_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {"pooled": np.zeros((len(images), 4), np.float32)}
 
 
+def _compiled(*arguments: Any, **options: Any) -> Any:
+    """As EXTRA and UNLESS of the commands: quickly, though int8 is slower than float."""
+    quick = {"registers": "off", "rounding": "nearest", "equalize": False, "int8_share": 1.0}
+    return _compile(*arguments, **{**quick, "accept_slower": True, **options})
+
+
+_compile = regcache.compile
 PATCHES: dict[str, Callable[..., Any]] = {
     # times of processes of their own, three rounds of each way
     "regcache.compiler.cli.measure_ways.time_alone": _times,
@@ -74,6 +82,7 @@ PATCHES: dict[str, Callable[..., Any]] = {
     "regcache.compiler.bench.bench.cold_start": measure_start,
     # minutes, and text towers; tests/compiler/reproduce runs it
     "regcache.compiler.cli.reproduce.reproduce": _table,
+    "regcache.compile": _compiled,
     # the network
     "huggingface_hub.snapshot_download": _fetched,
     # a GPU

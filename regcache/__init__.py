@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from regcache.compiler.artifact.artifact import Artifact
     from regcache.compiler.artifact.embedder import Embedder
     from regcache.compiler.encoder.memory_source import AnySource
-    from regcache.compiler.inspection.inspect import Inspection
+    from regcache.compiler.inspection.record import Inspection
     from regcache.compiler.job.options import CompileOptions
     from regcache.passes.errors import InputError
     from regcache.passes.preprocess import Preprocess
@@ -41,7 +41,7 @@ else:
         "CompileOptions": "regcache.compiler.job.options",
         "Embedder": "regcache.compiler.artifact.embedder",
         "InputError": "regcache.passes.errors",
-        "Inspection": "regcache.compiler.inspection.inspect",
+        "Inspection": "regcache.compiler.inspection.record",
         "ParityResult": "regcache.runtime.parity",
         "Preprocess": "regcache.passes.preprocess",
     }

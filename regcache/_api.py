@@ -18,7 +18,8 @@ from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.cli.choose import CpuKind, compile_for_cpu, compile_for_kind
 from regcache.compiler.cli.cpu_ways import Accuracy
 from regcache.compiler.encoder.memory_source import NamedSource
-from regcache.compiler.inspection.inspect import Inspection, inspect_encoder
+from regcache.compiler.inspection.inspect import inspect_encoder
+from regcache.compiler.inspection.record import Inspection
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.staging import check_output, unnamed
 from regcache.compiler.parity.measure import measure_artifact

@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from regcache.compiler.inspection.inspect import Inspection, OutlierRecord
+from regcache.compiler.inspection.record import Inspection, OutlierRecord
 from regcache.passes.errors import one_line
 
 

@@ -12,11 +12,9 @@ from regcache.passes.errors import InputError, printable
 from regcache.runtime.finite_record import FiniteRecord
 from regcache.runtime.pixel_parity import PixelParity
 from regcache.runtime.similarity import (
-    ROWS_AT_A_TIME,
     finite_rows,
     nearest_agreement,
     row_cosines,
-    unit_rows,
 )
 from regcache.runtime.tensor_parity import TensorMeter, TensorParity, first_jump
 from regcache.runtime.thresholds import Check, Thresholds, finite_check
@@ -160,6 +158,11 @@ class ParityMeter:
         self._names += names
         self._n_nonfinite += int((~finite).sum())
 
+    def embeddings(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The embeddings [N, D] of everything added so far: the original's, the candidate's."""
+        truth, found = np.concatenate(self._reference), np.concatenate(self._candidate)
+        return truth.astype(np.float64), found.astype(np.float64)
+
     def result(
         self,
         thresholds: Thresholds = _DEFAULT,
@@ -176,8 +179,7 @@ class ParityMeter:
         """
         if not self._names:
             raise InputError("no images were compared")
-        truth = np.concatenate(self._reference).astype(np.float64)
-        found = np.concatenate(self._candidate).astype(np.float64)
+        truth, found = self.embeddings()
         cosines = row_cosines(truth, found)
         mean, worst = float(cosines.mean()), int(cosines.argmin())
         numbers = {
@@ -220,50 +222,6 @@ class ParityMeter:
             knn_top1_quantized=knn_top1_quantized,
             pixels=pixels,
         )
-
-
-def knn_top1(
-    gallery: NDArray[np.floating],
-    gallery_labels: Sequence[str] | Sequence[int],
-    query: NDArray[np.floating],
-    query_labels: Sequence[str] | Sequence[int],
-    *,
-    same: bool,
-    k: int = 10,
-    temperature: float = 0.07,
-) -> float:
-    """Share of queries [Q, D] that the gallery [G, D] classifies right, as DINO evaluates.
-
-    The `k` nearest gallery embeddings by cosine (fewer in a smaller gallery) vote with weight
-    exp(cosine / temperature). `same`: the query is the gallery, and no image votes for itself.
-    Embeddings that are not finite never vote and are never right.
-    Raises InputError when there is no query, or no gallery image left to vote.
-    """
-    if len(gallery) != len(gallery_labels) or len(query) != len(query_labels):
-        raise ValueError("there must be one label for each embedding")
-    if same and len(gallery) != len(query):
-        raise ValueError("the query is not the gallery")
-    k = min(k, len(gallery) - same)
-    if k < 1 or len(query) == 0:
-        raise InputError("too few images for nearest-neighbour classification")
-    names, classes = np.unique(np.asarray(gallery_labels), return_inverse=True)
-    truth, answerable = np.asarray(query_labels), finite_rows(query)
-    muted = ~finite_rows(gallery)
-    gallery, query = unit_rows(gallery), unit_rows(query)
-    right = 0
-    for start in range(0, len(query), ROWS_AT_A_TIME):
-        block = slice(start, start + ROWS_AT_A_TIME)
-        cosines = query[block] @ gallery.T
-        rows = np.arange(len(cosines))
-        cosines[:, muted] = -np.inf
-        if same:
-            cosines[rows, start + rows] = -np.inf
-        nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
-        weights = np.exp(np.take_along_axis(cosines, nearest, axis=1) / temperature)
-        votes = np.zeros((len(rows), len(names)))
-        np.add.at(votes, (rows[:, None], classes[nearest]), weights)
-        right += int(((names[votes.argmax(axis=1)] == truth[block]) & answerable[block]).sum())
-    return right / len(query)
 
 
 def _sqnr_db(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:

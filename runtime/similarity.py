@@ -1,7 +1,11 @@
 """Cosines between embeddings in float64, with vectors that have no direction told apart."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+from regcache.passes.errors import InputError
 
 # Rows of a similarity matrix computed at a time, which bounds the memory on large image sets.
 ROWS_AT_A_TIME = 512
@@ -61,3 +65,59 @@ def nearest_agreement(
         truth[rows, start + rows] = found[rows, start + rows] = -np.inf
         agree[block] &= truth[rows, found.argmax(axis=1)] >= truth.max(axis=1) - _TIE
     return agree
+
+
+def nearest_rows(vectors: NDArray[np.floating], row: int, count: int) -> list[tuple[int, float]]:
+    """The `count` rows of [N, D] nearest to one of them, nearest first: (index, cosine).
+
+    The row itself is left out, as are rows that are not finite; all others where there are no more.
+    """
+    cosines = unit_rows(vectors) @ unit_rows(vectors[row : row + 1])[0]
+    cosines[~finite_rows(vectors)] = -np.inf
+    cosines[row] = -np.inf
+    order = np.argsort(-cosines, kind="stable")[:count]
+    return [(int(index), float(cosines[index])) for index in order if np.isfinite(cosines[index])]
+
+
+def knn_top1(
+    gallery: NDArray[np.floating],
+    gallery_labels: Sequence[str] | Sequence[int],
+    query: NDArray[np.floating],
+    query_labels: Sequence[str] | Sequence[int],
+    *,
+    same: bool,
+    k: int = 10,
+    temperature: float = 0.07,
+) -> float:
+    """Share of queries [Q, D] that the gallery [G, D] classifies right, as DINO evaluates.
+
+    The `k` nearest gallery embeddings by cosine (fewer in a smaller gallery) vote with weight
+    exp(cosine / temperature). `same`: the query is the gallery, and no image votes for itself.
+    Embeddings that are not finite never vote and are never right.
+    Raises InputError when there is no query, or no gallery image left to vote.
+    """
+    if len(gallery) != len(gallery_labels) or len(query) != len(query_labels):
+        raise ValueError("there must be one label for each embedding")
+    if same and len(gallery) != len(query):
+        raise ValueError("the query is not the gallery")
+    k = min(k, len(gallery) - same)
+    if k < 1 or len(query) == 0:
+        raise InputError("too few images for nearest-neighbour classification")
+    names, classes = np.unique(np.asarray(gallery_labels), return_inverse=True)
+    truth, answerable = np.asarray(query_labels), finite_rows(query)
+    muted = ~finite_rows(gallery)
+    gallery, query = unit_rows(gallery), unit_rows(query)
+    right = 0
+    for start in range(0, len(query), ROWS_AT_A_TIME):
+        block = slice(start, start + ROWS_AT_A_TIME)
+        cosines = query[block] @ gallery.T
+        rows = np.arange(len(cosines))
+        cosines[:, muted] = -np.inf
+        if same:
+            cosines[rows, start + rows] = -np.inf
+        nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+        weights = np.exp(np.take_along_axis(cosines, nearest, axis=1) / temperature)
+        votes = np.zeros((len(rows), len(names)))
+        np.add.at(votes, (rows[:, None], classes[nearest]), weights)
+        right += int(((names[votes.argmax(axis=1)] == truth[block]) & answerable[block]).sum())
+    return right / len(query)

@@ -41,6 +41,7 @@ from regcache.compiler.cli.options import (
     ThreadsOption,
     parse_duration,
 )
+from regcache.compiler.cli.report import CompileReportOption, report_compiled
 from regcache.compiler.cli.talk import CommandReporter
 from regcache.compiler.job.options import (
     AttentionChoice,
@@ -53,6 +54,7 @@ from regcache.compiler.job.options import (
 from regcache.compiler.job.staging import write_text
 from regcache.compiler.job.targets import Precision, Simulation
 from regcache.compiler.pipeline import compile_encoder
+from regcache.compiler.report.write import check_report
 
 
 def compile_command(
@@ -200,6 +202,7 @@ def compile_command(
             "--dry-run", help="Print what it would take, and write nothing.", rich_help_panel=REPORT
         ),
     ] = False,
+    report: CompileReportOption = None,
     json: JsonOption = None,
 ) -> None:
     """Compile a source into an int8 artifact, calibrated on --images."""
@@ -234,17 +237,22 @@ def compile_command(
         effort=effort,
         **_given(registers=registers, rotate=rotate),
     )
+    if report is not None:
+        check_report(report, out, "--report")
     if dry_run:
         foretell(options, out, json)
-    elif target is TargetChoice.CPU:
+        return
+    if target is TargetChoice.CPU:
         accuracy = Accuracy.of(min_cosine, max_error)
-        compile_by_choice(options, out, json, accuracy, other_cpu, force=force, key=sign)
+        manifest = compile_by_choice(options, out, json, accuracy, other_cpu, force=force, key=sign)
     else:
         manifest = compile_encoder(options, out, CommandReporter(), force=force, key=sign)
         if json is not None:
             write_text(json, manifest.model_dump_json(indent=2) + "\n")
         if json != Path("-"):
             print_artifact(manifest, out)
+    if report is not None:
+        report_compiled(manifest, out, report, threads, quiet=json == Path("-"))
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.cli.artifact_lines import print_artifact
 from regcache.compiler.cli.choose import CpuKind, compile_for_cpu, compile_for_kind
 from regcache.compiler.cli.cpu_ways import MIN_COSINE, Accuracy, choice_table
@@ -83,7 +84,7 @@ def compile_by_choice(
     *,
     force: bool = False,
     key: Path | None = None,
-) -> None:
+) -> Manifest:
     """Compile what is best on this CPU, or by rule on another; print the table of all ways.
 
     `force`, `key`: as compile_encoder has them. With `json`: the manifest where the rule chose,
@@ -108,3 +109,4 @@ def compile_by_choice(
         write_text(json, f"{text}\n")
     if json != Path("-"):
         print_artifact(manifest, output)
+    return manifest

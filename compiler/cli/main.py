@@ -29,6 +29,7 @@ from regcache.compiler.cli.options import (
     ThreadsOption,
 )
 from regcache.compiler.cli.parity import parity_command
+from regcache.compiler.cli.report import report_command
 from regcache.compiler.cli.reproduce import reproduce_command
 from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.cli.talk import CommandReporter, talking
@@ -125,6 +126,7 @@ app.command("compile")(talking(compile_command))
 app.command("build")(talking(build_command))
 app.command("bundle")(talking(bundle_command))
 app.command("parity")(talking(parity_command))
+app.command("report")(talking(report_command))
 app.command("reproduce")(talking(reproduce_command))
 app.command("bench")(talking(bench_command))
 app.command("doctor")(talking(doctor_command))

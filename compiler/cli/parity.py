@@ -94,7 +94,7 @@ def parity_command(
         artifact,
         images,
         CommandReporter(),
-        thresholds=_limits(thresholds, min_cosine),
+        thresholds=chosen_limits(thresholds, min_cosine),
         choice=reference,
         against=against,
         per_layer=per_layer,
@@ -124,7 +124,7 @@ def parity_command(
         raise typer.Exit(1)
 
 
-def _limits(file: Path | None, min_cosine: float | None) -> Thresholds:
+def chosen_limits(file: Path | None, min_cosine: float | None) -> Thresholds:
     """The file's thresholds, or the defaults; --min-cosine takes precedence."""
     limits = Thresholds() if file is None else Thresholds.read(file)
     if min_cosine is None:

@@ -12,7 +12,8 @@ from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.list_images import labelled_images
-from regcache.runtime.parity import OUTPUT_NAMES, ParityMeter, knn_top1, why_no_cosine
+from regcache.runtime.parity import OUTPUT_NAMES, ParityMeter, why_no_cosine
+from regcache.runtime.similarity import knn_top1
 
 GALLERY, QUERY = "gallery", "query"
 

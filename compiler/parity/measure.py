@@ -1,9 +1,12 @@
 """`regcache parity`: an artifact against PyTorch, or against the float ONNX inside it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.parity.blocks import BLOCKS, compare_blocks
@@ -13,7 +16,7 @@ from regcache.compiler.reporter import Reporter, Step
 from regcache.export.extras import quiet
 from regcache.passes.errors import InputError
 from regcache.runtime.device import CPU, find_device
-from regcache.runtime.images import ImageFolder
+from regcache.runtime.images import ImageFolder, Skipped
 from regcache.runtime.list_images import list_images
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.pixel_parity import PixelParity, compare_pixels
@@ -21,6 +24,15 @@ from regcache.runtime.run_with import RuntimeName, RunWith
 from regcache.runtime.thresholds import Thresholds
 
 _LOAD, _COMPARE = "loading both encoders", "comparing"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The embeddings of the images that were compared, float64 [N, D] each, in order of `paths`."""
+
+    paths: list[Path]
+    original: NDArray[np.float64]
+    artifact: NDArray[np.float64]
 
 
 def measure_artifact(
@@ -39,6 +51,7 @@ def measure_artifact(
     device: str = "cpu",
     verify: Path | None = None,
     run_with: RunWith | None = None,
+    told: Callable[[Embeddings], None] | None = None,
 ) -> ParityResult:
     """Run an artifact and its original over a folder of images.
 
@@ -47,9 +60,10 @@ def measure_artifact(
     score for each class; None: as the manifest says. `device`: what runs ONNX Runtime's graphs, but
     for the CPU's integer kernels. `verify`: the public key of whoever has to have signed it.
     `run_with`: what runs the artifact, by default what suits its target; blocks are compared in
-    ONNX Runtime. Raises InputError where there is no such device, when the artifact's files are not
-    those of its manifest or it is not signed as asked, where there is nothing to compare with, and
-    for a threshold of something that is not measured.
+    ONNX Runtime. `told`: is given the embeddings that were compared. Raises InputError where there
+    is no such device, when the artifact's files are not those of its manifest or it is not signed
+    as asked, where there is nothing to compare with, and for a threshold of something that is not
+    measured.
     """
     thresholds.ask_for(knn=labelled is not None, blocks=per_layer)
     place = find_device(device)
@@ -78,13 +92,14 @@ def measure_artifact(
                 opened, choice, against, sessions, threads, place, reporter
             ).led_by(names[0])
             batch_size = candidate.fixed_batch or batch_size
+            skipped: list[Skipped] = []
             folder = ImageFolder(paths, opened.recipe, batch_size, reporter.skipped)
             pixels = _pixels(opened, original, paths, reporter)
             reporter.begin(_COMPARE, f"{len(paths)} images")
             meter = compare(
                 original.run,
                 candidate.run,
-                folder,
+                folder.telling(skipped.append),
                 reporter,
                 names,
                 prefix_tokens=encoder.leading_tokens,
@@ -103,6 +118,8 @@ def measure_artifact(
                     batch_size=batch_size,
                 )
             )
+        if told is not None:
+            told(Embeddings(folder.without(skipped).paths, *meter.embeddings()))
         said = replace(folder, on_skip=None)
         with opened.unreplaced():
             blocks = (

@@ -15,8 +15,8 @@ from regcache.passes.errors import InputError, MissingExtraError
 from regcache.runtime.images import evenly
 from regcache.runtime.linear_probe import linear_probe_top1
 from regcache.runtime.list_images import labelled_images
-from regcache.runtime.parity import knn_top1
 from regcache.runtime.retrieval import read_captions, retrieval_recall
+from regcache.runtime.similarity import knn_top1
 from regcache.runtime.zero_shot import (
     TEMPLATES,
     class_prototypes,

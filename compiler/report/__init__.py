@@ -1,0 +1,1 @@
+"""`regcache report`: one page that shows what was compiled, and why."""

@@ -1,0 +1,94 @@
+"""The section on the worst images: what is nearest to them in float, and as compiled."""
+
+import base64
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from regcache.compiler.parity.measure import Embeddings
+from regcache.compiler.report.page import Gallery, Neighbours, Section, Sentence, Thumbnail
+from regcache.compiler.report.subject import Subject
+from regcache.passes.preprocess import Preprocess
+from regcache.runtime.images import UnreadableImageError, read_image
+from regcache.runtime.similarity import nearest_agreement, nearest_rows, row_cosines
+
+_WORST, _NEAREST = 6, 3
+# Pixels of a side, and JPEG's quality.
+_SIDE, _QUALITY = 112, 80
+
+
+def worst_section(subject: Subject) -> Section:
+    """The images of least cosine to the original, each with its neighbours in both embeddings."""
+    name, title = "worst", "The worst images"
+    if subject.measured is None:
+        text = (
+            "No images were given for this report, and an artifact keeps none. Write it with "
+            "--images FOLDER to see the images that lost most, beside their nearest neighbours in "
+            "float and as compiled."
+        )
+        return Section(name, title, [Sentence(text)])
+    found = subject.measured.embeddings
+    agree = nearest_agreement(found.original, found.artifact)
+    moved = int((~agree).sum())
+    text = (
+        "What counts in a search is which image is nearest. "
+        f"{moved} of {len(agree)} images have another nearest neighbour than in float. Below are "
+        "those of least cosine to the original, cropped as the encoder sees them, with what is "
+        "nearest to them among the others."
+    )
+    precision = subject.manifest.options.precision.value
+    return Section(name, title, [Sentence(text), Gallery(_rows(found, subject.recipe, precision))])
+
+
+def _rows(found: Embeddings, recipe: Preprocess, precision: str) -> list[Neighbours]:
+    pictures = _Pictures(found, recipe)
+    cosines = row_cosines(found.original, found.artifact)
+    rows = []
+    for row in np.argsort(cosines, kind="stable")[:_WORST]:
+        truth = nearest_rows(found.original, int(row), _NEAREST)
+        compiled = nearest_rows(found.artifact, int(row), _NEAREST)
+        known = {index for index, _ in truth}
+        rows.append(
+            Neighbours(
+                pictures.show(int(row), f"cosine {cosines[row]:.5f}"),
+                [
+                    ("float", [pictures.show(index, f"{value:.4f}") for index, value in truth]),
+                    (
+                        precision,
+                        [
+                            pictures.show(index, f"{value:.4f}", differs=index not in known)
+                            for index, value in compiled
+                        ],
+                    ),
+                ],
+            )
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    found: Embeddings
+    recipe: Preprocess
+
+    def show(self, index: int, note: str, *, differs: bool = False) -> Thumbnail:
+        path = self.found.paths[index]
+        return Thumbnail(thumbnail(path, self.recipe), path.name, note, differs)
+
+
+def thumbnail(path: Path, recipe: Preprocess) -> str:
+    """An image as the encoder sees it, small, as a data URI; empty where it is gone by now."""
+    plain = replace(
+        recipe, dtype="uint8", layout="nhwc", mean=(0.0,) * 3, std=(1.0,) * 3, rescale=1.0
+    )
+    try:
+        image = Image.fromarray(read_image(path, plain))
+    except UnreadableImageError:
+        return ""
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

@@ -129,7 +129,7 @@ def report_command(
     write_report(subject, out)
     print_lines([f"wrote {out}: open it in a browser"])
     if measured is not None and not measured.parity.passed:
-        print_lines([f"falls short: {measured.parity.failure()}"])
+        reporter.warn(f"falls short: {measured.parity.failure()}")
         raise typer.Exit(1)
 
 

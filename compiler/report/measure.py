@@ -93,7 +93,7 @@ def _outliers(
         unnamed(scratch),
     ):
         source = _FloatFile(
-            str(artifact.float_model), artifact.recipe, artifact.manifest.encoder.embedding
+            str(artifact.float_model), artifact.recipe, artifact.manifest.options.output
         )
         encoder = prepare(source, scratch, reporter, verify=False)
         before = _blocks(encoder, paths, how, device, reporter)

@@ -8,7 +8,7 @@ from typing import Literal
 WIDE, PANEL = 640, 320
 """Widths of a figure of its own, and of one that stands beside others."""
 # Room for the title of the y axis above, and for x's labels and title below.
-_TOP, _BOTTOM, _RIGHT = 36, 62, 14
+_TOP, _BOTTOM, _RIGHT = 36, 66, 14
 _ROW, _BAR = 56, 16
 
 Series = Literal["a", "b", "c", "d", "e", "f", "quiet"]
@@ -200,14 +200,9 @@ def short(value: float) -> str:
     """A number in few characters: 0.00012 is 1.2e-4, 12000 is 1.2e4."""
     if value == 0:
         return "0"
-    text = f"{value:.3g}"
-    if "e" in text:
-        digits, _, power = text.partition("e")
-        return f"{digits}e{int(power)}"
-    if abs(value) < 1e-3:
-        digits, _, power = f"{value:.3e}".partition("e")
-        return f"{float(digits):.3g}e{int(power)}"
-    return text
+    text = f"{value:.2e}" if abs(value) < 1e-3 else f"{value:.3g}"
+    digits, _, power = text.partition("e")
+    return f"{float(digits):g}e{int(power)}" if power else text
 
 
 def limits(values: Iterable[float], *, log: bool = False) -> tuple[float, float]:

@@ -132,7 +132,7 @@ def _decision(found: Improvement) -> Figure:
         f"{short(found.gain_high)}, {verdict}.",
         WIDE, _INTERVAL_HEIGHT, x.ticks(), (), "gain: error without - error with", "",
         lines=[
-            Line(polyline([(x(0), 24), (x(0), _INTERVAL_HEIGHT - 62)]), "quiet", True),
+            Line(polyline([(x(0), 24), (x(0), _INTERVAL_HEIGHT - 66)]), "quiet", True),
             Line(polyline([(x(found.gain_low), middle), (x(found.gain_high), middle)]), "a"),
             *(
                 Line(polyline([(x(end), middle - 9), (x(end), middle + 9)]), "a")

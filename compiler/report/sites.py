@@ -1,5 +1,6 @@
 """The sections on sites: what it costs to quantize each, and the ranges that were chosen."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -23,8 +24,10 @@ from regcache.compiler.report.plot import (
     y_scale,
 )
 from regcache.compiler.report.subject import Subject
+from regcache.passes.errors import InputError
 
 _HEIGHT, _PANEL_HEIGHT = 300, 230
+_SITE = re.compile(r"blocks\.(?P<block>\d{1,4})\.(?P<role>.+)")
 
 
 class Place(NamedTuple):
@@ -35,9 +38,14 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, site: str) -> "Place":
-        """The place that a site's name tells, such as `blocks.3.q+k+v`."""
-        _, block, role = site.split(".", 2)
-        return cls(int(block), role)
+        """The place that a site's name tells, such as `blocks.3.q+k+v`.
+
+        Raises InputError for a name that no compilation gives: manifests may come from anywhere.
+        """
+        found = _SITE.fullmatch(site)
+        if found is None:
+            raise InputError(f"the manifest names a layer {site!r}, as regcache names none")
+        return cls(int(found["block"]), found["role"])
 
 
 def roles_of(sites: Sequence[str]) -> list[str]:

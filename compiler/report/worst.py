@@ -51,21 +51,18 @@ def _rows(found: Embeddings, recipe: Preprocess, precision: str) -> list[Neighbo
         truth = nearest_rows(found.original, int(row), _NEAREST)
         compiled = nearest_rows(found.artifact, int(row), _NEAREST)
         known = {index for index, _ in truth}
-        rows.append(
-            Neighbours(
-                pictures.show(int(row), f"cosine {cosines[row]:.5f}"),
+        nearest = [
+            ("float", [pictures.show(index, f"{value:.4f}") for index, value in truth]),
+            (
+                precision,
                 [
-                    ("float", [pictures.show(index, f"{value:.4f}") for index, value in truth]),
-                    (
-                        precision,
-                        [
-                            pictures.show(index, f"{value:.4f}", differs=index not in known)
-                            for index, value in compiled
-                        ],
-                    ),
+                    pictures.show(index, f"{value:.4f}", differs=index not in known)
+                    for index, value in compiled
                 ],
-            )
-        )
+            ),
+        ]
+        shown = [(name, images) for name, images in nearest if images]
+        rows.append(Neighbours(pictures.show(int(row), f"cosine {cosines[row]:.5f}"), shown))
     return rows
 
 

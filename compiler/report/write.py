@@ -35,9 +35,12 @@ def check_report(path: Path, artifact: Path, option: str) -> None:
     """
     if find_spec("jinja2") is None:
         raise MissingExtraError(option, extra="report", module="jinja2")
+    if path == Path("-"):
+        raise InputError(f"{option} -: name a file, the page is no text for a terminal")
     if path.is_dir():
         raise InputError(f"{option} {path}: is a folder; name a file in it")
-    if real_path(artifact) in real_path(path).parents:
+    written = real_path(path)
+    if real_path(artifact) in (written, *written.parents):
         raise InputError(
             f"{option} {path}: lies in the artifact, whose files are its own; write it beside"
         )
@@ -122,6 +125,9 @@ def _tiles(subject: Subject) -> list[Tile]:
         first = manifest.speed.ratios[0]
         tiles.append(Tile(f"{first.ratio:.2f} x", f"float's time at batch {first.batch}"))
     elif subject.bench is not None:
-        batch = subject.bench.runners[0].batches[0]
-        tiles.append(Tile(f"{batch.ratio:.2f} x", f"float's time at batch {batch.batch}"))
+        batches = [batch for runner in subject.bench.runners for batch in runner.batches]
+        tiles += [
+            Tile(f"{batch.ratio:.2f} x", f"float's time at batch {batch.batch}")
+            for batch in batches[:1]
+        ]
     return tiles

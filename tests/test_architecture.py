@@ -147,6 +147,26 @@ class TestPackaging:
         assert len(packages) == len(set(packages))
         assert set(packages) == names
 
+    def test_every_file_that_is_no_module_is_data_of_a_package(self) -> None:
+        """One that setuptools is not told of is missing from the wheel."""
+        patterns = SETTINGS["tool"]["setuptools"]["package-data"]
+        told = {
+            path
+            for package, globs in patterns.items()
+            for folder in ([ROOT / name for name in FOLDERS] if package == "*" else
+                           [ROOT.joinpath(*package.split(".")[1:])])
+            for pattern in globs
+            for path in folder.glob(pattern)
+        }  # fmt: skip
+        found = {
+            path
+            for name in FOLDERS
+            for path in (ROOT / name).rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc") and not path.is_symlink()
+        }
+        assert len(found) > 8
+        assert found == told
+
     def test_every_folder_of_modules_has_an_init(self) -> None:
         for name in FOLDERS:
             for path in (ROOT / name).rglob("*.py"):

@@ -23,6 +23,8 @@ from regcache.compiler.report.subject import Outliers, Subject
 
 _HEIGHT, _PANEL_HEIGHT = 300, 230
 
+_READY = "rotated and equalized"
+
 Curve = tuple[str, Series, list[float | None], bool]
 """A name, its series, a value for each place in a row or None, and whether it is dashed."""
 
@@ -166,7 +168,7 @@ def _site_figure(curation: CurationRecord, measured: Outliers | None) -> Figure:
     stages: list[tuple[str, Series, dict[str, float]]] = [
         ("as exported", "quiet", plain),
         ("with registers", "c", placed),
-        ("rotated and equalized", "a", ready),
+        (_READY + ("" if not curation.setting.changes else ", without registers"), "a", ready),
     ]
     stages = [stage for stage in stages if stage[2]]
     sites = list(dict.fromkeys(site for _, _, values in stages for site in values))

@@ -47,7 +47,8 @@ def test_builds_are_for_all_that_was_named(
 
 
 @pytest.mark.parametrize(
-    "command", ["export", "inspect", "compile", "parity", "build", "bench", "bundle", "reproduce"]
+    "command",
+    ["export", "inspect", "compile", "parity", "build", "bench", "bundle", "report", "reproduce"],
 )
 def test_every_command_can_be_asked_for_help(command: str) -> None:
     """A bracket in a help text is markup to what prints it, and may end in a traceback."""

@@ -216,6 +216,14 @@ def test_bad_input_is_one_line(
     assert not (compiled / "page.html").exists()
 
 
+def test_compile_refuses_a_place_for_the_page_before_it_begins(tmp_path: Path) -> None:
+    out = tmp_path / "artifact"
+    for page in (out, out / "page.html", tmp_path):
+        outcome = run_regcache("compile", "none.onnx", "-o", out, "--report", page)
+        assert_refused(outcome, "--report", str(page))
+    assert not out.exists()
+
+
 def test_an_artifact_that_changed_is_refused(compiled: Path, tmp_path: Path) -> None:
     place = tmp_path / "artifact"
     shutil.copytree(compiled, place)

@@ -18,7 +18,7 @@ from regcache.compiler.report.plot import (
     short,
     y_scale,
 )
-from regcache.compiler.report.sites import Place, roles_of, why_no_damage
+from regcache.compiler.report.sites import Place, damages, roles_of, why_no_damage
 from regcache.compiler.report.subject import Outliers, Subject
 
 _HEIGHT, _PANEL_HEIGHT = 300, 230
@@ -66,12 +66,13 @@ def _missing(subject: Subject) -> list[str]:
     """What the section does not show, and why."""
     found, manifest = [], subject.manifest
     if not manifest.curation.streams and not manifest.curation.sensitivity:
-        found.append(f"While compiling, nothing was measured of it. {why_no_damage(manifest)}")
+        why = "" if damages(manifest) else f" {why_no_damage(manifest)}"
+        found.append(f"While compiling, nothing was measured of it.{why}")
     if subject.measured is None:
+        beside = " beside what is quantized" if manifest.curation.sensitivity else ""
+        beside += " and with its registers" if manifest.curation.setting.changes else ""
         found.append(
-            "To see the float encoder as it was exported beside what is quantized"
-            + (", and with its registers," if manifest.curation.setting.changes else ",")
-            + " write the report with --images."
+            f"To see the float encoder as it was exported{beside}, write the report with --images."
         )
     elif subject.measured.outliers is None:
         found.append(

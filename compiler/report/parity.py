@@ -23,7 +23,9 @@ from regcache.runtime.parity_output import jump_sentence, reference_name, tensor
 from regcache.runtime.similarity import row_cosines
 from regcache.runtime.tensor_parity import TensorParity
 
-_FEWEST_BINS, _MOST_BINS, _HEIGHT = 8, 32, 290
+_FEWEST_BINS, _MOST_BINS, _HEIGHT = 8, 32, 310
+# What the highest bar is multiplied by, so that marks have their names above the bars.
+_HEADROOM = 1.4
 _FIRST_LOOK = {
     "calibration": "a first look at {count} of the calibration images, which the ranges were "
     "chosen on as well",
@@ -94,7 +96,7 @@ def _spread(cosines: NDArray[np.float64], result: ParityResult) -> Figure:
     low = float(cosines.min())
     low -= (1 - low) * 0.02 or 1e-6
     counts, edges = np.histogram(cosines, bins=count, range=(low, 1.0))
-    x, y = x_scale(low, 1.0), y_scale(*limits([float(counts.max())]), _HEIGHT)
+    x, y = x_scale(low, 1.0), y_scale(*limits([_HEADROOM * counts.max()]), _HEIGHT)
     rects = [
         Rect(
             x(left),
@@ -125,7 +127,7 @@ def _spread(cosines: NDArray[np.float64], result: ParityResult) -> Figure:
         rects,
         [Line(polyline([(x(v), y.end), (x(v), y.start)]), "quiet", True) for v, _ in marks],
         labels=[
-            Label(x(value) + (-6 if end else 6), y.end + 14 + 22 * number, text, end)
+            Label(x(value) + (-6 if end else 6), y.end + 14 + 26 * number, text, end)
             for number, ((value, text), end) in enumerate(zip(marks, ends, strict=True))
         ],
     )

@@ -1,5 +1,7 @@
 """The sections on how an artifact was made: at a glance, what passes did, options and versions."""
 
+import re
+
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.report.page import Cell, Facts, Section, Sentence, Table
 from regcache.compiler.report.subject import Subject
@@ -30,7 +32,7 @@ def compiled_section(subject: Subject) -> Section:
         ("precision", options.precision.value
                       + (f", simulating {options.simulate.value}" if options.simulate else "")),
         ("calibrated on", images),
-        ("registers", manifest.curation.reason),
+        ("registers", re.sub("^registers: ", "", manifest.curation.reason, flags=re.I)),
         ("compiled by", f"regcache {manifest.regcache}, on "
                         f"{manifest.device.gpu or manifest.options.device}"),
     ]  # fmt: skip
@@ -42,7 +44,10 @@ def passes_section(subject: Subject) -> Section:
     passes = subject.manifest.passes
     edits = sum(item.edits for item in passes)
     left = sum(len(item.skips) for item in passes)
-    text = f"{len(passes)} passes changed the graph in {edits} places and left {left} alone."
+    text = (
+        f"{len(passes)} {'pass' if len(passes) == 1 else 'passes'} ran, changed {edits} places of "
+        f"the graph and left {left} alone."
+    )
     rows: list[list[Cell]] = []
     for item in passes:
         reasons = "; ".join([*item.slower, *item.skips]) or "nothing"

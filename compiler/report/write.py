@@ -23,6 +23,7 @@ from regcache.compiler.report.search import search_section
 from regcache.compiler.report.sites import ranges_section, sensitivity_section
 from regcache.compiler.report.subject import Subject
 from regcache.compiler.report.worst import worst_section
+from regcache.export.source import is_onnx
 from regcache.passes.errors import InputError, MissingExtraError, printable
 from regcache.runtime.parity_output import reference_name
 
@@ -56,6 +57,8 @@ def page_of(subject: Subject) -> Page:
     manifest, result = subject.manifest, subject.parity
     options = manifest.options
     name = manifest.source.name
+    if is_onnx(name):
+        name = Path(name).name
     against = reference_name(result)
     if result.passed:
         verdict = f"within its limits beside {against}, on {result.n_images} images"

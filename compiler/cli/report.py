@@ -21,11 +21,11 @@ from regcache.compiler.cli.options import (
 )
 from regcache.compiler.cli.parity import chosen_limits
 from regcache.compiler.cli.tables import print_lines
+from regcache.compiler.cli.talk import CommandReporter
 from regcache.compiler.parity.reference import ReferenceChoice
 from regcache.compiler.report.measure import Comparison, measure
 from regcache.compiler.report.subject import read_bench, read_subject
 from regcache.compiler.report.write import check_report, write_report
-from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.runtime.run_with import RunWith
 from regcache.runtime.thresholds import DEFAULT_MIN_COSINE
@@ -109,7 +109,7 @@ def report_command(
         if given and images is None:
             raise InputError(f"{option} says how to measure: it needs --images")
     check_report(out, artifact, "report")
-    reporter = Reporter()
+    reporter = CommandReporter()
     opened = Artifact.open(artifact, verify=verify)
     measured = None
     benched = None if bench is None else read_bench(bench)

@@ -1,12 +1,14 @@
 """The page in a real browser: nothing fails, all is drawn, readable and reached by keyboard."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support.browser import open_browser, open_page, serious_findings
+from _pytest.outcomes import Skipped
+from support.browser import find_chromium, open_browser, open_page, serious_findings
 from support.reported import bench_result, with_engine, with_registers
 
 from regcache.compiler.artifact.artifact import Artifact
@@ -102,6 +104,25 @@ def test_every_figure_is_drawn(page: "Page") -> None:
         assert figure["marks"], figure
         assert figure["drawn"], figure
         assert figure["inside"], figure
+
+
+def test_a_page_that_fails_or_reaches_out_is_found_out(browser: "Browser") -> None:
+    with (
+        pytest.raises(AssertionError, match="asks for https"),
+        open_page(browser) as page,
+    ):
+        page.set_content('<img src="https://example.com/x.png" alt="x">')
+    with pytest.raises(AssertionError, match="this fails"), open_page(browser) as page:
+        page.set_content("<script>throw new Error('this fails')</script>")
+    with open_page(browser) as page:
+        page.set_content('<p style="color: #ccc">pale</p>')
+        assert any("color-contrast" in finding for finding in serious_findings(page))
+
+
+def test_without_a_browser_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.warns(UserWarning, match="apt-get install chromium"), pytest.raises(Skipped):
+        find_chromium()
 
 
 def test_all_pictures_are_there(page: "Page") -> None:

@@ -67,16 +67,21 @@ def nearest_agreement(
     return agree
 
 
-def nearest_rows(vectors: NDArray[np.floating], row: int, count: int) -> list[tuple[int, float]]:
-    """The `count` rows of [N, D] nearest to one of them, nearest first: (index, cosine).
+def nearest_rows(
+    vectors: NDArray[np.floating], rows: Sequence[int], count: int
+) -> list[list[tuple[int, float]]]:
+    """For each of some rows of [N, D] the `count` nearest others, nearest first: (index, cosine).
 
-    The row itself is left out, as are rows that are not finite; all others where there are no more.
+    Rows that are not finite are left out; there are fewer where there are no more.
     """
-    cosines = unit_rows(vectors) @ unit_rows(vectors[row : row + 1])[0]
-    cosines[~finite_rows(vectors)] = -np.inf
-    cosines[row] = -np.inf
-    order = np.argsort(-cosines, kind="stable")[:count]
-    return [(int(index), float(cosines[index])) for index in order if np.isfinite(cosines[index])]
+    units, finite = unit_rows(vectors), finite_rows(vectors)
+    found = []
+    for row in rows:
+        cosines = np.where(finite, units @ units[row], -np.inf)
+        cosines[row] = -np.inf
+        order = np.argsort(-cosines, kind="stable")[:count]
+        found.append([(int(at), float(cosines[at])) for at in order if np.isfinite(cosines[at])])
+    return found
 
 
 def knn_top1(

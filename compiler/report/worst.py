@@ -46,10 +46,12 @@ def worst_section(subject: Subject) -> Section:
 def _rows(found: Embeddings, recipe: Preprocess, precision: str) -> list[Neighbours]:
     pictures = _Pictures(found, recipe)
     cosines = row_cosines(found.original, found.artifact)
+    worst = [int(row) for row in np.argsort(cosines, kind="stable")[:_WORST]]
+    truths = nearest_rows(found.original, worst, _NEAREST)
     rows = []
-    for row in np.argsort(cosines, kind="stable")[:_WORST]:
-        truth = nearest_rows(found.original, int(row), _NEAREST)
-        compiled = nearest_rows(found.artifact, int(row), _NEAREST)
+    for row, truth, compiled in zip(
+        worst, truths, nearest_rows(found.artifact, worst, _NEAREST), strict=True
+    ):
         known = {index for index, _ in truth}
         nearest = [
             ("float", [pictures.show(index, f"{value:.4f}") for index, value in truth]),
@@ -62,7 +64,7 @@ def _rows(found: Embeddings, recipe: Preprocess, precision: str) -> list[Neighbo
             ),
         ]
         shown = [(name, images) for name, images in nearest if images]
-        rows.append(Neighbours(pictures.show(int(row), f"cosine {cosines[row]:.5f}"), shown))
+        rows.append(Neighbours(pictures.show(row, f"cosine {cosines[row]:.5f}"), shown))
     return rows
 
 

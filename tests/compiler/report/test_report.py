@@ -93,6 +93,7 @@ def test_names_of_images_and_sources_are_text(compiled: Path, tmp_path: Path) ->
     names = ['"><img src=x onerror=alert(1)>.png', "<script>alert(1)<script>.png", "{{ page }}.png"]
     for path, name in zip(sorted(hostile.iterdir()), names, strict=False):
         path.rename(hostile / name)
+    (hostile / "broken.png").write_bytes(b"no image")
     os.rename(hostile / "03.png", os.fsencode(hostile) + b"/\xff.png")
     artifact = edited(
         compiled, tmp_path / "artifact", source={"name": "<script>alert(2)</script>&amp;"}

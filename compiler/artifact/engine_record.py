@@ -102,9 +102,9 @@ class EngineRecord(Record):
         return self.engine, self.version, self.compute_capabilities, self.gpu, self.batch
 
 
-def inputs_key(hashes: Mapping[str, str], options: Mapping[str, object]) -> str:
-    """SHA-256 of what decides what is built: the hashes of the files, and the build's options."""
-    text = json.dumps({"files": dict(hashes), "options": dict(options)}, sort_keys=True)
+def inputs_key(hashes: Mapping[str, str], settings: Mapping[str, object]) -> str:
+    """SHA-256 of what decides what is built: the hashes of the files, and the build's settings."""
+    text = json.dumps({"files": dict(hashes), "options": dict(settings)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

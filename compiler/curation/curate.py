@@ -55,28 +55,28 @@ class UnsearchableError(InputError):
     """The encoder cannot be cut at its blocks, so that nothing can be searched."""
 
 
-def curate(study: Study, options: SearchOptions, reporter: Reporter) -> Curated:
+def curate(study: Study, where: SearchOptions, reporter: Reporter) -> Curated:
     """Find registers and sink deletion that lower the error of the quantized encoder for certain.
 
     Every image set of the study needs an image. The search goes on where a killed one with the
     same study stopped. Raises UnsearchableError where the encoder cannot be cut at its blocks.
     """
-    with _tasks(study, options, reporter) as (workbench, tasks):
+    with _tasks(study, where, reporter) as (workbench, tasks):
         _check_blocks(workbench)
         return _curate(workbench, tasks, reporter)
 
 
 def measure_sensitivity(
-    study: Study, options: SearchOptions, reporter: Reporter
+    study: Study, where: SearchOptions, reporter: Reporter
 ) -> list[SensitivityRecord]:
     """The damage of each activation alone, without a search; see curate for what is raised."""
-    with _tasks(study, options, reporter) as (workbench, tasks):
+    with _tasks(study, where, reporter) as (workbench, tasks):
         return _sensitivity(workbench, _measure_damage(workbench, tasks))
 
 
 @contextmanager
 def _tasks(
-    study: Study, options: SearchOptions, reporter: Reporter
+    study: Study, where: SearchOptions, reporter: Reporter
 ) -> Iterator[tuple[Workbench, SearchTasks]]:
     """Yield the study's workbench, and where its tasks run.
 
@@ -88,13 +88,13 @@ def _tasks(
         workbench = held.workbench()
     except InputError as error:
         raise UnsearchableError(str(error)) from error
-    deadline = None if options.budget is None else time.monotonic() + options.budget
-    count = options.workers or available_cpus()
+    deadline = None if where.budget is None else time.monotonic() + where.budget
+    count = where.workers or available_cpus()
     if constant_bytes(study.graph) >= LARGE:
         count = 1  # every worker holds sessions with most of the weights, and may use all CPUs
     with (
-        open_workers(options.scheduler, count) as workers,
-        Journal(options.journal, study.key) as journal,
+        open_workers(where.scheduler, count) as workers,
+        Journal(where.journal, study.key) as journal,
     ):
         if len(journal):
             reporter.step(f"going on with a search of {len(journal)} results")

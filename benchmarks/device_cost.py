@@ -26,7 +26,8 @@ from rich.table import Table
 from regcache.compiler.artifact.embedder import Embedder
 from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.cli.tables import print_tables
-from regcache.compiler.job.options import CompileOptions, RegisterChoice
+from regcache.compiler.job.effort import RegisterChoice
+from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.targets import TargetName
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter

@@ -15,7 +15,8 @@ import numpy as np
 import typer
 
 from regcache.compiler.artifact.artifact import MODEL
-from regcache.compiler.job.options import CompileOptions, RegisterChoice, Rounding
+from regcache.compiler.job.effort import RegisterChoice
+from regcache.compiler.job.options import CompileOptions, Rounding
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
 from regcache.runtime.machine import cpu_name

@@ -31,7 +31,8 @@ from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.encoder.split import split_for_target
 from regcache.compiler.job.calibration_images import calibration_images
 from regcache.compiler.job.context import Context, choose_target
-from regcache.compiler.job.options import CompileOptions, RegisterChoice
+from regcache.compiler.job.effort import Effort, RegisterChoice
+from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.staging import real_path, staged_folder
 from regcache.compiler.job.targets import Precision
@@ -126,7 +127,9 @@ def _settle(options: CompileOptions, encoder: FloatEncoder) -> tuple[CompileOpti
     reason = predicted_half(options, encoder.view)
     if reason is None:
         return options, None
-    half = {"precision": Precision.FP16, "prefer": None, "gpu": None}
+    # What says how to quantize says nothing any more; an artifact with it could not be opened.
+    unsaid = dict.fromkeys(("prefer", "gpu", "search_budget", "attention", "half"))
+    half = {**unsaid, "precision": Precision.FP16, "effort": Effort.BALANCED}
     return options.model_copy(update=half), reason
 
 

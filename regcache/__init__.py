@@ -108,7 +108,8 @@ def compile(  # noqa: A001 - users call it regcache.compile
     `verbose`: tell progress on standard error. Else nothing is told, and what has to be known is a
     Python warning.
     `options`: other fields of `CompileOptions`, as `target="tensorrt-rtx"`, `precision="fp8"`,
-    `registers="off"`, `threads=4` or `device="cuda:0"`. With `scheduler="processes"` scripts need a
+    `registers="off"`, `threads=4` or `device="cuda:0"`; `preset="fast"`, "balanced" or "accurate"
+    stands for several, behind those that are given. With `scheduler="processes"` scripts need a
     `__main__` guard.
     `target="cpu"`: this machine decides between runtimes and precisions, which takes such a guard,
     too: the fastest with a mean cosine to float of `min_cosine` (0.999) or a relative error of

@@ -10,6 +10,7 @@ from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.bench.bench import BenchPlan, bench_artifact, parse_batches, parse_runners
 from regcache.compiler.bench.plot import check_plot, write_plot
 from regcache.compiler.bench.table import bench_lines, bench_tables
+from regcache.compiler.cli.configuration import ConfigOption
 from regcache.compiler.cli.cpu_ways import Accuracy, Choice, choice_table
 from regcache.compiler.cli.measure_ways import compare_ways
 from regcache.compiler.cli.options import (
@@ -31,6 +32,7 @@ from regcache.runtime.openvino_options import Hint, InferencePrecision, OpenVino
 
 def bench_command(
     artifact: ArtifactArgument,
+    config: ConfigOption = None,
     against: Annotated[
         str | None,
         typer.Option(metavar="SOURCE", help="The float model; the artifact's own by default."),

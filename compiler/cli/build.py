@@ -7,6 +7,7 @@ import typer
 from rich.table import Column, Table
 
 from regcache.compiler.artifact.engine_record import EngineKind
+from regcache.compiler.cli.configuration import ConfigOption
 from regcache.compiler.cli.options import (
     ArtifactArgument,
     JsonOption,
@@ -50,6 +51,7 @@ _ForceOption = Annotated[bool, typer.Option("--force", help="Build what is up to
 
 def build_command(
     artifact: ArtifactArgument,
+    config: ConfigOption = None,
     engine: _EngineOption = EngineKind.TENSORRT_RTX,
     compute_capability: _CapabilitiesOption = None,
     max_batch: _MaxBatchOption = 8,

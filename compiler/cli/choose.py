@@ -13,7 +13,8 @@ from regcache.compiler.artifact.signature import check_signing_key, sign
 from regcache.compiler.cli.cpu_ways import Accuracy, Choice, Way, choose, relative_error
 from regcache.compiler.cli.measure_ways import deploy, measure_ways, ways_here
 from regcache.compiler.job.calibration_images import calibration_images
-from regcache.compiler.job.options import CompileOptions, Effort, RegisterChoice
+from regcache.compiler.job.effort import Effort, RegisterChoice
+from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.staging import staged_folder
 from regcache.compiler.job.targets import Precision, TargetName
 from regcache.compiler.pipeline import compile_encoder

@@ -29,6 +29,10 @@ class TargetChoice(StrEnum):
     CPU = "cpu"
 
 
+TargetOption = Annotated[
+    TargetChoice,
+    typer.Option(help="What will run it; cpu: this machine decides.", rich_help_panel=OUTPUT),
+]
 MinCosineOption = Annotated[
     float | None,
     typer.Option(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from regcache.compiler.cli.configuration import ConfigOption
 from regcache.compiler.cli.options import (
     ArtifactArgument,
     BatchOption,
@@ -37,6 +38,7 @@ _STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 def parity_command(
     artifact: ArtifactArgument,
     images: ImagesOption,
+    config: ConfigOption = None,
     gallery: Annotated[
         Path | None, typer.Option(help="Folder of class folders for nearest-neighbour accuracy.")
     ] = None,

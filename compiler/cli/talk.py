@@ -128,6 +128,8 @@ def talking(command: Callable[..., None]) -> Callable[..., None]:
             talk = Talk(quiet, verbose, log)
             before = _TALK.set(talk)
             try:
+                if given.get("config") is not None:
+                    CommandReporter().step(f"taking options from {given['config']}")
                 _logged(talk, command.__name__, functools.partial(command, **given))
             finally:
                 _TALK.reset(before)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from regcache.compiler.job.options import Effort
+from regcache.compiler.job.effort import Effort
 
 # The fewest images to search with, so that eight are left to decide.
 LEAST_IMAGES = 16

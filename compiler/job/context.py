@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from regcache.compiler.job.options import Calibrator, CompileOptions, Effort, Rounding
+from regcache.compiler.job.effort import Effort
+from regcache.compiler.job.options import Calibrator, CompileOptions, Rounding
 from regcache.compiler.job.targets import Precision, Target, resolve_target, simulate
 from regcache.compiler.reporter import Reporter
 from regcache.runtime.device import CPU, Device

@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from regcache.compiler.job.effort import Effort, Preset, RegisterChoice, fill_in
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.targets import (
     PROFILES,
@@ -36,13 +37,6 @@ class Calibrator(StrEnum):
 FLOAT8_CALIBRATORS = frozenset({Calibrator.OUTPUT_ERROR, Calibrator.MIN_MAX})
 
 
-class RegisterChoice(StrEnum):
-    """Whether registers are searched for."""
-
-    AUTO = "auto"
-    OFF = "off"
-
-
 class Rounding(StrEnum):
     """How weights become integers: by the error at the layer's output, or each to the nearest.
 
@@ -65,27 +59,6 @@ class Preference(StrEnum):
     """What decides which linears are quantized: the time that is predicted for a GPU."""
 
     FASTEST = "fastest"
-
-
-class Effort(StrEnum):
-    """How much is tried.
-
-    `fast`: no registers, nothing rotated, and all linears in int8: images are run to calibrate and
-    to round. `thorough`: as `balanced`, and the search and the placement look at more.
-    """
-
-    FAST = "fast"
-    BALANCED = "balanced"
-    THOROUGH = "thorough"
-
-
-# What an effort comes to where the option itself is not given.
-_IMPLIED: Mapping[Effort, Mapping[str, Any]] = {
-    Effort.FAST: {"registers": RegisterChoice.OFF, "rotate": False},
-    Effort.BALANCED: {},
-    Effort.THOROUGH: {},
-}
-_BY_EFFORT = frozenset(name for implied in _IMPLIED.values() for name in implied)
 
 
 class CompileOptions(Record):
@@ -119,6 +92,8 @@ class CompileOptions(Record):
     """Seed of all that is drawn at random."""
     keep_float: bool = True
     """Whether the artifact holds float.onnx."""
+    preset: Preset | None = None
+    """A named bundle of options, which go behind those that are given; None for none."""
     effort: Effort = Effort.BALANCED
     """How much is tried; what is given of `registers`, `rotate` and `int8_share` goes before it."""
     calibrator: Calibrator = Calibrator.OUTPUT_ERROR
@@ -174,18 +149,14 @@ class CompileOptions(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _by_effort(cls, given: Any) -> Any:
-        """Fill in what the effort implies; None stands for not given."""
+    def _fill_in(cls, given: Any) -> Any:
+        """Fill in what the preset and the effort imply; None stands for not given."""
         if not isinstance(given, Mapping):
             return given
         try:
-            implied = _IMPLIED[Effort(given.get("effort", Effort.BALANCED))]
+            return fill_in(given)
         except ValueError:
             return given  # the field's own check says what is wrong
-        said = {
-            name: one for name, one in given.items() if name not in _BY_EFFORT or one is not None
-        }
-        return {**implied, **said}
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from regcache.compiler.calibration.stored_rows import stores_rows
 from regcache.compiler.job.breadth import LEAST_IMAGES, Breadth
 from regcache.compiler.job.context import choose_target
-from regcache.compiler.job.options import CompileOptions, RegisterChoice
+from regcache.compiler.job.effort import RegisterChoice
+from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.stages import EXPORTING, Stage
 from regcache.compiler.reporter import Step
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from regcache.compiler.artifact.manifest import Manifest, SiteRecord
 from regcache.compiler.curation.record import SensitivityRecord
-from regcache.compiler.job.options import RegisterChoice
+from regcache.compiler.job.effort import RegisterChoice
 from regcache.compiler.report.page import Figure, Section, Sentence, Table
 from regcache.compiler.report.plot import (
     PANEL,

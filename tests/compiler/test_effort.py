@@ -12,7 +12,7 @@ from support.tiny_vit import TinyVit
 
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.artifact.manifest import Manifest
-from regcache.compiler.job.options import Effort, RegisterChoice
+from regcache.compiler.job.effort import Effort, RegisterChoice
 from regcache.export.onnx_file import sidecar
 
 pytestmark = pytest.mark.slow

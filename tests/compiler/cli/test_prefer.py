@@ -9,6 +9,7 @@ from support.command_line import assert_refused, run_regcache
 from support.tiny_source import RECIPE, photos
 from support.tiny_vit import Spec, TinyVit
 
+from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.quantization import fastest
 from regcache.export.onnx_file import sidecar
 from regcache.runtime.gpu_rates import GpuRates
@@ -52,6 +53,16 @@ def test_what_saves_no_time_becomes_float16_and_says_so(source: Path, tmp_path: 
     assert named.code == 0, named
     both = [(tmp_path / name / "model.onnx").read_bytes() for name in "ab"]
     assert both[0] == both[1]
+
+
+def test_options_that_say_nothing_in_float16_are_left_out(source: Path, tmp_path: Path) -> None:
+    """The artifact could not be opened: its own options excluded each other."""
+    searching = ("--registers", "auto", "--search-budget", "5m", "--effort", "thorough")
+    given = ("--prefer", "fastest", "--gpu", "A10", "--attention", "float", "--no-half")
+    outcome = run_regcache(*command(source, tmp_path / "a", *given, *searching))
+    assert outcome.code == 0, outcome
+    options = Artifact.open(tmp_path / "a").manifest.options
+    assert (options.precision, options.search_budget, options.half) == ("fp16", None, None)
 
 
 def test_int8_that_is_predicted_slower_is_said_with_what_is_not(

@@ -1,7 +1,7 @@
 """How much is looked at, by effort."""
 
 from regcache.compiler.job.breadth import Breadth
-from regcache.compiler.job.options import Effort
+from regcache.compiler.job.effort import Effort
 
 
 def test_only_thorough_looks_at_more() -> None:

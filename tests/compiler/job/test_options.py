@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from support.command_line import assert_refused, run_regcache
 
-from regcache.compiler.job.options import CompileOptions, Effort, RegisterChoice
+from regcache.compiler.job.effort import Effort, Preset, RegisterChoice
+from regcache.compiler.job.options import CompileOptions
 from regcache.passes.errors import InputError
 
 
@@ -104,3 +105,31 @@ def test_an_effort_that_there_is_not_is_refused(tmp_path: Path) -> None:
         run_regcache(*command, "--effort", "fast", "--search-budget", "5m"), "there is no search"
     )
     assert run_regcache(*command, "--effort", "heroic").code == 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"precision": "fp16", "target": "tensorrt", "images": ""},
+        {"precision": "w4a16"},
+        {"simulate": "w4a16"},
+        {"simulate": "w6a6"},
+        {"prefer": "fastest", "target": "tensorrt"},
+        {"precision": "fp8", "target": "tensorrt"},
+    ],
+)
+@pytest.mark.parametrize("preset", list(Preset))
+def test_a_preset_leaves_out_what_says_nothing(preset: Preset, given: dict[str, Any]) -> None:
+    """Options that would be refused, or a share where all is meant, are no part of it."""
+    options = CompileOptions(**{"source": "x", "images": "y", "preset": preset, **given})
+    shares = preset is Preset.ACCURATE and given.get("precision") == "fp8"
+    assert options.int8_share == (0.9 if shares else None)
+    assert CompileOptions.model_validate_json(options.model_dump_json()) == options
+
+
+def test_what_is_given_goes_before_a_preset() -> None:
+    options = CompileOptions(
+        source="x", images="y", preset=Preset.FAST, effort=Effort.THOROUGH, max_images=7
+    )
+    assert (options.effort, options.max_images) == (Effort.THOROUGH, 7)
+    assert options.registers is RegisterChoice.AUTO

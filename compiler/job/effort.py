@@ -1,0 +1,81 @@
+"""Efforts and presets: what a word stands for where the options themselves are not given."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from regcache.compiler.job.targets import Precision, Simulation
+
+
+class RegisterChoice(StrEnum):
+    """Whether registers are searched for."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
+class Effort(StrEnum):
+    """How much is tried.
+
+    `fast`: no registers, nothing rotated, and all linears in int8: images are run to calibrate and
+    to round. `thorough`: as `balanced`, and the search and the placement look at more.
+    """
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    THOROUGH = "thorough"
+
+
+class Preset(StrEnum):
+    """A named bundle of options.
+
+    `fast`: effort `fast`, on 64 images at most. `balanced`: the defaults. `accurate`: effort
+    `thorough`, and up to a tenth of the linears' work may stay float; of these two, as much as says
+    something with the precision that is asked for.
+    """
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    ACCURATE = "accurate"
+
+
+_BY_EFFORT: Mapping[Effort, Mapping[str, Any]] = {
+    Effort.FAST: {"registers": RegisterChoice.OFF, "rotate": False},
+    Effort.BALANCED: {},
+    Effort.THOROUGH: {},
+}
+_BY_PRESET: Mapping[Preset, Mapping[str, Any]] = {
+    Preset.FAST: {"effort": Effort.FAST, "max_images": 64},
+    Preset.BALANCED: {"effort": Effort.BALANCED},
+    Preset.ACCURATE: {"effort": Effort.THOROUGH, "int8_share": 0.9},
+}
+_IMPLIED = frozenset(
+    name for bundle in (*_BY_EFFORT.values(), *_BY_PRESET.values()) for name in bundle
+)
+
+
+def fill_in(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by name, with what their preset and effort imply; None stands for not given.
+
+    Raises ValueError where the preset, the effort, the precision or the simulation is none.
+    """
+    said = {name: one for name, one in given.items() if name not in _IMPLIED or one is not None}
+    if said.get("preset") is not None:
+        said = {**_of_preset(said), **said}
+    return {**_BY_EFFORT[Effort(said.get("effort", Effort.BALANCED))], **said}
+
+
+def _of_preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the preset implies, without what would say nothing beside the options given."""
+    bundle = dict(_BY_PRESET[Preset(given["preset"])])
+    precision = Precision(given.get("precision", Precision.INT8))
+    simulation = None if given.get("simulate") is None else Simulation(given["simulate"])
+    by_time = given.get("prefer") is not None
+    if by_time or simulation is not None or precision is Precision.W4A16:
+        bundle.pop("int8_share", None)  # refused beside them, or meant to be all
+    weights = Precision.W4A16 is precision or simulation is Simulation.W4A16
+    if not precision.quantizes or weights:
+        bundle.pop("int8_share", None)
+        if bundle["effort"] is Effort.THOROUGH:
+            del bundle["effort"]  # nothing is searched for
+    return bundle

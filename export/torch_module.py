@@ -88,6 +88,24 @@ def export_module(module: "nn.Module", example: "Tensor", path: Path, name: str)
     return Computed(_as_array(images), arrays, half)
 
 
+def module_outputs(module: "nn.Module", images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """What a module computes of a batch, by the names that exporting it gives its outputs.
+
+    It runs where its weights are, in eval mode and without gradients, and is left as it was.
+    Raises InputError where it does not take the images.
+    """
+    import torch
+
+    name = f"torch.nn.Module {type(module).__name__}"
+    weight = next(module.parameters(), None)
+    batch = torch.from_numpy(images)
+    if weight is not None:
+        batch = batch.to(weight.device)
+    with _evaluating(module), torch.no_grad(), quiet():
+        computed = _named_outputs(_call(module, batch, name), len(batch))
+    return {key: _as_array(tensor) for key, tensor in computed.items()}
+
+
 @contextmanager
 def _evaluating(module: "nn.Module") -> Iterator[None]:
     """Eval mode for a while; every part then gets back the mode that it had."""

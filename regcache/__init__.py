@@ -146,6 +146,8 @@ def parity(
     device: str = "cpu",
     runtime: Literal["onnxruntime", "openvino"] | None = None,
     inference_precision: Literal["auto", "f32", "bf16"] = "auto",
+    baseline: str | os.PathLike[str] | None = None,
+    max_regression: float = 0.2,
     verbose: bool = False,
 ) -> "ParityResult":
     """Measure how close an artifact is to its original, on a folder of images.
@@ -163,10 +165,14 @@ def parity(
     `class_scores`: whether the embedding is a score for each class; None: as the manifest says.
     `device`: "cpu", or "cuda:N" for what ONNX Runtime does not compute in the CPU's integers.
     `runtime`, `inference_precision`: what runs the artifact, as in `load`.
+    `baseline`: a file that holds an earlier result, `result.model_dump_json()`, of the same source
+    and images; its figures are checked, too. `max_regression`: by which share of the baseline's
+    the error may grow.
     `verbose`: as in `compile`.
 
     Raises InputError where the folder is no artifact, a byte of it has changed, there is nothing to
-    compare with, no image can be read, or a threshold is of something that is not measured.
+    compare with, no image can be read, a threshold is of something that is not measured, or the
+    baseline is of other images or another source.
 
         assert regcache.parity("vit-int8", "others/", thresholds={"cosine_min": 0.98}).passed
     """
@@ -186,6 +192,8 @@ def parity(
         threads=threads,
         device=device,
         run_with=run_with_of(runtime, inference_precision, "latency", None),
+        baseline=baseline,
+        max_regression=max_regression,
         verbose=verbose,
     )
 

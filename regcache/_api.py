@@ -23,6 +23,7 @@ from regcache.compiler.inspection.record import Inspection
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.staging import check_output, unnamed
 from regcache.compiler.parity.measure import measure_artifact
+from regcache.compiler.parity.own_original import OwnOriginal
 from regcache.compiler.parity.reference import Against, ReferenceChoice
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
@@ -31,6 +32,7 @@ from regcache.passes.errors import InputError, one_line
 from regcache.passes.preprocess import Preprocess
 from regcache.passes.quiet import quiet
 from regcache.passes.temporary import temporary_folder
+from regcache.runtime.baseline import DEFAULT_MAX_REGRESSION, Baseline
 from regcache.runtime.device import find_device
 from regcache.runtime.list_images import list_images
 from regcache.runtime.openvino_options import Hint, InferencePrecision, OpenVinoOptions
@@ -184,7 +186,7 @@ def measure_parity(
     images: object,
     *,
     thresholds: object,
-    reference: str,
+    reference: str | OwnOriginal,
     against: str,
     per_layer: bool,
     gallery: object,
@@ -195,6 +197,8 @@ def measure_parity(
     device: str,
     run_with: RunWith,
     verbose: bool,
+    baseline: object = None,
+    max_regression: float = DEFAULT_MAX_REGRESSION,
 ) -> ParityResult:
     """`regcache.parity`: see there."""
     if (gallery is None) != (query is None):
@@ -208,7 +212,9 @@ def measure_parity(
             path_of(images, "images"),
             reporter_of(verbose),
             thresholds=_limits(thresholds),
-            choice=choice_of(ReferenceChoice, reference, "reference"),
+            choice=reference
+            if isinstance(reference, OwnOriginal)
+            else choice_of(ReferenceChoice, reference, "reference"),
             against=choice_of(Against, against, "against"),
             per_layer=per_layer,
             labelled=labelled,
@@ -217,6 +223,9 @@ def measure_parity(
             threads=None if threads is None else count_of(threads, "threads"),
             device=device,
             run_with=run_with,
+            baseline=None
+            if baseline is None
+            else Baseline.read(path_of(baseline, "baseline"), max_regression),
         )
 
 

@@ -33,11 +33,32 @@ _OPTIONAL = (
     "blocks",
     "first_jump",
     "pixels",
+    "compared",
 )
 
 
+class Compared(FiniteRecord):
+    """What was compared, so that a later comparison can tell whether it is of the same."""
+
+    source: str
+    """The artifact's source, as it was named."""
+    source_sha256: str
+    """SHA-256 of its ONNX form, as the manifest has it."""
+    images_sha256: str
+    """SHA-256 of the contents of all images together, whatever their names and order."""
+
+
+class ImageCosine(FiniteRecord):
+    """One image of a comparison."""
+
+    image: str
+    """Its name."""
+    cosine: float
+    """Cosine of its embeddings; -1 for one that is not finite."""
+
+
 class ParityResult(FiniteRecord):
-    """One comparison of embeddings [N, D]; the JSON leaves out the last six where not measured."""
+    """One comparison of embeddings [N, D]; the JSON leaves out the last ones where not measured."""
 
     cosine_mean: float
     """Mean cosine of the embeddings over images; an image with NaN or infinity counts as -1."""
@@ -59,6 +80,8 @@ class ParityResult(FiniteRecord):
     """The original: PyTorch, or the float ONNX."""
     worst_image: str
     """Name of the image with the least cosine."""
+    worst_images: tuple[ImageCosine, ...] = ()
+    """The five images with the least cosines, the worst first; older files have none."""
     n_nonfinite: int
     """Images with NaN or infinity in an output."""
     checks: tuple[Check, ...]
@@ -77,6 +100,8 @@ class ParityResult(FiniteRecord):
     """Name of the first block whose error leaps."""
     pixels: PixelParity | None = None
     """What the encoder was given, beside what the source's own processor gives it."""
+    compared: Compared | None = None
+    """What was compared; a first look does not say."""
 
     @model_serializer(mode="wrap")
     def _drop_unmeasured(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -172,6 +197,7 @@ class ParityMeter:
         knn_top1_quantized: float | None = None,
         blocks: Sequence[TensorParity] | None = None,
         pixels: PixelParity | None = None,
+        compared: Compared | None = None,
     ) -> ParityResult:
         """The comparison of everything added so far, held against `thresholds`.
 
@@ -212,6 +238,7 @@ class ParityMeter:
             min_cosine=thresholds.cosine_mean,
             reference=reference,
             worst_image=printable(self._names[worst]),
+            worst_images=self._worst(cosines),
             n_nonfinite=self._n_nonfinite,
             checks=tuple(checks),
             outputs=tuple(meter.result() for meter in self._outputs if meter.seen),
@@ -221,6 +248,15 @@ class ParityMeter:
             knn_top1_float=knn_top1_float,
             knn_top1_quantized=knn_top1_quantized,
             pixels=pixels,
+            compared=compared,
+        )
+
+    def _worst(self, cosines: NDArray[np.float64]) -> tuple[ImageCosine, ...]:
+        """The five images with the least of their cosines [N]."""
+        order = np.argsort(cosines, kind="stable")[:5]
+        return tuple(
+            ImageCosine(image=printable(self._names[index]), cosine=float(cosines[index]))
+            for index in order
         )
 
 

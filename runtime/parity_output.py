@@ -13,7 +13,7 @@ from regcache.passes.errors import InputError, printable
 from regcache.runtime.parity import ParityResult
 from regcache.runtime.tensor_parity import TensorParity
 
-_LISTS = {"checks", "outputs", "blocks", "pixels"}
+_LISTS = {"checks", "outputs", "blocks", "pixels", "worst_images", "compared"}
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -82,6 +82,20 @@ def parity_table(result: ParityResult) -> Table:
     for name, value in rows.items():
         table.add_row(name, Text(printable(value)))  # as Text: brackets in a name are no markup
     return table
+
+
+def shortfall(result: ParityResult, artifact: str) -> str:
+    """What a failing test says: every threshold, and the worst images, in a few lines."""
+    lines = [
+        f"{printable(artifact)} is not close enough to {reference_name(result)}, "
+        f"on {result.n_images} images:"
+    ]
+    lines += [
+        f"  {'ok  ' if check.passed else 'MISS'} {check.describe()}" for check in result.checks
+    ]
+    lines.append("the worst images:")
+    lines += [f"  {one.cosine:.6f}  {one.image}" for one in result.worst_images]
+    return "\n".join(lines)
 
 
 def block_table(blocks: Sequence[TensorParity], jump: str | None) -> Table:

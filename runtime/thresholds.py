@@ -143,8 +143,13 @@ _HOW_TO_MEASURE = {
 }
 
 
+def how_to_measure(name: str) -> str:
+    """What to do for the threshold `name` to be measured, or why it cannot be, in words."""
+    return _HOW_TO_MEASURE[name]
+
+
 def _unmeasured(name: str) -> InputError:
-    return InputError(f"threshold {name}: not measured: {_HOW_TO_MEASURE[name]}")
+    return InputError(f"threshold {name}: not measured: {how_to_measure(name)}")
 
 
 def finite_check(n_nonfinite: int) -> Check:

@@ -27,7 +27,7 @@ PLACE = re.compile(
     r"(?<![\w/.:-])((?:\.github|benchmarks|compiler|docs|examples|export|passes|runtime|tests)"
     r"/(?:[\w.-]+/)*(?:[\w-]+\.(?:py|md|txt|yml|json))?)(?![\w*/])"
 )
-NAME = re.compile(r"\bregcache(?!\.toml\b)(?:\.\w+)+")
+NAME = re.compile(r"\bregcache(?!\.(?:toml|yml)\b)(?:\.\w+)+")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 

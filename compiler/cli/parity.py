@@ -26,6 +26,7 @@ from regcache.compiler.job.staging import write_text
 from regcache.compiler.parity.measure import measure_artifact
 from regcache.compiler.parity.reference import Against, ReferenceChoice
 from regcache.passes.errors import InputError
+from regcache.runtime.baseline import DEFAULT_MAX_REGRESSION, Baseline
 from regcache.runtime.openvino_options import Hint, InferencePrecision, OpenVinoOptions
 from regcache.runtime.parity_output import block_table, parity_table, write_json, write_junit
 from regcache.runtime.parity_summary import append_summary
@@ -56,6 +57,14 @@ def parity_command(
     thresholds: Annotated[
         Path | None, typer.Option(help="A TOML file of thresholds, such as cosine_min = 0.98.")
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What --json wrote before: exit 1 where it got worse."),
+    ] = None,
+    max_regression: Annotated[
+        float,
+        typer.Option(min=0.0, help="--baseline: by which share of it the error may grow."),
+    ] = DEFAULT_MAX_REGRESSION,
     reference: Annotated[
         ReferenceChoice, typer.Option(help="What to compare with; auto: PyTorch if it can be.")
     ] = ReferenceChoice.AUTO,
@@ -106,6 +115,7 @@ def parity_command(
         threads=threads,
         device=device,
         verify=verify,
+        baseline=None if baseline is None else Baseline.read(baseline, max_regression),
         run_with=RunWith(runtime, OpenVinoOptions(inference_precision, hint, model_cache)),
     )
     if json == Path("-"):

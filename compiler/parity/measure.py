@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.parity.blocks import BLOCKS, compare_blocks
 from regcache.compiler.parity.comparison import GALLERY, QUERY, compare, compare_knn
+from regcache.compiler.parity.own_original import OwnOriginal
 from regcache.compiler.parity.reference import Against, Original, ReferenceChoice, open_original
 from regcache.compiler.reporter import Reporter, Step
 from regcache.export.extras import quiet
 from regcache.passes.errors import InputError
+from regcache.runtime.baseline import Baseline, fingerprint
 from regcache.runtime.device import CPU, find_device
 from regcache.runtime.images import ImageFolder, Skipped
 from regcache.runtime.list_images import list_images
-from regcache.runtime.parity import ParityResult
+from regcache.runtime.parity import Compared, ParityResult
 from regcache.runtime.pixel_parity import PixelParity, compare_pixels
 from regcache.runtime.run_with import RuntimeName, RunWith
 from regcache.runtime.thresholds import Thresholds
@@ -41,7 +43,7 @@ def measure_artifact(
     reporter: Reporter,
     *,
     thresholds: Thresholds,
-    choice: ReferenceChoice,
+    choice: ReferenceChoice | OwnOriginal,
     against: Against = Against.ARTIFACT,
     per_layer: bool = False,
     labelled: tuple[Path, Path] | None = None,
@@ -52,18 +54,20 @@ def measure_artifact(
     verify: Path | None = None,
     run_with: RunWith | None = None,
     told: Callable[[Embeddings], None] | None = None,
+    baseline: Baseline | None = None,
 ) -> ParityResult:
     """Run an artifact and its original over a folder of images.
 
-    `per_layer` also compares the output of every block with the float ONNX's. `labelled` is
-    (gallery, query) for nearest-neighbour accuracy. `class_scores`: whether the embedding is a
-    score for each class; None: as the manifest says. `device`: what runs ONNX Runtime's graphs, but
-    for the CPU's integer kernels. `verify`: the public key of whoever has to have signed it.
-    `run_with`: what runs the artifact, by default what suits its target; blocks are compared in
-    ONNX Runtime. `told`: is given the embeddings that were compared. Raises InputError where there
-    is no such device, when the artifact's files are not those of its manifest or it is not signed
-    as asked, where there is nothing to compare with, and for a threshold of something that is not
-    measured.
+    `choice`: what to compare with, by the artifact's source, or given. `per_layer` also compares
+    the output of every block with the float ONNX's. `labelled` is (gallery, query) for
+    nearest-neighbour accuracy. `class_scores`: whether the embedding is a score for each class;
+    None: as the manifest says. `device`: what runs ONNX Runtime's graphs, but for the CPU's integer
+    kernels. `verify`: the public key of whoever has to have signed it. `run_with`: what runs the
+    artifact, by default what suits its target; blocks are compared in ONNX Runtime. `told`: is
+    given the embeddings that were compared. `baseline`: an earlier comparison, of the same source
+    and images. Raises InputError where there is no such device, when the artifact's files are not
+    those of its manifest or it is not signed as asked, where there is nothing to compare with, for
+    a threshold of something that is not measured, and for a baseline of something else.
     """
     thresholds.ask_for(knn=labelled is not None, blocks=per_layer)
     place = find_device(device)
@@ -77,6 +81,12 @@ def measure_artifact(
         scores = encoder.class_scores if class_scores is None else class_scores
         thresholds.ask_for(knn=labelled is not None, blocks=per_layer, scores=scores)
         paths = list_images(images, reporter.warn)
+        source = opened.manifest.source
+        compared = Compared(
+            source=source.name, source_sha256=source.sha256, images_sha256=fingerprint(paths)
+        )
+        if baseline is not None:
+            baseline.check_alike(compared)
         with ExitStack() as sessions:
             candidate = sessions.enter_context(
                 opened.session(
@@ -88,9 +98,13 @@ def measure_artifact(
                 else opened.float_session(threads=threads, device=place, run_with=run_with)
             )
             names = candidate.output_names
-            original = open_original(
-                opened, choice, against, sessions, threads, place, reporter
-            ).led_by(names[0])
+            original = (
+                choice.giving(names)
+                if isinstance(choice, OwnOriginal)
+                else open_original(
+                    opened, choice, against, sessions, threads, place, reporter
+                ).led_by(names[0])
+            )
             batch_size = candidate.fixed_batch or batch_size
             skipped: list[Skipped] = []
             folder = ImageFolder(paths, opened.recipe, batch_size, reporter.skipped)
@@ -134,14 +148,16 @@ def measure_artifact(
                 if per_layer
                 else None
             )
-    return meter.result(
+    result = meter.result(
         thresholds,
         original.kind,
         knn_top1_float=knn[0],
         knn_top1_quantized=knn[1],
         blocks=blocks,
         pixels=pixels,
+        compared=compared,
     )
+    return result if baseline is None else baseline.hold(result)
 
 
 def _pixels(

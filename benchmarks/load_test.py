@@ -87,7 +87,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Print calls, wrong vectors, latencies and memory."""
-    paths = list_images(images)
+    paths = [path for path in list_images(images) if isinstance(path, Path)]
     with regcache.load(artifact, threads=threads) as embedder:
         load = Load(paths, np.concatenate([embedder.embed(path) for path in paths]))
         if not server:

@@ -417,7 +417,8 @@ def main(
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        images = [path.resolve() for path in list_images(evaluation)[:limit]]
+        files = [path for path in list_images(evaluation) if isinstance(path, Path)]
+        images = [path.resolve() for path in files[:limit]]
         places = Places(folder, calibration, sorted(images), target)
         programs = make_environment(folder)
         save_all(programs, places)

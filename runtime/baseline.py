@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log10
 from pathlib import Path
-from typing import Literal, Self
+from typing import BinaryIO, Literal, Self
 
 from pydantic import ValidationError
 
 from regcache.passes.errors import InputError
 from regcache.runtime.parity import Compared, ParityResult
+from regcache.runtime.stored_images import AnyImage, open_image_file
 from regcache.runtime.thresholds import Check, how_to_measure
 
 DEFAULT_MAX_REGRESSION = 0.2
@@ -21,6 +22,7 @@ _WORST_IMAGE = 3
 _SPARE_IMAGES = 2
 # What float32 alone leaves of a cosine: an original held against itself would fail by it.
 _FLOOR = 1e-6
+_CHUNK = 1 << 20
 _SHARES = ("nn_agreement", "top1_agreement", "knn_top1_quantized")
 _MEASURED_BY = {"top1_agreement": "top1_agreement", "knn_top1_quantized": "knn_top1_drop",
                 "patch_cosine_mean": "patch_cosine_mean"}  # fmt: skip
@@ -106,19 +108,26 @@ class Baseline:
         return max(before - spare, 0.0)
 
 
-def fingerprint(files: Sequence[Path]) -> str:
+def fingerprint(images: Sequence[AnyImage]) -> str:
     """SHA-256 of the images' contents, whatever their names and order; of unreadable ones nothing.
 
     64 hexadecimal digits.
     """
     digests = []
-    for file in files:
+    for image in images:
         try:
-            with file.open("rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").digest())
+            with open_image_file(image) as stream:
+                digests.append(_digest(stream))
         except OSError:  # told of where it is read to be compared
             continue
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def _digest(stream: BinaryIO) -> bytes:
+    digest = hashlib.sha256()
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+    return digest.digest()
 
 
 def _away(cosine: float | None, grown: float) -> float | None:

@@ -1,11 +1,9 @@
 """Image files -> the encoder's input batches, exactly as torchvision does on PIL images."""
 
-import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -16,6 +14,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.preprocess import CropOffset, Preprocess
 from regcache.runtime.open_image import open_image
 from regcache.runtime.pixel_modes import to_eight_bits, to_rgb
+from regcache.runtime.stored_images import AnyImage, StoredImage, TensorImage
 
 T = TypeVar("T")
 
@@ -33,7 +32,7 @@ _RESAMPLING = {
 class UnreadableImageError(InputError):
     """A file that is not an image, or a broken one."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: AnyImage, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
@@ -45,9 +44,9 @@ class OversizedImageError(InputError):
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image file that could not be read, and why."""
+    """An image that could not be read, and why."""
 
-    path: Path
+    path: AnyImage
     reason: str
 
 
@@ -59,12 +58,12 @@ class Batch:
     """
 
     images: NDArray[Any]
-    paths: list[Path]
+    paths: Sequence[AnyImage]
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Image files as a stream of batches: every `batch_size` readable images, then the rest.
+    """Images as a stream of batches: every `batch_size` readable images, then the rest.
 
     Each iteration reads the files anew and holds one batch. A file that cannot be read is left out
     and passed to `on_skip`.
@@ -72,7 +71,7 @@ class ImageFolder:
     when no file could be read.
     """
 
-    paths: list[Path]
+    paths: Sequence[AnyImage]
     recipe: Preprocess
     batch_size: int = 8
     on_skip: Callable[[Skipped], None] | None = None
@@ -113,7 +112,7 @@ class ImageFolder:
         """At most `count` images from all over the folder; `on_skip` is told of none."""
         return replace(self, paths=evenly(self.paths, count), on_skip=None)
 
-    def _read(self, skipped: list[Skipped]) -> Iterator[tuple[Path, NDArray[Any]]]:
+    def _read(self, skipped: list[Skipped]) -> Iterator[tuple[AnyImage, NDArray[Any]]]:
         for path in self.paths:
             try:
                 image = read_image(path, self.recipe)
@@ -131,14 +130,17 @@ def evenly(items: Sequence[T], count: int) -> list[T]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def read_image(path: Path, recipe: Preprocess) -> NDArray[Any]:
-    """Read an image file as the encoder's input, of the recipe's shape and dtype.
+def read_image(path: AnyImage, recipe: Preprocess) -> NDArray[Any]:
+    """Read an image as the encoder's input, of the recipe's shape and dtype.
 
+    A tensor in a .npy file is that already, and nothing is done to it.
     Of an animation the first frame is read. The EXIF orientation is not applied and colour profiles
     are ignored, because the pipelines the encoders were trained with do neither.
-    Raises UnreadableImageError for a file that is missing, broken or no image, and
-    OversizedImageError, before decoding, for one over the pixel limit.
+    Raises UnreadableImageError for a file that is missing, broken or no image, OversizedImageError,
+    before decoding, for one over the pixel limit, and InputError for tensors of another shape.
     """
+    if isinstance(path, StoredImage):
+        return _read_stored(path, recipe)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
@@ -151,7 +153,20 @@ def read_image(path: Path, recipe: Preprocess) -> NDArray[Any]:
         raise UnreadableImageError(path, _reason(error)) from error
 
 
-def read_stream(file: BinaryIO, name: Path, recipe: Preprocess) -> NDArray[Any]:
+def _read_stored(image: StoredImage, recipe: Preprocess) -> NDArray[Any]:
+    if isinstance(image, TensorImage):
+        tensor = image.tensor(recipe.shape, recipe.dtype)
+        if not np.isfinite(tensor).all():
+            raise UnreadableImageError(image, "holds NaN or infinity")
+        return tensor
+    try:
+        with image.open() as file:
+            return read_stream(file, image, recipe)
+    except OSError as error:
+        raise UnreadableImageError(image, _reason(error)) from error
+
+
+def read_stream(file: BinaryIO, name: AnyImage, recipe: Preprocess) -> NDArray[Any]:
     """The same of an opened file, or bytes in memory; `name` is what errors call it."""
     try:
         return preprocess_image(_decode_stream(file, name, recipe), recipe)
@@ -199,8 +214,8 @@ def _crop_start(size: int, crop: int, offset: CropOffset) -> int:
     return round((size - crop) / 2) if offset == "round" else (size - crop) // 2
 
 
-def _decode_stream(file: BinaryIO, name: Path, recipe: Preprocess) -> Image.Image:
-    with open_image(file, os.fspath(name)) as image:
+def _decode_stream(file: BinaryIO, name: AnyImage, recipe: Preprocess) -> Image.Image:
+    with open_image(file, str(name)) as image:
         check_pixels(name, image.size, recipe)
         image.load()
         if recipe.rgb_last:
@@ -208,7 +223,7 @@ def _decode_stream(file: BinaryIO, name: Path, recipe: Preprocess) -> Image.Imag
         return to_rgb(image, recipe.background)
 
 
-def check_pixels(path: Path, size: tuple[int, int], recipe: Preprocess) -> None:
+def check_pixels(path: AnyImage, size: tuple[int, int], recipe: Preprocess) -> None:
     """Check the (width, height) of an image, in pixels, before it is decoded or resized.
 
     Raises OversizedImageError for more than PIXEL_LIMIT, UnreadableImageError for none.

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from regcache.passes.preprocess import Preprocess
 from regcache.runtime.finite_record import FiniteRecord
 from regcache.runtime.images import check_pixels, evenly, read_image
 from regcache.runtime.open_image import open_image
+from regcache.runtime.stored_images import AnyImage, open_image_file
 
 COMPARED = 8
 _LOOKED_AT = 256
@@ -54,7 +54,7 @@ class PixelParity(FiniteRecord):
 
 
 def compare_pixels(
-    paths: Sequence[Path], recipe: Preprocess, processor: Processor
+    paths: Sequence[AnyImage], recipe: Preprocess, processor: Processor
 ) -> PixelParity | None:
     """Hold the recipe against a processor on a few images, of every mode that is among them.
 
@@ -63,7 +63,7 @@ def compare_pixels(
     found: list[tuple[float, str, str]] = []
     for path in _of_every_mode(paths, COMPARED):
         try:
-            with path.open("rb") as file, open_image(file, str(path)) as image:
+            with open_image_file(path) as file, open_image(file, str(path)) as image:
                 check_pixels(path, image.size, recipe)
                 image.load()
                 mode, theirs = image.mode, processor(image)
@@ -95,12 +95,12 @@ def _grey_levels(
     return round(min(float(difference.max()), 255.0), 3)
 
 
-def _of_every_mode(paths: Sequence[Path], count: int) -> list[Path]:
+def _of_every_mode(paths: Sequence[AnyImage], count: int) -> list[AnyImage]:
     """At most `count` images from all over, in turn of each mode, with transparency and without."""
-    kinds: dict[tuple[str, bool], list[Path]] = defaultdict(list)
+    kinds: dict[tuple[str, bool], list[AnyImage]] = defaultdict(list)
     for path in evenly(paths, _LOOKED_AT):
         try:
-            with path.open("rb") as file, open_image(file, str(path)) as image:
+            with open_image_file(path) as file, open_image(file, str(path)) as image:
                 kinds[image.mode, "transparency" in image.info].append(path)
         except Exception:  # whatever Pillow's readers let escape
             continue

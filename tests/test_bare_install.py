@@ -22,6 +22,7 @@ OPTIONAL = {
     "openvino",
     "onnxscript",
     "polygraphy",
+    "pyarrow",
     "pynvml",
     "safetensors",
     "sentencepiece",

@@ -121,7 +121,8 @@ class Embedder:
         """The pooled embeddings, float32 [N, dim], in the order of `images`.
 
         `images`: one, or any iterable of them, which is read one batch at a time; or the name of a
-        folder, of a list (`.txt`, a path a line) or a pattern, whose images come sorted or listed.
+        folder, of a list (`.txt`, a path a line), of a tar archive, of a data set on disk, of a
+        `.npy` of tensors, or a pattern, whose images come sorted or listed.
         `batch_size`: images per run, where the graph does not fix it.
         Raises InputError, naming the image, when one cannot be read or has too many pixels and
         `on_error` is "raise".

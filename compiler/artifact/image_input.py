@@ -20,19 +20,26 @@ from regcache.runtime.images import (
     read_stream,
 )
 from regcache.runtime.list_images import list_images, means_several
+from regcache.runtime.stored_images import StoredImage
 
 ImageInput: TypeAlias = (
-    str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8 | np.floating]
+    str
+    | os.PathLike[str]
+    | bytes
+    | BinaryIO
+    | Image.Image
+    | NDArray[np.uint8 | np.floating]
+    | StoredImage
 )
 """A file's name, its bytes, or the file opened to read bytes; a Pillow image of any mode; or RGB
 pixels [height, width, 3] or [3, height, width], uint8, or floats from 0 to 1.
 """
 
-_ONE_IMAGE = (str, os.PathLike, Image.Image, bytes, bytearray)
+_ONE_IMAGE = (str, os.PathLike, Image.Image, bytes, bytearray, StoredImage)
 
 
 def as_iterable(images: ImageInput | Iterable[ImageInput]) -> Iterable[ImageInput]:
-    """The images that are meant: those of a folder, list or pattern; one alone comes in a list."""
+    """The images that are meant: all of a folder or a list, or one alone in a list."""
     if isinstance(images, (str, os.PathLike)) and means_several(Path(images)):
         return list_images(Path(images))
     one = isinstance(images, _ONE_IMAGE) or hasattr(images, "read")
@@ -48,6 +55,8 @@ def read_input(image: object, index: int, recipe: Preprocess) -> NDArray[Any]:
     Raises InputError for what is no image, UnreadableImageError and OversizedImageError, which are
     ones, as read_image does.
     """
+    if isinstance(image, StoredImage):
+        return read_image(image, recipe)
     if isinstance(image, (str, os.PathLike)):
         return read_image(Path(image), recipe)
     name = Path(f"image {index}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from regcache.compiler.cli.configuration import repeats
-from regcache.compiler.cli.options import INPUT, OUTPUT, QUALITY, REGISTERS, REPORT, SPEED
+from regcache.compiler.cli.options import IMAGES, INPUT, OUTPUT, QUALITY, REGISTERS, REPORT, SPEED
 from regcache.compiler.job.effort import Effort, Preset, RegisterChoice
 from regcache.compiler.job.options import AttentionChoice, Calibrator, Rounding
 from regcache.compiler.job.targets import Precision, Simulation
@@ -16,8 +16,7 @@ CalibrationOption = Annotated[
     typer.Option(
         "--images",
         metavar="IMAGES",
-        help="Images to calibrate on: a folder, a list (.txt), a 'pattern'; bf16 and fp16 need "
-        "none.",
+        help=f"Images to calibrate on: {IMAGES}; bf16 and fp16 need none.",
         rich_help_panel=INPUT,
     ),
 ]

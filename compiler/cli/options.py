@@ -12,6 +12,7 @@ from regcache.runtime.gpu_rates import GPUS
 from regcache.runtime.openvino_options import Hint, InferencePrecision
 from regcache.runtime.run_with import RuntimeName
 
+IMAGES = "a folder, a list (.txt), a 'pattern', .tar shards, a saved data set, .npy tensors"
 # The panels of --help.
 INPUT, OUTPUT, QUALITY = "Input", "Output", "Quality"
 REGISTERS, SPEED, REPORT = "Registers", "Speed", "Report"
@@ -28,9 +29,7 @@ SourceArgument = Annotated[
 ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A compiled folder.")]
 ImagesOption = Annotated[
     Path,
-    typer.Option(
-        "--images", metavar="IMAGES", help="Images: a folder, a list (.txt), a 'pattern'."
-    ),
+    typer.Option("--images", metavar="IMAGES", help=f"Images: {IMAGES}."),
 ]
 ResolutionOption = Annotated[
     int | None,

@@ -10,7 +10,7 @@ from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.job.options import CompileOptions
 from regcache.export.source import refuse_memory
 from regcache.passes.errors import InputError
-from regcache.runtime.list_images import means_several
+from regcache.runtime.list_images import is_pattern
 
 # What decides on the others' defaults, or on which of them may be given.
 _DECIDING = ("source", "images", "preset", "effort", "target", "precision", "simulate", "prefer")
@@ -76,7 +76,7 @@ class Recorded:
 
 
 def _are_here(images: Path) -> bool:
-    return images.exists() or means_several(images)
+    return images.exists() or is_pattern(images)
 
 
 def _decisive(options: CompileOptions) -> dict[str, Any]:

@@ -103,6 +103,7 @@ _EXTRAS = (
     ),
     _Extra("reports", "report", ("jinja2",), ("jinja2",), "nothing writes reports"),
     _Extra("plots", "report", ("matplotlib",), ("matplotlib",), "bench --plot draws nothing"),
+    _Extra("data sets", "datasets", ("pyarrow",), ("pyarrow",), "--images reads no data sets"),
     _Extra(
         "clusters",
         "scale",

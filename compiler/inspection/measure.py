@@ -1,6 +1,6 @@
 """Run images through an encoder and measure the stream and the activations of its blocks."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from regcache.compiler.calibration.observe import Observer, observe
 from regcache.compiler.calibration.statistics import (
@@ -22,6 +22,7 @@ from regcache.compiler.reporter import Reporter
 from regcache.passes.encoder import Block, EncoderView, Site, by_tensor
 from regcache.runtime.device import Device
 from regcache.runtime.images import ImageFolder, Skipped
+from regcache.runtime.stored_images import AnyImage
 
 INSPECTING = "inspecting"
 
@@ -39,7 +40,7 @@ class _SiteObserver:
 
 def measure_blocks(
     encoder: FloatEncoder,
-    paths: list[Path],
+    paths: Sequence[AnyImage],
     reporter: Reporter,
     *,
     batch_size: int,
@@ -65,7 +66,7 @@ def describe_blocks(view: EncoderView) -> list[BlockRecord]:
 
 def _observe(
     encoder: FloatEncoder,
-    paths: list[Path],
+    paths: Sequence[AnyImage],
     streams: dict[str, TokenNorms],
     sites: dict[str, _SiteObserver],
     reporter: Reporter,

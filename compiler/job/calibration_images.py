@@ -7,6 +7,7 @@ import numpy as np
 
 from regcache.compiler.job.breadth import LEAST_IMAGES
 from regcache.runtime.list_images import list_images
+from regcache.runtime.stored_images import AnyImage
 
 
 def calibration_images(
@@ -16,8 +17,8 @@ def calibration_images(
     warn: Callable[[str], None] | None = None,
     *,
     calibrates: bool = True,
-) -> list[Path]:
-    """The image files that `images` means, at most so many of them.
+) -> list[AnyImage]:
+    """The images that `images` means, at most so many of them.
 
     Of more, so many are drawn by `seed`; they keep their order. `warn` is told where there are too
     few to calibrate well, if they are to calibrate, and as `list_images` tells it. Raises

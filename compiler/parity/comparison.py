@@ -14,6 +14,7 @@ from regcache.runtime.images import ImageFolder
 from regcache.runtime.list_images import labelled_images
 from regcache.runtime.parity import OUTPUT_NAMES, ParityMeter, why_no_cosine
 from regcache.runtime.similarity import knn_top1
+from regcache.runtime.stored_images import AnyImage
 
 GALLERY, QUERY = "gallery", "query"
 
@@ -84,7 +85,7 @@ def compare_knn(
     embedded = []
     for items, name in zip(sets, (GALLERY, QUERY), strict=False):
         reporter.begin(name)
-        labels = dict(items)
+        labels: dict[AnyImage, str] = dict(items)
         folder = ImageFolder([path for path, _ in items], recipe, batch_size, reporter.skipped)
         rows: tuple[list[NDArray[Any]], list[NDArray[Any]]] = ([], [])
         classes: list[str] = []

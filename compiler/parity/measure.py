@@ -23,6 +23,7 @@ from regcache.runtime.list_images import list_images
 from regcache.runtime.parity import Compared, ParityResult
 from regcache.runtime.pixel_parity import PixelParity, compare_pixels
 from regcache.runtime.run_with import RuntimeName, RunWith
+from regcache.runtime.stored_images import AnyImage
 from regcache.runtime.thresholds import Thresholds
 
 _LOAD, _COMPARE = "loading both encoders", "comparing"
@@ -32,7 +33,7 @@ _LOAD, _COMPARE = "loading both encoders", "comparing"
 class Embeddings:
     """The embeddings of the images that were compared, float64 [N, D] each, in order of `paths`."""
 
-    paths: list[Path]
+    paths: Sequence[AnyImage]
     original: NDArray[np.float64]
     artifact: NDArray[np.float64]
 
@@ -161,7 +162,7 @@ def measure_artifact(
 
 
 def _pixels(
-    artifact: Artifact, original: Original, paths: Sequence[Path], reporter: Reporter
+    artifact: Artifact, original: Original, paths: Sequence[AnyImage], reporter: Reporter
 ) -> PixelParity | None:
     """The recipe beside the source's own processor, as both sides are given the recipe's pixels."""
     if original.processor is None:

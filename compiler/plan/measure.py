@@ -1,7 +1,7 @@
 """A quick look at an encoder and at this machine: how large it is, and how fast it runs here."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ from regcache.passes.model_files import model_size
 from regcache.runtime.device import CPU, Device
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.session import OrtSession
+from regcache.runtime.stored_images import AnyImage
 
 TIMING = "timing the float model"
 # The most runs that are timed, and the seconds after which no other begins.
@@ -73,7 +74,7 @@ class Look:
 
 def look(
     options: CompileOptions,
-    paths: list[Path],
+    paths: Sequence[AnyImage],
     folder: Path,
     reporter: Reporter,
     device: Device = CPU,

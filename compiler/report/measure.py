@@ -1,5 +1,6 @@
 """Measure an artifact for its report: parity on images, and outliers before and after registers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import Device, find_device
 from regcache.runtime.images import evenly
 from regcache.runtime.run_with import RunWith
+from regcache.runtime.stored_images import AnyImage
 from regcache.runtime.thresholds import Thresholds
 
 # The ranges of a few dozen images tell where outliers stand; more cost a float pass each.
@@ -82,7 +84,7 @@ def measure(artifact: Artifact, images: Path, how: Comparison, reporter: Reporte
 
 
 def _outliers(
-    artifact: Artifact, paths: list[Path], how: Comparison, reporter: Reporter
+    artifact: Artifact, paths: Sequence[AnyImage], how: Comparison, reporter: Reporter
 ) -> Outliers:
     device, setting = find_device(how.device), artifact.manifest.curation.setting
     again = [Step(INSPECTING, images=len(paths))] if setting.changes else []
@@ -106,7 +108,11 @@ def _outliers(
 
 
 def _blocks(
-    encoder: FloatEncoder, paths: list[Path], how: Comparison, device: Device, reporter: Reporter
+    encoder: FloatEncoder,
+    paths: Sequence[AnyImage],
+    how: Comparison,
+    device: Device,
+    reporter: Reporter,
 ) -> Outliers:
     blocks, count = measure_blocks(
         encoder, paths, reporter, batch_size=how.batch_size, threads=how.threads, device=device

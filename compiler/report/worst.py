@@ -3,9 +3,9 @@
 import base64
 import io
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from regcache.compiler.parity.measure import Embeddings
@@ -14,6 +14,7 @@ from regcache.compiler.report.subject import Subject
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.images import UnreadableImageError, read_image
 from regcache.runtime.similarity import nearest_agreement, nearest_rows, row_cosines
+from regcache.runtime.stored_images import AnyImage, TensorImage
 
 _WORST, _NEAREST = 6, 3
 # Pixels of a side, and JPEG's quality.
@@ -78,16 +79,27 @@ class _Pictures:
         return Thumbnail(thumbnail(path, self.recipe), path.name, note, differs)
 
 
-def thumbnail(path: Path, recipe: Preprocess) -> str:
+def thumbnail(path: AnyImage, recipe: Preprocess) -> str:
     """An image as the encoder sees it, small, as a data URI; empty where it is gone by now."""
     plain = replace(
         recipe, dtype="uint8", layout="nhwc", mean=(0.0,) * 3, std=(1.0,) * 3, rescale=1.0
     )
     try:
-        image = Image.fromarray(read_image(path, plain))
+        stored = isinstance(path, TensorImage)
+        image = Image.fromarray(_unmade(path, recipe) if stored else read_image(path, plain))
     except UnreadableImageError:
         return ""
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _unmade(tensor: AnyImage, recipe: Preprocess) -> NDArray[np.uint8]:
+    """The pixels [height, width, 3] that a tensor was made of."""
+    made = read_image(tensor, recipe)
+    last = made if recipe.layout == "nhwc" else made.transpose(1, 2, 0)
+    if recipe.dtype == "uint8":
+        return np.asarray(last, np.uint8)
+    pixels = (last * np.array(recipe.std) + np.array(recipe.mean)) / recipe.rescale
+    return np.asarray(np.clip(np.rint(pixels), 0, 255), np.uint8)

@@ -243,7 +243,7 @@ class _OnePass:
                 kept = [np.empty((len(paths), part.shape[1]), np.float32) for part in pooled]
             for rows, part in zip(kept, pooled, strict=True):
                 rows[len(read) : len(read) + len(part)] = part
-            read += batch.paths
+            read += [path for path in batch.paths if isinstance(path, Path)]  # all of them are
             if evaluated:
                 self._add_cosines(pooled)
         return Embedded(read, [rows[: len(read)] for rows in kept])

@@ -21,6 +21,7 @@ EXTRAS = {
     "linear probe": ("eval", "sklearn"),
     "reports": ("report", "jinja2"),
     "plots": ("report", "matplotlib"),
+    "data sets": ("datasets", "pyarrow"),
     "clusters": ("scale", "distributed"),
 }
 Usage = namedtuple("Usage", "total used free")
@@ -65,7 +66,8 @@ def test_half_an_extra_names_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> N
 def test_extras_are_those_of_the_package() -> None:
     """Each that regcache itself names in a message is looked for."""
     looked_for = {extra.extra for extra in doctor._EXTRAS} | {"openvino", "gpu"}
-    assert looked_for == {"export", "openvino", "gpu", "trt", "trt-rtx", "report", "eval", "scale"}
+    known = {"datasets", "export", "openvino", "gpu", "trt", "trt-rtx", "report", "eval", "scale"}
+    assert looked_for == known
 
 
 @pytest.mark.parametrize("installed", ["onnxruntime", "onnxruntime-gpu"])

@@ -3,7 +3,6 @@
 A stage is a function of the context and of the encoder as it stands; it changes neither.
 """
 
-import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,7 +14,13 @@ import numpy as np
 
 from regcache.compiler.artifact.artifact import MODEL, PREPROCESS
 from regcache.compiler.artifact.describe import Compiled, describe_artifact
-from regcache.compiler.artifact.manifest import FileRecord, Manifest, ParityRecord, SpeedRecord
+from regcache.compiler.artifact.manifest import (
+    BoundRecord,
+    FileRecord,
+    Manifest,
+    ParityRecord,
+    SpeedRecord,
+)
 from regcache.compiler.artifact.model_card import with_card
 from regcache.compiler.artifact.signature import check_signing_key, sign
 from regcache.compiler.artifact.speed_check import check_speed
@@ -25,18 +30,20 @@ from regcache.compiler.calibration.side_by_side import one_blas_thread
 from regcache.compiler.calibration.stored_rows import stored_bytes, stores_rows
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.find import find_registers, no_registers, splice
+from regcache.compiler.curation.journal import journal_file
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.pass_record import tell_passes
 from regcache.compiler.encoder.prepare import prepare
 from regcache.compiler.encoder.split import split_for_target
-from regcache.compiler.job.calibration_images import calibration_images
+from regcache.compiler.job.calibration_images import calibration_images, hold_out
 from regcache.compiler.job.context import Context, choose_target
 from regcache.compiler.job.effort import Effort, RegisterChoice
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.stages import Stage
-from regcache.compiler.job.staging import real_path, staged_folder
+from regcache.compiler.job.staging import staged_folder
 from regcache.compiler.job.targets import Precision
 from regcache.compiler.parity.first_look import FIRST_LOOK_IMAGES, first_look
+from regcache.compiler.parity.keep_bound import keep_bound
 from regcache.compiler.plan.model_size import bytes_of
 from regcache.compiler.plan.steps import TOKENS, planned_steps
 from regcache.compiler.quantization.equalize import (
@@ -82,7 +89,7 @@ def compile_encoder(
     """
     device = device or find_device(options.device, algebra=True)
     _check_possible(options)
-    journal = _journal(output)
+    journal = journal_file(output)
     if key is not None:
         check_signing_key(key)
     with temporary_folder() as drawn, computing_on(device), one_blas_thread(), ExitStack() as ends:
@@ -94,6 +101,7 @@ def compile_encoder(
             if options.images
             else draw_pictures(drawn, FIRST_LOOK_IMAGES)
         )
+        paths, held = (paths, []) if options.min_cosine is None else hold_out(paths)
         ends.enter_context(reporter.command(*planned_steps(options, len(paths))))
         staging = ends.enter_context(staged_folder(output, force=force, tell=reporter.warn))
         prepared = prepare(options, staging, reporter, threads=options.threads)
@@ -107,7 +115,8 @@ def compile_encoder(
         )
         context = Context(options, target, images, staging, journal, reporter, device)
         if unquantized is None:
-            manifest = _compile(context, encoder, staging)
+            out = replace(images, paths=held) if held else None
+            manifest = _compile(context, encoder, staging, out)
         else:
             manifest = _compile_float(context, encoder, staging, unquantized)
         manifest.write(staging)
@@ -131,18 +140,6 @@ def _settle(options: CompileOptions, encoder: FloatEncoder) -> tuple[CompileOpti
     unsaid = dict.fromkeys(("prefer", "gpu", "search_budget", "attention", "half"))
     half = {**unsaid, "precision": Precision.FP16, "effort": Effort.BALANCED}
     return options.model_copy(update=half), reason
-
-
-def _journal(output: Path) -> Path:
-    """Where a search notes its results: beside the output, wherever a link leads to.
-
-    Raises InputError where something else than a file of ours has its name.
-    """
-    output = real_path(output)
-    journal = output.with_name(f".{output.name}.search.jsonl")
-    if os.path.lexists(journal) and (journal.is_symlink() or not journal.is_file()):
-        raise InputError(f"{journal}: is no regular file, where a search notes its results")
-    return journal
 
 
 def _check_room(options: CompileOptions, encoder: FloatEncoder, folder: Path, images: int) -> None:
@@ -172,8 +169,13 @@ def _check_possible(options: CompileOptions) -> None:
             raise InputError("--precision bf16: this CPU computes none; compile where it will run")
 
 
-def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
-    """Every stage behind the float encoder; writes the artifact's files but for the manifest."""
+def _compile(
+    context: Context, encoder: FloatEncoder, folder: Path, held: ImageFolder | None
+) -> Manifest:
+    """Every stage behind the float encoder; writes the artifact's files but for the manifest.
+
+    `held`: the images that a bound is held on; None without one.
+    """
     options, skipped = context.options, list[Skipped]()
     context = replace(context, images=context.images.telling(skipped.append))
     rotated = rotate(context, encoder, options.share) if options.rotates else encoder
@@ -185,10 +187,17 @@ def _compile(context: Context, encoder: FloatEncoder, folder: Path) -> Manifest:
     if placed.graph is not rotated.graph:
         even, sensitivity = _even(context, placed), []  # known is only what was without registers
     placement = keep_float(context, placed, even, sensitivity, options.share)
-    quantized = quantize(context, even.equalized, placement, even.calibrated)
-    made = _Made(curated, even.equalized, placement, quantized)
-    _save(quantized, curated, (encoder, placed, even.equalized.encoder), folder)
-    return _finish(context, encoder, made, skipped, folder)
+    bound: BoundRecord | None = None
+    if held is None:
+        quantized = quantize(context, even.equalized, placement, even.calibrated)
+        save_graph(quantized.graph, folder / MODEL)
+    else:
+        held = held.telling(skipped.append)
+        kept = keep_bound(context, encoder, (even.calibrated, even.equalized), placement, held)
+        placement, quantized, bound = kept.placement, kept.quantized, kept.record
+    made = _Made(curated, even.equalized, placement, quantized, bound)
+    _put_down(quantized, curated, (encoder, placed, even.equalized.encoder), folder)
+    return _finish(context, encoder, made, skipped, folder, held)
 
 
 def _compile_float(context: Context, encoder: FloatEncoder, folder: Path, reason: str) -> Manifest:
@@ -197,7 +206,8 @@ def _compile_float(context: Context, encoder: FloatEncoder, folder: Path, reason
     context = replace(context, images=context.images.telling(skipped.append))
     curated = no_registers(encoder, reason)
     made = _Made(curated, *leave_unquantized(context, encoder))
-    _save(made.quantized, curated, (encoder,), folder)
+    save_graph(made.quantized.graph, folder / MODEL)
+    _put_down(made.quantized, curated, (encoder,), folder)
     return _finish(context, encoder, made, skipped, folder)
 
 
@@ -209,14 +219,21 @@ class _Made:
     equalized: Equalized
     placement: Placement
     quantized: Quantized
+    bound: BoundRecord | None = None
 
 
 def _finish(
-    context: Context, encoder: FloatEncoder, made: _Made, skipped: Sequence[Skipped], folder: Path
+    context: Context,
+    encoder: FloatEncoder,
+    made: _Made,
+    skipped: Sequence[Skipped],
+    folder: Path,
+    held: ImageFolder | None = None,
 ) -> Manifest:
     """Measure the model in `folder`, write the files that are missing but for the manifest."""
-    look = first_look(context, encoder, folder / MODEL)
-    parity = ParityRecord(images=_shown(context), result=look.result, runtime=look.runtime)
+    look = first_look(context, encoder, folder / MODEL, held or context.images)
+    shown = _shown(context) if held is None else "held-out"
+    parity = ParityRecord(images=shown, result=look.result, runtime=look.runtime)
     speed = _speed(context, encoder, folder / MODEL, made.quantized.linears)
     (folder / PREPROCESS).write_text(encoder.recipe.to_json(), encoding="utf-8")
     source = FileRecord.of(*model_files(encoder.path))
@@ -249,11 +266,10 @@ def _even(context: Context, encoder: FloatEncoder) -> _Even:
     return _Even(calibrated, as_it_is(encoder, calibrated.statistics))
 
 
-def _save(
+def _put_down(
     quantized: Quantized, curated: Curated, done: Sequence[FloatEncoder], folder: Path
 ) -> None:
-    """Write model and registers; free the memory of the encoders in `done`, no longer needed."""
-    save_graph(quantized.graph, folder / MODEL)
+    """Write the registers; free the memory of the encoders in `done`, no longer needed."""
     if curated.setting.changes:
         np.savez(folder / REGISTERS, tokens=curated.tokens)
     for encoder in done:

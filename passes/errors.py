@@ -18,6 +18,10 @@ class InputError(RegcacheError):
     """A file, folder, option or graph that cannot be used, named together with the reason."""
 
 
+class FallsShortError(RegcacheError):
+    """What was asked for can be measured, and is not reached: exit code 1, nothing written."""
+
+
 class MissingExtraError(RegcacheError):
     """An optional dependency is not installed.
 

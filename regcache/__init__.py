@@ -111,6 +111,8 @@ def compile(  # noqa: A001 - users call it regcache.compile
     `registers="off"`, `threads=4` or `device="cuda:0"`; `preset="fast"`, "balanced" or "accurate"
     stands for several, behind those that are given. With `scheduler="processes"` scripts need a
     `__main__` guard.
+    `min_cosine`: more linears stay float until the mean cosine to float, on images that are held
+    out of calibration, is no less.
     `target="cpu"`: this machine decides between runtimes and precisions, which takes such a guard,
     too: the fastest with a mean cosine to float of `min_cosine` (0.999) or a relative error of
     `max_error`. `for_cpu="amx"`, "vnni" or "avx2": a rule decides, for another machine.
@@ -119,7 +121,8 @@ def compile(  # noqa: A001 - users call it regcache.compile
     Raises InputError, in one line, for a source that cannot be read, traced or understood, an
     example that is no batch of images or that the module does not take, an option that there is
     not, and a folder that cannot be used; nothing is then written to `output`.
-    `regcache.passes.errors.MissingExtraError` names a library that is not installed.
+    `regcache.passes.errors.MissingExtraError` names a library that is not installed, and
+    `FallsShortError` there says that `min_cosine` is not reached.
 
         model = timm.create_model("vit_small_patch16_224", pretrained=True, num_classes=0)
         regcache.compile(model, "photos/", "vit-int8", example=torch.zeros(1, 3, 224, 224))

@@ -139,10 +139,10 @@ def _choosing(options: Mapping[str, Any]) -> tuple[dict[str, Any], _Choosing | N
     rest = dict(options)
     own = {name: rest.pop(name, None) for name in ("min_cosine", "max_error", "for_cpu")}
     if rest.get("target") != "cpu":
-        for name, value in own.items():
-            if value is not None:
+        for name in ("max_error", "for_cpu"):
+            if own[name] is not None:
                 raise InputError(f'option {name} is for target "cpu"')
-        return rest, None
+        return {**rest, "min_cosine": own["min_cosine"]}, None
     del rest["target"]
     for name in ("precision", "keep_float"):
         if name in rest:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from regcache.compiler.artifact.manifest import (
     LIBRARIES,
+    BoundRecord,
     CalibrationRecord,
     DeviceRecord,
     EncoderRecord,
@@ -38,6 +39,7 @@ class Compiled:
     equalized: Equalized
     placement: Placement
     quantized: Quantized
+    bound: BoundRecord | None
     parity: ParityRecord
     primitives: Primitives | None
     speed: SpeedRecord | None
@@ -121,5 +123,6 @@ def _quantization(context: Context, compiled: Compiled) -> QuantizationRecord:
         left_float=list(placement.left_float),
         pareto=list(placement.pareto),
         predicted=list(placement.predicted),
+        bound=compiled.bound,
         sites=sites,
     )

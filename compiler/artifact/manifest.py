@@ -144,6 +144,28 @@ class SiteRecord(Record):
     """How its channels were shifted and equalized, in words; None where they were not."""
 
 
+class TriedShare(Record):
+    """One share that was measured where a bound was to be kept to."""
+
+    share: float
+    """Share of the multiply-accumulates of linears and rotations that was quantized."""
+    cosine: float
+    """Mean cosine to float on the images held out."""
+
+
+class BoundRecord(Record):
+    """A bound on the cosine that decided how much stays float."""
+
+    min_cosine: float
+    """The least mean cosine that was asked for."""
+    cosine: float
+    """The mean cosine of what ships."""
+    images: int
+    """Number of images that it was measured on, which calibrated nothing."""
+    tried: list[TriedShare]
+    """Every share that was measured, in order."""
+
+
 class QuantizationRecord(Record):
     """Number formats, the ranges that calibration chose, and what stays float."""
 
@@ -169,6 +191,8 @@ class QuantizationRecord(Record):
     """What other shares would cost; empty where the damage of the sites was not measured."""
     sites: list[SiteRecord]
     """Every quantized site, in the order of the graph."""
+    bound: BoundRecord | None = None
+    """The bound that `--min-cosine` set; None without one."""
     predicted: list[PredictedTime] = Field(default_factory=list)
     """The times of its engine for TensorRT beside FP16's, predicted from shapes and peak rates and
     not measured; empty for other targets, and where the graph leaves the number of tokens open.
@@ -187,9 +211,10 @@ class CalibrationRecord(Record):
 class ParityRecord(Record):
     """A first look at parity while compiling, beside the float ONNX."""
 
-    images: Literal["calibration", "given", "drawn"] = "calibration"
-    """Which images were compared: a few that ranges were chosen on as well; of those given, where
-    nothing was calibrated; or pictures drawn at random, where none were given.
+    images: Literal["calibration", "held-out", "given", "drawn"] = "calibration"
+    """Which images were compared: a few that ranges were chosen on as well; of those that were held
+    out of it; of those given, where nothing was calibrated; or pictures drawn at random, where none
+    were given.
     """
     runtime: RuntimeName = RuntimeName.ONNXRUNTIME
     """What ran the model; a manifest from before there was a choice does not say."""

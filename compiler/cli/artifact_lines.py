@@ -12,6 +12,7 @@ from regcache.passes.model_files import data_file
 
 _SHOWN = {
     "calibration": "of the calibration images",
+    "held-out": "of the images held out",
     "given": "of the images",
     "drawn": "pictures drawn at random",
 }
@@ -31,6 +32,12 @@ def print_artifact(manifest: Manifest, output: Path) -> None:
         f"wrote {output}: model.onnx {megabytes(MODEL)}"
         + (f", float {megabytes(FLOAT)}" if FLOAT in manifest.files else ""),
     ]
+    bound = manifest.quantization.bound
+    if bound is not None:
+        lines.append(
+            f"it keeps to --min-cosine {bound.min_cosine}: {bound.cosine:.6f} on {bound.images} "
+            f"images held out, {manifest.quantization.int8_share:.1%} quantized"
+        )
     if manifest.primitives is not None:
         lines.append(describe_primitives(manifest.primitives))
     lines += _slower(manifest)

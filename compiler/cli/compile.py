@@ -115,7 +115,7 @@ def compile_command(
     json: JsonOption = None,
 ) -> None:
     """Compile a source into an int8 artifact, calibrated on --images."""
-    named = target_of(target, precision, min_cosine=min_cosine, max_error=max_error, for_=other_cpu)
+    named = target_of(target, precision, max_error=max_error, for_=other_cpu)
     recorded = None if from_ is None else Recorded.read(from_)
     if recorded is not None and (target is TargetChoice.CPU or config is not None):
         raise InputError("--from repeats one target, as it was: no --target cpu, no --config")
@@ -169,6 +169,8 @@ def _fields(ctx: typer.Context) -> dict[str, Any]:
     fields |= {name: str(told[name]) for name in ("images", "preprocess") if name in told}
     if "no_float" in told:
         fields["keep_float"] = not told["no_float"]
+    if told.get("target") == TargetChoice.CPU:
+        fields.pop("min_cosine", None)  # there it chooses between ways, and holds none of them
     if "search_budget" in told:
         fields["search_budget"] = parse_duration(told["search_budget"])
     return fields

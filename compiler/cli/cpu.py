@@ -38,7 +38,8 @@ MinCosineOption = Annotated[
     typer.Option(
         min=-1.0,
         max=1.0,
-        help=f"--target cpu: least mean cosine to float, {MIN_COSINE} without --max-error.",
+        help="Least mean cosine to float, on images held out: more stays float until it is kept "
+        f"to; --target cpu: of all ways, {MIN_COSINE} without --max-error.",
         rich_help_panel=QUALITY,
     ),
 ]

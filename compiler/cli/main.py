@@ -43,7 +43,7 @@ from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.staging import staged_file, write_text
 from regcache.compiler.reporter import Step
 from regcache.export.onnx_file import sidecar
-from regcache.passes.errors import RegcacheError, one_line
+from regcache.passes.errors import FallsShortError, RegcacheError, one_line
 from regcache.passes.model_files import check_name
 from regcache.passes.quiet import silence_graphs
 from regcache.runtime.session import silence_runtime
@@ -133,7 +133,10 @@ app.command("doctor")(talking(doctor_command))
 
 
 def main() -> None:
-    """Entry point: bad input and a full disk are one line on stderr and exit code 2."""
+    """Entry point: bad input and a full disk are one line on stderr and exit code 2.
+
+    What was asked for and cannot be reached is one line and exit code 1.
+    """
     silence_runtime()
     silence_graphs()
     _freeze_modules()
@@ -142,6 +145,8 @@ def main() -> None:
     try:
         with ended_cleanly():
             app()
+    except FallsShortError as error:
+        _fail(str(error), 1)
     except RegcacheError as error:
         _fail(str(error))
     except OSError as error:  # a full disk or a folder without permission, outside an artifact
@@ -156,6 +161,6 @@ def _freeze_modules() -> None:
     gc.freeze()
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"regcache: error: {one_line(message)}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -1,8 +1,12 @@
 """The journal: results of a search on disk, with which a killed search goes on."""
 
 import json
+import os
 from pathlib import Path
 from typing import IO, Any, Self
+
+from regcache.compiler.job.staging import real_path
+from regcache.passes.errors import InputError
 
 
 class Journal:
@@ -70,3 +74,15 @@ def _read(path: Path, study_key: str) -> tuple[dict[str, Any], int]:
             break
         length += len(line)
     return results, length
+
+
+def journal_file(output: Path) -> Path:
+    """Where a search notes its results: beside the output, wherever a link leads to.
+
+    Raises InputError where something else than a file of ours has its name.
+    """
+    output = real_path(output)
+    journal = output.with_name(f".{output.name}.search.jsonl")
+    if os.path.lexists(journal) and (journal.is_symlink() or not journal.is_file()):
+        raise InputError(f"{journal}: is no regular file, where a search notes its results")
+    return journal

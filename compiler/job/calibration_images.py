@@ -1,13 +1,33 @@
 """Which images a compilation looks at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from regcache.compiler.job.breadth import LEAST_IMAGES
+from regcache.passes.errors import InputError
+from regcache.runtime.images import evenly
 from regcache.runtime.list_images import list_images
 from regcache.runtime.stored_images import AnyImage
+
+# So many calibrate nothing where a bound is held on them: a fifth, and within these limits.
+_FIFTH, _LEAST_HELD, _MOST_HELD = 5, 8, 64
+
+
+def hold_out(images: Sequence[AnyImage]) -> tuple[list[AnyImage], list[AnyImage]]:
+    """The images to calibrate on, and those from all over that are held out of it, to measure on.
+
+    Raises InputError where there are too few for both.
+    """
+    least = LEAST_IMAGES + _LEAST_HELD
+    if len(images) < least:
+        raise InputError(
+            f"--min-cosine holds images out of calibration: give {least} or more, not {len(images)}"
+        )
+    held = evenly(images, min(max(len(images) // _FIFTH, _LEAST_HELD), _MOST_HELD))
+    out = set(held)
+    return [image for image in images if image not in out], held
 
 
 def calibration_images(

@@ -120,6 +120,10 @@ class CompileOptions(Record):
     """Least share of the multiply-accumulates of linears and rotations that is quantized, 0 to 1;
     None for the target's default; all with `fast`.
     """
+    min_cosine: float | None = None
+    """Least mean cosine to float on images that calibrate nothing: more linears stay float, from
+    `int8_share` on, until it is kept to; None for whatever comes out.
+    """
     accept_slower: bool = False
     """Whether a model that is slower than float here is kept all the same."""
     half: bool | None = None
@@ -179,6 +183,7 @@ class CompileOptions(Record):
         if self.search_budget is not None and self.registers is RegisterChoice.OFF:
             why = "--effort fast" if self.effort is Effort.FAST else "--registers off"
             raise InputError(f"--search-budget says nothing with {why}: there is no search")
+        self._by_bound()
         self._by_time()
         if self.effort is Effort.THOROUGH and not self._looks:
             raise InputError(
@@ -187,6 +192,15 @@ class CompileOptions(Record):
             )
         return self
 
+    def _by_bound(self) -> None:
+        """Raise InputError where `min_cosine` is no cosine, or nothing can be kept float for it."""
+        if self.min_cosine is None:
+            return
+        if not -1 <= self.min_cosine <= 1:
+            raise InputError(f"min_cosine {self.min_cosine}: a cosine from -1 to 1 is wanted")
+        if self.precision is Precision.W4A16 or self.simulate is not None:
+            raise InputError("--min-cosine keeps linears float: not w4a16's, nor with --simulate")
+
     def _by_time(self) -> None:
         """Raise InputError where `prefer` or `gpu` has nothing to say, or excludes an option."""
         for option, given in (("--prefer fastest", self.prefer), ("--gpu", self.gpu)):
@@ -194,8 +208,9 @@ class CompileOptions(Record):
                 raise InputError(f"{option} is for int8 and fp8 on TensorRT")
         if self.prefer is None:
             return
-        if self.int8_share is not None:
-            raise InputError("--prefer fastest and --int8-share do not go together")
+        shares = {"int8-share": self.int8_share, "min-cosine": self.min_cosine}
+        for name in (name for name, value in shares.items() if value is not None):
+            raise InputError(f"--prefer fastest and --{name} do not go together")
         if self.attention_in is AttentionChoice.INT8:
             raise InputError("--prefer fastest leaves attention's products in FP16")
 
@@ -203,6 +218,7 @@ class CompileOptions(Record):
         """Raise InputError for an option that says how, where nothing is quantized."""
         given = {
             "--int8-share": self.int8_share is not None,
+            "--min-cosine": self.min_cosine is not None,
             "--attention": self.attention is not None,
             "--simulate": self.simulate is not None,
             "--search-budget": self.search_budget is not None,
@@ -234,7 +250,7 @@ class CompileOptions(Record):
     @property
     def measures_damage(self) -> bool:
         """Whether what stays float is chosen by the damage of quantizing it."""
-        return self.share < 1 or self.prefer is not None
+        return self.share < 1 or self.prefer is not None or self.min_cosine is not None
 
     @property
     def _looks(self) -> bool:

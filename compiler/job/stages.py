@@ -17,6 +17,7 @@ class Stage(StrEnum):
     RANGES = "choosing ranges"
     ROUND = "rounding weights"
     WRITE = "writing the model"
+    BOUND = "keeping to --min-cosine"
     PARITY = "taking a first look at parity"
     SPEED = "comparing the speed with float"
     SEAL = "writing the manifest"

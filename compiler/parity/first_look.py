@@ -1,10 +1,7 @@
-"""The stage that compares the model with its float original on a few calibration images."""
+"""The stage that compares the model with its float original on a few images."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.encoder.float_encoder import FloatEncoder
@@ -33,23 +30,23 @@ class FirstLook:
     primitives: Primitives | None = None
 
 
-def first_look(context: Context, encoder: FloatEncoder, model: Path) -> FirstLook:
-    """Parity of `model` with the float ONNX of `encoder`.
+def first_look(
+    context: Context, encoder: FloatEncoder, model: Path, images: ImageFolder
+) -> FirstLook:
+    """Parity of `model` with the float ONNX of `encoder`, on a few of the images.
 
     Both are run one after the other: dequantized, a large model takes as much memory as the float
     one. Integer kernels are the CPU's; all else runs on the context's device. A model for OpenVINO
     is run by it where it is installed, else by ONNX Runtime.
     """
-    images = context.images.some(FIRST_LOOK_IMAGES)
+    images = images.some(FIRST_LOOK_IMAGES)
     context.reporter.begin(Stage.PARITY)
-    own = context.target.profile.runtime
-    primitives: Primitives | None = None
-    if own is RuntimeName.OPENVINO and has_openvino():
-        runtime = RuntimeName.OPENVINO
-        names, found, primitives = _in_openvino(context, encoder, model, images)
-    else:
-        runtime = RuntimeName.ONNXRUNTIME
-        names, found = _in_onnxruntime(context, encoder, model, images)
+    with open_candidate(context, encoder, model, profiled=True) as candidate:
+        names = candidate.output_names
+        found = [candidate.run(batch.images) for batch in images]
+        inside = candidate if isinstance(candidate, OpenVinoSession) else None
+        primitives = None if inside is None else Primitives.of(inside)
+    runtime = RuntimeName.ONNXRUNTIME if inside is None else RuntimeName.OPENVINO
     return_memory(encoder.graph)
     outputs = iter(found)
     with OrtSession(
@@ -72,34 +69,26 @@ def first_look(context: Context, encoder: FloatEncoder, model: Path) -> FirstLoo
     return FirstLook(meter.result(reference="float-onnx"), runtime, primitives)
 
 
-Outputs = list[list[NDArray[Any]]]
+def open_candidate(
+    context: Context, encoder: FloatEncoder, model: Path, *, profiled: bool = False
+) -> OrtSession | OpenVinoSession:
+    """The quantized model of `encoder` in what will run it, as far as that is here.
 
-
-def _in_onnxruntime(
-    context: Context, encoder: FloatEncoder, model: Path, images: ImageFolder
-) -> tuple[list[str], Outputs]:
-    """The names of the outputs, and what they are for each batch."""
-    integers = context.target.profile.integers
-    with OrtSession(
+    `profiled`: whether OpenVINO notes what it runs.
+    """
+    own, integers = context.target.profile.runtime, context.target.profile.integers
+    if own is RuntimeName.OPENVINO and has_openvino():
+        return OpenVinoSession(
+            model,
+            threads=context.threads,
+            openvino=OpenVinoOptions().for_model(context.precision.in_openvino),
+            outputs=encoder.outputs.first,
+            profiled=profiled,
+        )
+    return OrtSession(
         model,
         threads=context.threads,
         outputs=encoder.outputs.first,
         integers=integers,
         device=CPU if integers else context.device,
-    ) as candidate:
-        return candidate.output_names, [candidate.run(batch.images) for batch in images]
-
-
-def _in_openvino(
-    context: Context, encoder: FloatEncoder, model: Path, images: ImageFolder
-) -> tuple[list[str], Outputs, Primitives]:
-    """As in ONNX Runtime, and what OpenVINO computed in."""
-    with OpenVinoSession(
-        model,
-        threads=context.threads,
-        openvino=OpenVinoOptions().for_model(context.precision.in_openvino),
-        outputs=encoder.outputs.first,
-        profiled=True,
-    ) as candidate:
-        found = [candidate.run(batch.images) for batch in images]
-        return candidate.output_names, found, Primitives.of(candidate)
+    )

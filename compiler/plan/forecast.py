@@ -30,7 +30,8 @@ _DECODING = frozenset({Stage.CALIBRATE})
 _WEIGHTS, _MAPPED_WEIGHTS, _MORE = 3, 2, 1.1
 _ACTIVATIONS: Mapping[str, float] = {
     Stage.CALIBRATE: 7, Stage.EQUALIZE: 13, Stage.SEARCH: 17, Stage.ROTATE: 11, Stage.PLACE: 25,
-    Stage.RANGES: 9, Stage.ROUND: 19, Stage.WRITE: 14, Stage.PARITY: 13, Stage.SPEED: 20,
+    Stage.RANGES: 9, Stage.ROUND: 19, Stage.WRITE: 14, Stage.BOUND: 19, Stage.PARITY: 13,
+    Stage.SPEED: 20,
 }  # fmt: skip
 _BATCHES = frozenset({Stage.CALIBRATE})
 
@@ -177,6 +178,10 @@ class _Disk:
         elif step.name == Stage.WRITE:
             self.kept += self.model
             self.passing = 0
+        elif step.name == Stage.BOUND:  # what is tried lies beside the best so far
+            self.kept += self.model
+            rows, self.passing = self.passing, 0
+            return self.kept + rows + self.model
         elif step.name == Stage.CALIBRATE:
             self.passing = self.rows
         return self.kept + self.passing

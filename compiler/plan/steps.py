@@ -14,6 +14,7 @@ from regcache.compiler.reporter import Step
 # DINOv2-S and 50 photographs: for one image that is calibrated on, or in all.
 _CALIBRATE, _EQUALIZE, _SEARCH, _ROTATE, _PLACE = 1.3, 32.0, 3.6, 9.0, 56.0
 _RANGES, _ROUND, _WRITE, _PARITY, _SPEED = 7.0, 37.0, 6.0, 15.0, 6.0
+_BOUND = 60.0
 # Of the search and of the placement, what grows with the images that sensitivity is measured on.
 _SENSITIVITY = 0.4
 # Of what looks at a fixed number of tokens, images have this many there.
@@ -55,7 +56,10 @@ def _steps(options: CompileOptions, images: int, fewer: float) -> Iterator[Step]
     yield Step(Stage.RANGES, images=_RANGES * fewer)
     if stores_rows(target, options.rounding):
         yield Step(Stage.ROUND, images=_ROUND * fewer)
-    yield Step(Stage.WRITE, images=_WRITE)
+    if options.min_cosine is None:
+        yield Step(Stage.WRITE, images=_WRITE)
+    else:
+        yield Step(Stage.BOUND, images=_BOUND)
     yield Step(Stage.PARITY, images=_PARITY)
     if options.profile.timed and options.simulate is None:
         yield Step(Stage.SPEED, images=_SPEED, seconds=_TIMING)

@@ -54,6 +54,14 @@ class Quantized:
     passes: tuple[PassRecord, ...]
 
 
+@dataclass(frozen=True)
+class Integers:
+    """The scales of activations, by the site's name, and the rounded weights of their linears."""
+
+    scales: Mapping[str, Scale]
+    rounded: Rounded
+
+
 def quantize(
     context: Context,
     equalized: Equalized,
@@ -64,18 +72,49 @@ def quantize(
 
     `calibrated`: of the encoder before it was equalized.
     """
-    quantizer, encoder = Quantizer.of(context), equalized.encoder
-    sites = [site for site in encoder.view.sites if site.name not in placement.left_float]
+    integers = choose_integers(context, equalized, placement, calibrated)
+    context.reporter.begin(Stage.WRITE)
+    return write_integers(context, equalized, placement, calibrated, integers)
+
+
+def choose_integers(
+    context: Context, equalized: Equalized, placement: Placement, calibrated: Calibrated
+) -> Integers:
+    """Choose the scales and round the weights of what does not stay float; each by itself."""
+    quantizer, sites = Quantizer.of(context), _quantized(equalized, placement)
     context.reporter.begin(Stage.RANGES, f"({context.target.why})")
     scales = _scales(quantizer, sites, equalized, context.threads)
-    rounded = _rounded(context, quantizer, sites, scales, equalized, calibrated)
-    context.reporter.begin(Stage.WRITE)
+    return Integers(scales, _rounded(context, quantizer, sites, scales, equalized, calibrated))
+
+
+def write_integers(
+    context: Context,
+    equalized: Equalized,
+    placement: Placement,
+    calibrated: Calibrated,
+    integers: Integers,
+) -> Quantized:
+    """The quantized graph. `integers`: of all that does not stay float, and maybe of more."""
+    sites = _quantized(equalized, placement)
+    scales = {
+        site.name: integers.scales[site.name] for site in sites if site.name in integers.scales
+    }
     names = frozenset(linear.name for site in sites for linear in site.linears)
-    steps = quantizer.format.steps(by_tensor(sites, scales), rounded, names)
+    weights, biases = integers.rounded.weights, integers.rounded.biases
+    rounded = Rounded(
+        {name: weight for name, weight in weights.items() if name in names},
+        {name: bias for name, bias in biases.items() if name in names},
+    )
+    steps = Quantizer.of(context).format.steps(by_tensor(sites, scales), rounded, names)
     steps += _rest(context, equalized, calibrated.streams)
-    graph, ran = run_all(steps, encoder.graph)
+    graph, ran = run_all(steps, equalized.encoder.graph)
     linears = sum(len(site.linears) for site in sites if site.name in scales)
     return Quantized(graph, scales, linears, pass_records(ran))
+
+
+def _quantized(equalized: Equalized, placement: Placement) -> list[Site]:
+    sites = equalized.encoder.view.sites
+    return [site for site in sites if site.name not in placement.left_float]
 
 
 def _scales(

@@ -21,6 +21,9 @@ from regcache.compiler.quantization.rotation import rotation_work
 from regcache.passes.encoder import EncoderView, Site
 from regcache.runtime.engine_cost import PredictedTime
 
+# A bound may lead to a lower share than was asked for: down to this damage is measured closely.
+_BOUNDED_SHARE = 0.9
+
 
 class ParetoPoint(Record):
     """One trade of quantized share against error."""
@@ -78,6 +81,17 @@ def keep_float(
     return placement
 
 
+def leave_more(
+    context: Context, view: EncoderView, placement: Placement, more: Sequence[str]
+) -> Placement:
+    """The placement with `more` sites in float, by name."""
+    left, rotations = (*placement.left_float, *more), rotation_work(view)
+    total = sum(site.work for site in view.sites) + rotations
+    spent = rotations + sum(site.work for site in view.sites if site.name in left)
+    placement = replace(placement, left_float=left, share=1 - spent / total)
+    return _by_time(context, view, placement, {}) if context.options.predicts_time else placement
+
+
 def _by_time(
     context: Context, view: EncoderView, placement: Placement, damage: Mapping[str, float]
 ) -> Placement:
@@ -100,6 +114,9 @@ def _sensitivity(
 ) -> list[SensitivityRecord]:
     context.reporter.begin(Stage.PLACE)
     breadth, quantizer = Breadth.of(context.effort), Quantizer.of(context)
+    share = context.options.share
+    if context.options.min_cosine is not None:
+        share = min(share, _BOUNDED_SHARE)
     some = context.images.some(breadth.sensitivity)
     images = np.concatenate([batch.images for batch in some])
     plain = without_shifts(context, encoder, equalized)
@@ -115,7 +132,7 @@ def _sensitivity(
         batch=some.batch_size,
         seed=context.seed,
         sensitivity_images=breadth.sensitivity,
-        sites_alone=breadth.sites_alone(context.options.share),
+        sites_alone=breadth.sites_alone(share),
         outputs=encoder.outputs.counted,
     )
     try:

@@ -215,7 +215,7 @@ def test_a_python_call(images: Path, tmp_path: Path, given: Callable[[Times], No
     }
     source, output = write_tiny(tmp_path), tmp_path / "artifact"
     refused: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"target": "openvino", "min_cosine": 0.9}, 'option min_cosine is for target "cpu"'),
+        ({"target": "openvino", "max_error": 0.9}, 'option max_error is for target "cpu"'),
         ({"target": "cpu", "precision": "bf16"}, "chooses the precision"),
         ({"target": "cpu", "max_error": "low"}, "max_error: a number is wanted, not 'low'"),
         ({"target": "cpu", "for_cpu": "arm"}, "for_cpu: 'arm' is none of avx2, vnni, amx"),
@@ -237,7 +237,6 @@ def test_what_does_not_go_together(images: Path, tmp_path: Path) -> None:
         (("--precision", "bf16"), "--target cpu chooses the precision"),
         (("--no-float",), "compares with float.onnx"),
         (("--simulate", "w6a6"), "--simulate cannot be timed"),
-        (("--min-cosine", 0.9, "--target", "openvino"), "--min-cosine is for --target cpu"),
         (("--max-error", 0.1, "--target", "openvino"), "--max-error is for --target cpu"),
         (("--for", "vnni", "--target", "ort-cpu"), "--for is for --target cpu"),
     ):

@@ -188,12 +188,13 @@ def _compile(
         even, sensitivity = _even(context, placed), []  # known is only what was without registers
     placement = keep_float(context, placed, even, sensitivity, options.share)
     bound: BoundRecord | None = None
-    if held is None:
+    if held is None or options.min_cosine is None:
         quantized = quantize(context, even.equalized, placement, even.calibrated)
         save_graph(quantized.graph, folder / MODEL)
     else:
         held = held.telling(skipped.append)
-        kept = keep_bound(context, encoder, (even.calibrated, even.equalized), placement, held)
+        known, least = (even.calibrated, even.equalized), options.min_cosine
+        kept = keep_bound(context, encoder, known, placement, held, least)
         placement, quantized, bound = kept.placement, kept.quantized, kept.record
     made = _Made(curated, even.equalized, placement, quantized, bound)
     _put_down(quantized, curated, (encoder, placed, even.equalized.encoder), folder)

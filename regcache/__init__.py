@@ -95,8 +95,8 @@ def compile(  # noqa: A001 - users call it regcache.compile
     torch.nn.Module with an `example` of its input, traced in this process in eval mode and left as
     it was; or an onnx.ModelProto.
     `images`: photographs of the kind that the encoder will see, 50 are enough: a folder, a text
-    file with a path a line, or a pattern such as "shards/**/*.jpg". None will do where nothing is
-    quantized: precision="bf16" for OpenVINO, "fp16" for TensorRT.
+    file with a path a line, a pattern such as "shards/**/*.jpg", or what else docs/images.md lists.
+    None will do where nothing is quantized: precision="bf16" for OpenVINO, "fp16" for TensorRT.
     `output`: the folder to write; an artifact that is there is replaced, anything else is not.
     `force`: replace an artifact though other files lie in its folder; they go to `OUTPUT.kept`.
     `example`: of a module alone: a batch [B, 3, height, width] or [B, height, width, 3] of floats,
@@ -179,7 +179,8 @@ def parity(
 
         assert regcache.parity("vit-int8", "others/", thresholds={"cosine_min": 0.98}).passed
     """
-    from regcache._api import measure_parity, run_with_of
+    from regcache._api import run_with_of
+    from regcache._parity import measure_parity
 
     return measure_parity(
         artifact,

@@ -22,9 +22,6 @@ from regcache.compiler.inspection.inspect import inspect_encoder
 from regcache.compiler.inspection.record import Inspection
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.staging import check_output, unnamed
-from regcache.compiler.parity.measure import measure_artifact
-from regcache.compiler.parity.own_original import OwnOriginal
-from regcache.compiler.parity.reference import Against, ReferenceChoice
 from regcache.compiler.pipeline import compile_encoder
 from regcache.compiler.reporter import Reporter
 from regcache.export.suggest import did_you_mean
@@ -32,13 +29,10 @@ from regcache.passes.errors import InputError, one_line
 from regcache.passes.preprocess import Preprocess
 from regcache.passes.quiet import quiet
 from regcache.passes.temporary import temporary_folder
-from regcache.runtime.baseline import DEFAULT_MAX_REGRESSION, Baseline
 from regcache.runtime.device import find_device
 from regcache.runtime.list_images import list_images
 from regcache.runtime.openvino_options import Hint, InferencePrecision, OpenVinoOptions
-from regcache.runtime.parity import ParityResult
 from regcache.runtime.run_with import RuntimeName, RunWith
-from regcache.runtime.thresholds import Thresholds
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -181,54 +175,6 @@ def inspect_source(
         )
 
 
-def measure_parity(
-    artifact: object,
-    images: object,
-    *,
-    thresholds: object,
-    reference: str | OwnOriginal,
-    against: str,
-    per_layer: bool,
-    gallery: object,
-    query: object,
-    class_scores: bool | None,
-    batch_size: int,
-    threads: int | None,
-    device: str,
-    run_with: RunWith,
-    verbose: bool,
-    baseline: object = None,
-    max_regression: float = DEFAULT_MAX_REGRESSION,
-) -> ParityResult:
-    """`regcache.parity`: see there."""
-    if (gallery is None) != (query is None):
-        raise InputError("gallery and query go together")
-    labelled = None
-    if gallery is not None:
-        labelled = path_of(gallery, "gallery"), path_of(query, "query")
-    with quiet():
-        return measure_artifact(
-            folder_of(artifact),
-            path_of(images, "images"),
-            reporter_of(verbose),
-            thresholds=_limits(thresholds),
-            choice=reference
-            if isinstance(reference, OwnOriginal)
-            else choice_of(ReferenceChoice, reference, "reference"),
-            against=choice_of(Against, against, "against"),
-            per_layer=per_layer,
-            labelled=labelled,
-            class_scores=class_scores,
-            batch_size=count_of(batch_size, "batch_size"),
-            threads=None if threads is None else count_of(threads, "threads"),
-            device=device,
-            run_with=run_with,
-            baseline=None
-            if baseline is None
-            else Baseline.read(path_of(baseline, "baseline"), max_regression),
-        )
-
-
 def run_with_of(runtime: str | None, precision: str, hint: str, cache: object) -> RunWith:
     """The runtime that somebody named, and OpenVINO's options. Raises InputError for others."""
     return RunWith(
@@ -288,14 +234,6 @@ def _recipe(given: object) -> str | Preprocess | None:
     if given is None or isinstance(given, Preprocess):
         return given
     return str(path_of(given, "preprocess"))
-
-
-def _limits(given: object) -> Thresholds:
-    if isinstance(given, Thresholds):
-        return given
-    if given is None or isinstance(given, Mapping):
-        return Thresholds.of(given or {})
-    return Thresholds.read(path_of(given, "thresholds"))
 
 
 def choice_of(kind: type[Choice], value: str, what: str) -> Choice:

@@ -52,7 +52,8 @@ def assert_parity(
     `regcache.InputError` where nothing can be compared.
     """
     __tracebackhide__ = True  # pytest shows the line that calls this
-    from regcache._api import measure_parity, run_with_of
+    from regcache._api import run_with_of
+    from regcache._parity import measure_parity
     from regcache.compiler.parity.own_original import OwnOriginal
     from regcache.runtime.parity_output import shortfall
 

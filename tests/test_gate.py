@@ -203,12 +203,14 @@ class TestAction:
             assert ("uses" in step) != (step.get("shell") == "bash")
 
     @pytest.mark.slow
-    def test_it_passes_and_fails(self, artifact: Path, images: Path, tmp_path: Path) -> None:
-        given = {"artifact": str(artifact), "images": str(images)}
-        assert run_script(*self.step(given), tmp_path) == 0
-        assert json.loads((tmp_path / "regcache-parity/parity.json").read_text())["passed"]
+    def test_it_fails_and_leaves_the_reports(
+        self, artifact: Path, images: Path, tmp_path: Path
+    ) -> None:
+        given = {"artifact": str(artifact), "images": str(images), "min-cosine": "1"}
+        assert run_script(*self.step(given), tmp_path) == 1
+        found = json.loads((tmp_path / "regcache-parity/parity.json").read_text())
+        assert (found["passed"], found["min_cosine"], found["n_images"]) == (False, 1, 8)
         assert (tmp_path / "regcache-parity/parity.xml").is_file()
-        assert run_script(*self.step({**given, "min-cosine": "1"}), tmp_path) == 1
 
 
 class TestGitLab:

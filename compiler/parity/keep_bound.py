@@ -52,18 +52,17 @@ def keep_bound(
     even: tuple[Calibrated, Equalized],
     placement: Placement,
     held: ImageFolder,
+    least: float,
 ) -> Bounded:
-    """Leave more linears float than `placement` does, until `options.min_cosine` holds on `held`.
+    """Leave more linears float than `placement` does, until the mean cosine on `held` is `least`.
 
     `encoder`: as exported; `even`: the calibration of what is quantized, and what equalizing made
     of it. Weights are rounded once; for each share that is tried a model is written and run. Its
     files lie in the context's scratch folder when this returns. Raises FallsShortError where all
     linears but one site's in float are not close enough.
     """
-    least = context.options.min_cosine
-    assert least is not None
     names, damage = _order(placement)
-    trials = _Trials(context, encoder, even, placement, names, held)
+    trials = _Trials(context, encoder, even, placement, names, held, least)
     most = max(len(names) - 1, 0)  # one site stays quantized: this is to be no float model
     if not trials.passes(0):
         guess = _guess(damage, 1 - trials.tried[0].cosine, 1 - least)
@@ -127,11 +126,13 @@ class _Trials:
         placement: Placement,
         names: Sequence[str],
         held: ImageFolder,
+        least: float,
     ) -> None:
         self._context, self._encoder, self._names = context, encoder, names
+        self._least = least
         self._placement, (self._calibrated, self._equalized) = placement, even
         self._integers = choose_integers(context, self._equalized, placement, self._calibrated)
-        context.reporter.begin(Stage.BOUND, str(context.options.min_cosine))
+        context.reporter.begin(Stage.BOUND, str(least))
         with OrtSession(
             encoder.path,
             threads=context.threads,
@@ -165,8 +166,7 @@ class _Trials:
                 f"{placement.share:.1%} of the work quantized has a cosine of {cosine:.6f} on "
                 f"{self.images} images held out"
             )
-            least = context.options.min_cosine
-            if least is None or cosine < least:
+            if cosine < self._least:
                 return False
             remove_model(context.scratch / MODEL)
             for file in model_files(model):

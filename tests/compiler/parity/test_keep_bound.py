@@ -18,6 +18,8 @@ from regcache.compiler.job.calibration_images import hold_out
 from regcache.compiler.parity.keep_bound import fewest
 from regcache.passes.errors import FallsShortError, InputError
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("keep_bound")]
+
 FAST = ("--registers", "off", "--no-equalize", "--rounding", "nearest", "--accept-slower",
         "--threads", 1, "--int8-share", 1)  # fmt: skip
 

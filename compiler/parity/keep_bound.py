@@ -69,7 +69,7 @@ def keep_bound(
         if fewest(trials.passes, most, guess) is None:
             closest = max(trials.tried, key=lambda one: one.cosine)
             raise FallsShortError(
-                f"--min-cosine {least} is not reached: {closest.cosine:.6f} at most, with "
+                f"--min-cosine {least} is not reached: {closest.cosine:.6f} at most, "
                 f"{closest.share:.1%} of the work quantized"
             )
     assert trials.best is not None

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Comp
         return seen.pop()
 
     return ask
+
+
+def test_defaults_that_help_tells_are_those_of_the_options() -> None:
+    """What nobody gave is left to the options themselves."""
+    plain = CompileOptions(source="x", images="")
+    told = {
+        name: parameter.default
+        for name, parameter in signature(cli_compile.compile_command).parameters.items()
+        if name in CompileOptions.model_fields and parameter.default not in (None, "")
+    }
+    assert len(told) > 8
+    assert {name: getattr(plain, name) for name in told} == told
 
 
 def configure(text: str, name: str = "regcache.toml") -> Path:

@@ -26,6 +26,7 @@ _RUNS_IN = {
 }
 _COMPARED = {
     "calibration": "of the calibration images",
+    "held-out": "of the images that calibrated nothing",
     "given": "of the images that were given",
     "drawn": "pictures drawn at random",
 }

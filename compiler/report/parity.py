@@ -29,6 +29,7 @@ _HEADROOM = 1.4
 _FIRST_LOOK = {
     "calibration": "a first look at {count} of the calibration images, which the ranges were "
     "chosen on as well",
+    "held-out": "a first look at {count} of the images that calibrated nothing",
     "given": "a first look at {count} of the images that were given when it was compiled",
     "drawn": "a first look at {count} pictures drawn at random, as no images were given",
 }

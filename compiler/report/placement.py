@@ -1,5 +1,6 @@
 """The section on what stays float, and what other shares of int8 would cost."""
 
+from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.report.page import Cell, Figure, Part, Section, Sentence, Table
 from regcache.compiler.report.plot import (
     WIDE,
@@ -31,15 +32,10 @@ def placement_section(subject: Subject) -> Section:
         parts.append(Sentence("All activations stay float; only weights are of fewer bits."))
     else:
         left = ", ".join(quantization.left_float) or "no layer"
-        asked = (
-            "--prefer fastest decides by predicted time"
-            if options.prefer is not None
-            else f"at least {options.share:.0%} was asked for"
-        )
         parts.append(
             Sentence(
-                f"{quantization.int8_share:.1%} of the linears' work is quantized ({asked}). "
-                f"In float: {left}."
+                f"{quantization.int8_share:.1%} of the linears' work is quantized "
+                f"({_asked(manifest)}). In float: {left}."
             )
         )
     if quantization.pareto:
@@ -47,6 +43,19 @@ def placement_section(subject: Subject) -> Section:
     elif options.precision.quantizes:
         parts.append(Sentence(f"There is no curve of other shares. {why_no_damage(manifest)}"))
     return Section("float", "What stays float", parts)
+
+
+def _asked(manifest: Manifest) -> str:
+    """What decided how much is quantized, in words."""
+    bound, options = manifest.quantization.bound, manifest.options
+    if bound is not None:
+        return (
+            f"--min-cosine {bound.min_cosine} was asked for: {bound.cosine:.6f} on "
+            f"{bound.images} images that calibrated nothing, after {len(bound.tried)} tries"
+        )
+    if options.prefer is not None:
+        return "--prefer fastest decides by predicted time"
+    return f"at least {options.share:.0%} was asked for"
 
 
 def _curve(subject: Subject) -> Figure:

@@ -75,7 +75,7 @@ def build_world(folder: Path) -> Path:
     (folder / "names.txt").write_text("tench\ngoldfish\n")
     onnx.save(TinyVit(SPEC).model(), folder / ENCODER)
     sidecar(folder / ENCODER).write_text(RECIPE.to_json())
-    for names, count, seed in ((CALIBRATION, 16, 1), (EVALUATION, 9, 2)):
+    for names, count, seed in ((CALIBRATION, 24, 1), (EVALUATION, 9, 2)):
         photos(folder / names[0], count, seed=seed)
         for name in names[1:]:
             (folder / name).symlink_to(names[0])

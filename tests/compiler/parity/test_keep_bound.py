@@ -128,6 +128,16 @@ def test_the_figures_are_those_of_images_that_calibrated_nothing(tight: Path) ->
     assert result.cosine_mean == pytest.approx(bound.cosine, abs=1e-9)
 
 
+def test_the_card_and_the_report_tell(tight: Path, tmp_path: Path) -> None:
+    assert "of the images that calibrated nothing" in (tight / "README.md").read_text()
+    pytest.importorskip("jinja2", reason="NOT CHECKED: Jinja2 is not installed")
+    done = run_regcache("report", tight, "-o", tmp_path / "report.html")
+    assert done.code == 0, done
+    page = (tmp_path / "report.html").read_text()
+    assert "a first look at 8 of the images that calibrated nothing" in page
+    assert f"--min-cosine {bound_of(tight).min_cosine} was asked for" in page
+
+
 def test_compiled_once_more_it_is_the_same(tight: Path, tmp_path: Path) -> None:
     done = run_regcache("compile", "--from", tight, "-o", tmp_path / "again")
     assert done.code == 0, done

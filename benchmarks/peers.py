@@ -38,7 +38,8 @@ from regcache.passes.errors import InputError, first_line
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.images import Batch, ImageFolder
 from regcache.runtime.list_images import list_images
-from regcache.runtime.parity import ParityMeter, ParityResult
+from regcache.runtime.parity import ParityMeter
+from regcache.runtime.parity_result import ParityResult
 from regcache.runtime.session import OrtSession, available_cpus
 from regcache.runtime.speed import SpeedRatio, compare_speed
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from regcache.passes.errors import InputError
     from regcache.passes.preprocess import Preprocess
     from regcache.runtime.bench_result import BenchResult
-    from regcache.runtime.parity import ParityResult
+    from regcache.runtime.parity_result import ParityResult
     from regcache.runtime.thresholds import Thresholds
 
     __version__: str
@@ -42,7 +42,7 @@ else:
         "Embedder": "regcache.compiler.artifact.embedder",
         "InputError": "regcache.passes.errors",
         "Inspection": "regcache.compiler.inspection.record",
-        "ParityResult": "regcache.runtime.parity",
+        "ParityResult": "regcache.runtime.parity_result",
         "Preprocess": "regcache.passes.preprocess",
     }
 

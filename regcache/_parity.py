@@ -9,7 +9,7 @@ from regcache.compiler.parity.reference import Against, ReferenceChoice
 from regcache.passes.errors import InputError
 from regcache.passes.quiet import quiet
 from regcache.runtime.baseline import DEFAULT_MAX_REGRESSION, Baseline
-from regcache.runtime.parity import ParityResult
+from regcache.runtime.parity_result import ParityResult
 from regcache.runtime.run_with import RunWith
 from regcache.runtime.thresholds import Thresholds
 

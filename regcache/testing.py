@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from regcache.compiler.artifact.artifact import Artifact
-    from regcache.runtime.parity import ParityResult
+    from regcache.runtime.parity_result import ParityResult
 
     Encoder = Callable[[NDArray[Any]], Any]
 

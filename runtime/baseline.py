@@ -10,7 +10,7 @@ from typing import BinaryIO, Literal, Self
 from pydantic import ValidationError
 
 from regcache.passes.errors import InputError
-from regcache.runtime.parity import Compared, ParityResult
+from regcache.runtime.parity_result import Compared, ParityResult
 from regcache.runtime.stored_images import AnyImage, open_image_file
 from regcache.runtime.thresholds import Check, how_to_measure
 

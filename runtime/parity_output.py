@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from regcache.passes.errors import InputError, printable
-from regcache.runtime.parity import ParityResult
+from regcache.runtime.parity_result import ParityResult
 from regcache.runtime.tensor_parity import TensorParity
 
 _LISTS = {"checks", "outputs", "blocks", "pixels", "worst_images", "compared"}

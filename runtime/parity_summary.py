@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regcache.passes.errors import InputError
-from regcache.runtime.parity import ParityResult
 from regcache.runtime.parity_output import jump_sentence, reference_name, tensor_cells
+from regcache.runtime.parity_result import ParityResult
 from regcache.runtime.tensor_parity import TensorParity
 
 

@@ -19,7 +19,7 @@ from regcache.compiler.quantization.int8_share import ParetoPoint
 from regcache.runtime.device import Device, device_name
 from regcache.runtime.engine_cost import PredictedTime
 from regcache.runtime.openvino_primitives import Primitives
-from regcache.runtime.parity import ParityResult
+from regcache.runtime.parity_result import ParityResult
 from regcache.runtime.run_with import RuntimeName
 from regcache.runtime.speed import SpeedRatio
 

@@ -11,7 +11,7 @@ from regcache.compiler.job.record import Record
 from regcache.compiler.job.targets import Precision, TargetName
 from regcache.passes.errors import InputError
 from regcache.runtime.machine import cpu_features
-from regcache.runtime.parity import ParityResult
+from regcache.runtime.parity_result import ParityResult
 
 MIN_COSINE = 0.999
 # Of the fastest's time: within that, what is closer to float is taken.

@@ -17,7 +17,8 @@ from regcache.passes.preprocess import Preprocess
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.list_images import list_images
 from regcache.runtime.openvino_options import InferencePrecision, computes_bf16, has_openvino
-from regcache.runtime.parity import ParityMeter, ParityResult
+from regcache.runtime.parity import ParityMeter
+from regcache.runtime.parity_result import ParityResult
 from regcache.runtime.run_with import RuntimeName
 from regcache.runtime.session import available_cpus
 from regcache.runtime.time_alone import BATCHES, Deployed, Timed, embed_alone, least, time_alone

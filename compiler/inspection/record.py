@@ -3,6 +3,7 @@
 from typing import Literal
 
 from regcache.compiler.job.record import Record
+from regcache.runtime.shown_table import Row, ShownTable
 
 
 class NormSummary(Record):
@@ -91,8 +92,8 @@ class OutputRecord(Record):
     """What the output holds; None where it is neither embedding nor tokens."""
 
 
-class Inspection(Record):
-    """Everything `regcache inspect` finds."""
+class Inspection(Record, ShownTable):
+    """Everything `regcache inspect` finds; a notebook shows a row for each block."""
 
     source: str
     """The source, as it was named."""
@@ -118,3 +119,18 @@ class Inspection(Record):
     """How many tokens (class, own registers) stand before the patches; None if unknown."""
     n_images: int
     """Images that were measured; 0 without images."""
+
+    def rows(self) -> list[Row]:
+        """The residual stream behind every block, and the activation there with most outliers."""
+        return [_row(block) for block in self.blocks]
+
+
+def _row(block: BlockRecord) -> Row:
+    row: dict[str, str | float | bool | None] = {"block": block.index, "mlp": block.activation}
+    if block.stream is not None:
+        linf = block.stream.linf
+        row |= {"linf_median": linf.median, "linf_p99": linf.p99, "linf_max": linf.maximum}
+    if block.activations:
+        worst = max(block.activations, key=lambda activation: activation.outlier_ratio)
+        row |= {"worst_site": worst.site, "outlier_ratio": worst.outlier_ratio}
+    return row

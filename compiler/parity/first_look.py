@@ -13,7 +13,7 @@ from regcache.runtime.images import ImageFolder
 from regcache.runtime.openvino_options import OpenVinoOptions, has_openvino
 from regcache.runtime.openvino_primitives import Primitives
 from regcache.runtime.openvino_session import OpenVinoSession
-from regcache.runtime.parity import ParityResult
+from regcache.runtime.parity_result import ParityResult
 from regcache.runtime.run_with import RuntimeName
 from regcache.runtime.session import OrtSession
 

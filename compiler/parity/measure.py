@@ -20,7 +20,7 @@ from regcache.runtime.baseline import Baseline, fingerprint
 from regcache.runtime.device import CPU, find_device
 from regcache.runtime.images import ImageFolder, Skipped
 from regcache.runtime.list_images import list_images
-from regcache.runtime.parity import Compared, ParityResult
+from regcache.runtime.parity_result import Compared, ParityResult
 from regcache.runtime.pixel_parity import PixelParity, compare_pixels
 from regcache.runtime.run_with import RuntimeName, RunWith
 from regcache.runtime.stored_images import AnyImage

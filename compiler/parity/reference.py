@@ -14,7 +14,8 @@ from regcache.export.reference import Processor
 from regcache.export.source import is_on_hub, is_onnx, open_source, refuse_memory
 from regcache.passes.errors import InputError, MissingExtraError, RegcacheError
 from regcache.runtime.device import Device
-from regcache.runtime.parity import OUTPUT_NAMES, Reference
+from regcache.runtime.parity import OUTPUT_NAMES
+from regcache.runtime.parity_result import Reference
 
 
 class ReferenceChoice(StrEnum):

@@ -18,8 +18,8 @@ from regcache.compiler.report.plot import (
     y_scale,
 )
 from regcache.compiler.report.subject import Subject
-from regcache.runtime.parity import ParityResult
 from regcache.runtime.parity_output import jump_sentence, reference_name, tensor_cells
+from regcache.runtime.parity_result import ParityResult
 from regcache.runtime.similarity import row_cosines
 from regcache.runtime.tensor_parity import TensorParity
 

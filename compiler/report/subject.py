@@ -17,7 +17,7 @@ from regcache.passes.external_weights import stored_tensors
 from regcache.passes.preprocess import Preprocess
 from regcache.runtime.bench_result import BenchResult
 from regcache.runtime.optimised_graph import optimised_ops
-from regcache.runtime.parity import ParityResult
+from regcache.runtime.parity_result import ParityResult
 from regcache.runtime.run_with import RuntimeName
 
 _NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}

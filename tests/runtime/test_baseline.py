@@ -8,7 +8,8 @@ import pytest
 
 from regcache.passes.errors import InputError
 from regcache.runtime.baseline import Baseline, fingerprint
-from regcache.runtime.parity import Compared, ParityMeter, ParityResult
+from regcache.runtime.parity import ParityMeter
+from regcache.runtime.parity_result import Compared, ParityResult
 from regcache.runtime.thresholds import Check
 
 COMPARED = Compared(source="a.onnx", source_sha256="1" * 64, images_sha256="2" * 64)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from support.examples import examples
 
 from regcache.passes.errors import InputError
-from regcache.runtime.parity import ParityMeter, ParityResult
+from regcache.runtime.parity import ParityMeter
+from regcache.runtime.parity_result import ParityResult
 from regcache.runtime.similarity import knn_top1
 from regcache.runtime.thresholds import Thresholds
 

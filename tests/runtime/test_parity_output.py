@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from regcache.passes.errors import InputError
-from regcache.runtime.parity import ParityMeter, ParityResult
+from regcache.runtime.parity import ParityMeter
 from regcache.runtime.parity_output import parity_table, write_json, write_junit
+from regcache.runtime.parity_result import ParityResult
 
 
 def result(passed: bool = True, name: str = "a.jpg", nan: bool = False) -> ParityResult:

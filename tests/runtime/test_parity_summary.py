@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from regcache.passes.errors import InputError
-from regcache.runtime.parity import ParityMeter, ParityResult
+from regcache.runtime.parity import ParityMeter
+from regcache.runtime.parity_result import ParityResult
 from regcache.runtime.parity_summary import append_summary, summary
 from regcache.runtime.tensor_parity import TensorParity
 from regcache.runtime.thresholds import Thresholds

@@ -1,9 +1,10 @@
-"""`regcache.bench`, and what a notebook shows of an artifact and of its speed."""
+"""`regcache.bench`, and what a notebook shows of an artifact and what was measured of it."""
 
 from pathlib import Path
 
 import pytest
 from support.tiny_artifact import tiny_artifact
+from support.tiny_source import photos
 
 import regcache
 
@@ -56,3 +57,28 @@ def test_an_artifact_is_a_row(artifact: Path) -> None:
     assert row["model_mb"] == pytest.approx((artifact / "model.onnx").stat().st_size / 1e6)
     assert row["float_mb"] == pytest.approx((artifact / "float.onnx").stat().st_size / 1e6)
     assert f"<td>{artifact}</td>" in opened._repr_html_()
+
+
+def test_a_comparison_is_a_row(artifact: Path, tmp_path: Path) -> None:
+    images = photos(tmp_path / "photos", 3, seed=5)
+    found = regcache.parity(artifact, images, reference="float-onnx", threads=1)
+    (row,) = found.rows()
+    assert row["passed"] is True
+    assert row["cosine_mean"] == found.cosine_mean
+    assert row["reference"] == "float-onnx"
+    assert row["worst_image"] == found.worst_image
+    assert "knn_top1_float" not in row  # not measured
+    assert f"<td>{found.cosine_mean:.6g}</td>" in found._repr_html_()
+
+
+def test_an_inspection_has_a_row_for_each_block(artifact: Path, tmp_path: Path) -> None:
+    encoder = artifact.parent / "tiny.onnx"
+    (row,) = regcache.inspect(encoder).rows()
+    assert row == {"block": 0, "mlp": "gelu"}
+    found = regcache.inspect(encoder, photos(tmp_path / "photos", 3, seed=5))
+    (row,) = found.rows()
+    stream, activations = found.blocks[0].stream, found.blocks[0].activations
+    assert stream is not None
+    assert activations is not None
+    assert row["linf_max"] == stream.linf.maximum
+    assert row["outlier_ratio"] == max(activation.outlier_ratio for activation in activations)

@@ -15,7 +15,6 @@ import numpy as np
 from regcache.compiler.artifact.artifact import MODEL, PREPROCESS
 from regcache.compiler.artifact.describe import Compiled, describe_artifact
 from regcache.compiler.artifact.manifest import (
-    BoundRecord,
     FileRecord,
     Manifest,
     ParityRecord,
@@ -54,7 +53,7 @@ from regcache.compiler.quantization.equalize import (
 )
 from regcache.compiler.quantization.fastest import gpus_for, predicted_half
 from regcache.compiler.quantization.finish import Quantized, quantize
-from regcache.compiler.quantization.int8_share import Placement, keep_float
+from regcache.compiler.quantization.int8_share import BoundRecord, Placement, keep_float
 from regcache.compiler.quantization.rotation import rotate
 from regcache.compiler.quantization.unquantized import leave_unquantized
 from regcache.compiler.reporter import Reporter

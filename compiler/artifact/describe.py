@@ -7,7 +7,6 @@ from pathlib import Path
 
 from regcache.compiler.artifact.manifest import (
     LIBRARIES,
-    BoundRecord,
     CalibrationRecord,
     DeviceRecord,
     EncoderRecord,
@@ -25,7 +24,7 @@ from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
 from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.finish import Quantized
-from regcache.compiler.quantization.int8_share import Placement
+from regcache.compiler.quantization.int8_share import BoundRecord, Placement
 from regcache.runtime.images import Skipped
 from regcache.runtime.openvino_primitives import Primitives
 from regcache.runtime.versions import installed_versions

@@ -15,7 +15,7 @@ from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.staging import MANIFEST
 from regcache.compiler.job.targets import TargetName
-from regcache.compiler.quantization.int8_share import ParetoPoint
+from regcache.compiler.quantization.int8_share import BoundRecord, ParetoPoint
 from regcache.runtime.device import Device, device_name
 from regcache.runtime.engine_cost import PredictedTime
 from regcache.runtime.openvino_primitives import Primitives
@@ -142,28 +142,6 @@ class SiteRecord(Record):
     """The number format, in ONNX's words: `uint8`, `int8`, `float8e4m3fn`."""
     equalization: str | None = None
     """How its channels were shifted and equalized, in words; None where they were not."""
-
-
-class TriedShare(Record):
-    """One share that was measured where a bound was to be kept to."""
-
-    share: float
-    """Share of the multiply-accumulates of linears and rotations that was quantized."""
-    cosine: float
-    """Mean cosine to float on the images held out."""
-
-
-class BoundRecord(Record):
-    """A bound on the cosine that decided how much stays float."""
-
-    min_cosine: float
-    """The least mean cosine that was asked for."""
-    cosine: float
-    """The mean cosine of what ships."""
-    images: int
-    """Number of images that it was measured on, which calibrated nothing."""
-    tried: list[TriedShare]
-    """Every share that was measured, in order."""
 
 
 class QuantizationRecord(Record):

@@ -10,7 +10,6 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.artifact.artifact import MODEL
-from regcache.compiler.artifact.manifest import BoundRecord, TriedShare
 from regcache.compiler.calibration.calibrate import Calibrated
 from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.encoder.float_encoder import FloatEncoder
@@ -23,7 +22,7 @@ from regcache.compiler.quantization.finish import (
     choose_integers,
     write_integers,
 )
-from regcache.compiler.quantization.int8_share import Placement, leave_more
+from regcache.compiler.quantization.int8_share import BoundRecord, Placement, TriedShare, leave_more
 from regcache.passes.errors import FallsShortError
 from regcache.passes.model_files import model_files, remove_model
 from regcache.passes.onnx_file import save_graph

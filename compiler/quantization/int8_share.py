@@ -36,6 +36,28 @@ class ParetoPoint(Record):
     """Name of the site that becomes float here; None for the first point."""
 
 
+class TriedShare(Record):
+    """One share that was measured where a bound was to be kept to."""
+
+    share: float
+    """Share of the multiply-accumulates of linears and rotations that was quantized."""
+    cosine: float
+    """Mean cosine to float on the images held out."""
+
+
+class BoundRecord(Record):
+    """A bound on the cosine that decided how much stays float."""
+
+    min_cosine: float
+    """The least mean cosine that was asked for."""
+    cosine: float
+    """The mean cosine of what ships."""
+    images: int
+    """Number of images that it was measured on, which calibrated nothing."""
+    tried: list[TriedShare]
+    """Every share that was measured, in order."""
+
+
 @dataclass(frozen=True)
 class Placement:
     """The sites that stay float, by name, and the share that is quantized.

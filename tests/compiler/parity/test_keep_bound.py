@@ -13,9 +13,9 @@ from support.tiny_source import photos
 
 import regcache
 from regcache.compiler.artifact.artifact import Artifact
-from regcache.compiler.artifact.manifest import BoundRecord
 from regcache.compiler.job.calibration_images import hold_out
 from regcache.compiler.parity.keep_bound import fewest
+from regcache.compiler.quantization.int8_share import BoundRecord
 from regcache.passes.errors import FallsShortError, InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("keep_bound")]

@@ -9,6 +9,9 @@ from rich.table import Column, Table
 from regcache.compiler.artifact.engine_record import EngineKind
 from regcache.compiler.cli.configuration import ConfigOption
 from regcache.compiler.cli.options import (
+    OUTPUT,
+    REPORT,
+    SPEED,
     ArtifactArgument,
     JsonOption,
     SignOption,
@@ -24,7 +27,8 @@ from regcache.passes.errors import InputError
 from regcache.runtime.engine_cost import PredictedTime
 
 _EngineOption = Annotated[
-    EngineKind, typer.Option(help="What builds: TensorRT-RTX needs no GPU, TensorRT does.")
+    EngineKind,
+    typer.Option(help="What builds: -rtx needs no GPU, the other one does.", rich_help_panel=SPEED),
 ]
 _CapabilitiesOption = Annotated[
     list[str] | None,
@@ -32,6 +36,7 @@ _CapabilitiesOption = Annotated[
         "--compute-capability",
         metavar="LIST",
         help="GPUs that TensorRT-RTX builds for, or all; 8.6,8.9,12.0 by default.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 _MaxBatchOption = Annotated[int, typer.Option(min=1, help="Largest batch that the engine takes.")]
@@ -44,6 +49,7 @@ _PredictOption = Annotated[
     typer.Option(
         "--predict/--no-predict",
         help="Predict its time beside FP16's, from peak rates; takes two more builds.",
+        rich_help_panel=REPORT,
     ),
 ]
 _ForceOption = Annotated[bool, typer.Option("--force", help="Build what is up to date as well.")]

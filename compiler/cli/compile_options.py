@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from regcache.compiler.cli.configuration import repeats
-from regcache.compiler.cli.options import IMAGES, INPUT, OUTPUT, QUALITY, REGISTERS, REPORT, SPEED
+from regcache.compiler.cli.options import (
+    ACTIVATIONS,
+    IMAGES,
+    INPUT,
+    OUTPUT,
+    QUALITY,
+    REGISTERS,
+    REPORT,
+    SPEED,
+)
 from regcache.compiler.job.effort import Effort, Preset, RegisterChoice
 from regcache.compiler.job.options import AttentionChoice, Calibrator, Rounding
 from regcache.compiler.job.targets import Precision, Simulation
@@ -57,7 +66,7 @@ EqualizeOption = Annotated[
     typer.Option(
         "--equalize/--no-equalize",
         help="Whether channels are equalized.",
-        rich_help_panel=QUALITY,
+        rich_help_panel=ACTIVATIONS,
     ),
 ]
 RotateOption = Annotated[
@@ -66,7 +75,7 @@ RotateOption = Annotated[
         "--rotate/--no-rotate",
         help="Whether activations are rotated where --int8-share leaves room for it; by default "
         "they are, but for --effort fast.",
-        rich_help_panel=QUALITY,
+        rich_help_panel=ACTIVATIONS,
     ),
 ]
 RoundingOption = Annotated[
@@ -77,7 +86,7 @@ HalfOption = Annotated[
     typer.Option(
         "--half/--no-half",
         help="The rest in FP16; by default for TensorRT.",
-        rich_help_panel=QUALITY,
+        rich_help_panel=ACTIVATIONS,
     ),
 ]
 AttentionOption = Annotated[
@@ -106,7 +115,7 @@ RegistersOption = Annotated[
 PresetOption = Annotated[
     Preset | None,
     typer.Option(
-        help="A bundle of options; those that are given go before it (docs/configuration.md).",
+        help="A bundle of options; those that are given go before it.",
         rich_help_panel=QUALITY,
     ),
 ]

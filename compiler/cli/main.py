@@ -3,6 +3,7 @@
 import gc
 import sys
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from regcache.compiler.cli.bundle import bundle_command
 from regcache.compiler.cli.compile import compile_command
 from regcache.compiler.cli.doctor import doctor_command
 from regcache.compiler.cli.ending import ended_cleanly
+from regcache.compiler.cli.examples import epilog_of
 from regcache.compiler.cli.options import (
     INPUT,
     BatchOption,
@@ -72,7 +74,7 @@ def _common(
     """Turn a pretrained vision encoder into an int8 artifact, and prove its accuracy."""
 
 
-@app.command()
+@app.command(epilog=epilog_of("export"))
 @talking
 def export(source: SourceArgument, out: OutOption, resolution: ResolutionOption = None) -> None:
     """Write a source as ONNX, its preprocessing recipe beside it."""
@@ -86,7 +88,7 @@ def export(source: SourceArgument, out: OutOption, resolution: ResolutionOption 
     print_lines([f"wrote {out}"])
 
 
-@app.command()
+@app.command(epilog=epilog_of("inspect"))
 @talking
 def inspect(
     source: SourceArgument,
@@ -122,14 +124,18 @@ def inspect(
         print_tables(inspection_tables(inspection))
 
 
-app.command("compile")(talking(compile_command))
-app.command("build")(talking(build_command))
-app.command("bundle")(talking(bundle_command))
-app.command("parity")(talking(parity_command))
-app.command("report")(talking(report_command))
-app.command("reproduce")(talking(reproduce_command))
-app.command("bench")(talking(bench_command))
-app.command("doctor")(talking(doctor_command))
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "compile": compile_command,
+    "build": build_command,
+    "bundle": bundle_command,
+    "parity": parity_command,
+    "report": report_command,
+    "reproduce": reproduce_command,
+    "bench": bench_command,
+    "doctor": doctor_command,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, epilog=epilog_of(_name))(talking(_command))
 
 
 def main() -> None:

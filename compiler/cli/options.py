@@ -16,6 +16,8 @@ IMAGES = "a folder, a list (.txt), a 'pattern', .tar shards, a saved data set, .
 # The panels of --help.
 INPUT, OUTPUT, QUALITY = "Input", "Output", "Quality"
 REGISTERS, SPEED, REPORT = "Registers", "Speed", "Report"
+# Apart, for names with a --no- beside them need room.
+ACTIVATIONS, EMBEDDING, GATE, OPENVINO = "Activations", "Embedding", "Gate", "OpenVINO"
 
 SourceArgument = Annotated[
     str,
@@ -58,18 +60,33 @@ DeviceOption = Annotated[
 ]
 RuntimeOption = Annotated[
     RuntimeName | None,
-    typer.Option(help="What runs the artifact; by default what suits its target."),
+    typer.Option(
+        help="What runs the artifact; by default what suits its target.", rich_help_panel=SPEED
+    ),
 ]
 InferencePrecisionOption = Annotated[
     InferencePrecision,
-    typer.Option(help="OpenVINO: what is not quantized computes in this; auto: the CPU's fastest."),
+    typer.Option(
+        metavar="KIND",
+        help="What is not quantized computes in f32 or bf16; auto: in the CPU's fastest.",
+        rich_help_panel=OPENVINO,
+    ),
 ]
 HintOption = Annotated[
-    Hint, typer.Option(help="OpenVINO: one batch soon, or many images side by side.")
+    Hint,
+    typer.Option(
+        metavar="KIND",
+        help="latency: one batch soon; throughput: many images side by side.",
+        rich_help_panel=OPENVINO,
+    ),
 ]
 ModelCacheOption = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="OpenVINO: keep compiled models here for the next start."),
+    typer.Option(
+        metavar="DIR",
+        help="Keep compiled models here for the next start.",
+        rich_help_panel=OPENVINO,
+    ),
 ]
 JsonOption = Annotated[
     Path | None,
@@ -139,7 +156,10 @@ SignOption = Annotated[
 VerifyOption = Annotated[
     Path | None,
     typer.Option(
-        "--verify", metavar="PUBLIC_KEY", help="Refuse an artifact that is not signed by this key."
+        "--verify",
+        metavar="KEY",
+        help="Refuse an artifact that is not signed by this public key.",
+        rich_help_panel=INPUT,
     ),
 ]
 OutputOption = Annotated[

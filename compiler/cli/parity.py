@@ -8,6 +8,10 @@ import typer
 
 from regcache.compiler.cli.configuration import ConfigOption
 from regcache.compiler.cli.options import (
+    EMBEDDING,
+    GATE,
+    INPUT,
+    REPORT,
     ArtifactArgument,
     BatchOption,
     DeviceOption,
@@ -41,44 +45,73 @@ def parity_command(
     images: ImagesOption,
     config: ConfigOption = None,
     gallery: Annotated[
-        Path | None, typer.Option(help="Folder of class folders for nearest-neighbour accuracy.")
+        Path | None,
+        typer.Option(
+            help="Class folders, for the accuracy of neighbours.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     query: Annotated[
-        Path | None, typer.Option(help="Folder of class folders to classify by the gallery.")
+        Path | None,
+        typer.Option(help="Class folders to classify by the gallery.", rich_help_panel=INPUT),
     ] = None,
     min_cosine: Annotated[
         float | None,
         typer.Option(
             min=-1.0,
             max=1.0,
+            metavar="COSINE",
             help=f"Least mean cosine to pass; by default the file's, or {DEFAULT_MIN_COSINE}.",
+            rich_help_panel=GATE,
         ),
     ] = None,
     thresholds: Annotated[
-        Path | None, typer.Option(help="A TOML file of thresholds, such as cosine_min = 0.98.")
+        Path | None,
+        typer.Option(
+            help="A TOML file of thresholds, such as cosine_min = 0.98.", rich_help_panel=GATE
+        ),
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What --json wrote before: exit 1 where it got worse."),
+        typer.Option(
+            metavar="FILE",
+            help="What --json wrote before: exit 1 where it got worse.",
+            rich_help_panel=GATE,
+        ),
     ] = None,
     max_regression: Annotated[
         float,
-        typer.Option(min=0.0, help="--baseline: by which share of it the error may grow."),
+        typer.Option(
+            min=0.0,
+            metavar="SHARE",
+            help="--baseline: by which share of it the error may grow.",
+            rich_help_panel=GATE,
+        ),
     ] = DEFAULT_MAX_REGRESSION,
     reference: Annotated[
-        ReferenceChoice, typer.Option(help="What to compare with; auto: PyTorch if it can be.")
+        ReferenceChoice,
+        typer.Option(
+            help="What to compare with; auto: PyTorch if it can be.", rich_help_panel=INPUT
+        ),
     ] = ReferenceChoice.AUTO,
     against: Annotated[
-        Against, typer.Option(help="What is compared: the artifact's model, or its float.onnx.")
+        Against,
+        typer.Option(
+            help="What is compared: the artifact's model, or its float.onnx.", rich_help_panel=INPUT
+        ),
     ] = Against.ARTIFACT,
     per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Also compare the output of every block.")
+        bool,
+        typer.Option(
+            "--per-layer", help="Also compare the output of every block.", rich_help_panel=REPORT
+        ),
     ] = False,
     class_scores: Annotated[
         bool | None,
         typer.Option(
             "--class-scores/--no-class-scores",
             help="Whether the embedding is a score for each class; by default as it is named.",
+            rich_help_panel=EMBEDDING,
         ),
     ] = None,
     batch_size: BatchOption = 4,
@@ -90,11 +123,15 @@ def parity_command(
     hint: HintOption = Hint.LATENCY,
     model_cache: ModelCacheOption = None,
     json: JsonOption = None,
-    junit: Annotated[Path | None, typer.Option(help="Write a JUnit report to this file.")] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option(help="Write a JUnit report to this file.", rich_help_panel=REPORT),
+    ] = None,
     summary: Annotated[
         Path | None,
         typer.Option(
-            help=f"Append a Markdown summary to this file; by default to {_STEP_SUMMARY}'s."
+            help=f"Append a Markdown summary to this file; by default to {_STEP_SUMMARY}'s.",
+            rich_help_panel=REPORT,
         ),
     ] = None,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from regcache.compiler.cli.options import (
+    INPUT,
     BatchOption,
     DeviceOption,
     JsonOption,
@@ -37,9 +38,7 @@ _ModelOption = Annotated[str, typer.Option(metavar="SOURCE", help="As SOURCE of 
 _ImagenetOption = Annotated[
     _File, typer.Option(help="Folder of class folders whose images are classified.")
 ]
-_NamesOption = Annotated[
-    _File, typer.Option(help="Names of the classes, for zero-shot classification.")
-]
+_NamesOption = Annotated[_File, typer.Option(help="Names of the classes, for zero-shot.")]
 _TemplatesOption = Annotated[
     _File, typer.Option(help="Prompts, one a line, with {} for the class name.")
 ]
@@ -54,15 +53,30 @@ _TrainLimitOption = Annotated[
     int | None, typer.Option(min=1, help="At most so many images of --train, classes balanced.")
 ]
 _CalibrationOption = Annotated[
-    _File, typer.Option(help="Calibration images; --train, else --imagenet, by default.")
+    _File,
+    typer.Option(
+        help="Calibration images; --train, else --imagenet, by default.", rich_help_panel=INPUT
+    ),
 ]
 _CountOption = Annotated[
-    int, typer.Option(min=LEAST_IMAGES, help="How many of them, from all over the folder.")
+    int,
+    typer.Option(
+        metavar="N",
+        help="How many of them.",
+        rich_help_panel="Calibration",  # its name is long: nothing else may need room
+    ),
 ]
 _BitsOption = Annotated[
     str, typer.Option(help="Of 8, 6 and 4 (weights and activations alike) and w4a16.")
 ]
-_CalibratorsOption = Annotated[str, typer.Option(help="Base quantizers.")]
+_CalibratorsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="LIST",
+        show_default=False,
+        help="Base quantizers; by default min-max and output-error.",
+    ),
+]
 _TargetOption = Annotated[TargetName, typer.Option(help="Whose number formats are simulated.")]
 _SeedOption = Annotated[int, typer.Option(help="Seed of all that is drawn at random.")]
 _MarkdownOption = Annotated[_File, typer.Option(help="Write the table to this file.")]
@@ -96,6 +110,8 @@ def reproduce_command(
     markdown: _MarkdownOption = None,
 ) -> None:
     """Rerun the tables of the RegCache paper: base quantizer x {off, RegCache}."""
+    if calibration_images < LEAST_IMAGES:
+        raise InputError(f"--calibration-images {calibration_images}: give {LEAST_IMAGES} or more")
     folder = images or train or imagenet
     if folder is None:
         raise InputError("no images to calibrate on: give --images, --train or --imagenet")

@@ -23,7 +23,10 @@ from support.docs_settings import read_json, read_toml, read_yaml
 from support.docs_shell import ROOT, run_shell
 from support.docs_world import build_world, with_stand_ins
 from support.markdown_blocks import CodeBlock, code_blocks
+from typer.main import get_command
 
+from regcache.compiler.cli.examples import examples_of
+from regcache.compiler.cli.main import app
 from regcache.passes.errors import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch, pytest.mark.xdist_group("code_blocks")]
@@ -63,6 +66,14 @@ def test_every_block_of_a_page_runs(
             except Exception as error:
                 failed.append(f"{block.place}: {type(error).__name__}: {error}")
     assert not failed, "\n".join(failed)
+
+
+def test_the_examples_of_every_help_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    with without_waiting():
+        for example in (line for command in commands for line in examples_of(command)):
+            run_shell(example, world)
 
 
 def test_no_other_block_is_exempt() -> None:

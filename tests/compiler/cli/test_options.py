@@ -13,7 +13,7 @@ from regcache.compiler.engines.build import BuildReport
 from regcache.compiler.engines.toolchain import BuildOptions
 from regcache.compiler.reporter import Reporter
 
-PANELS = {INPUT, OUTPUT, QUALITY, REGISTERS, SPEED, REPORT}
+PANELS = {"Activations", INPUT, OUTPUT, QUALITY, REGISTERS, SPEED, REPORT}
 
 
 def test_items_keep_their_order() -> None:

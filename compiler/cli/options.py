@@ -11,6 +11,7 @@ from regcache.passes.errors import InputError
 from regcache.runtime.gpu_rates import GPUS
 from regcache.runtime.openvino_options import Hint, InferencePrecision
 from regcache.runtime.run_with import RuntimeName
+from regcache.runtime.thresholds import DEFAULT_MIN_COSINE
 
 IMAGES = "a folder, a list (.txt), a 'pattern', .tar shards, a saved data set, .npy tensors"
 # The panels of --help.
@@ -168,6 +169,31 @@ OutputOption = Annotated[
         metavar="NAME",
         help="The output that is the embedding; by default the likeliest.",
         rich_help_panel=INPUT,
+    ),
+]
+
+
+GateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--min-cosine",
+        min=-1.0,
+        max=1.0,
+        metavar="COSINE",
+        help=f"Least mean cosine to pass; by default the file's, or {DEFAULT_MIN_COSINE}.",
+        rich_help_panel=GATE,
+    ),
+]
+ThresholdsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A TOML file of thresholds, such as cosine_min = 0.98.", rich_help_panel=GATE
+    ),
+]
+PerLayerOption = Annotated[
+    bool,
+    typer.Option(
+        "--per-layer", help="Also compare the output of every block.", rich_help_panel=REPORT
     ),
 ]
 

@@ -15,13 +15,16 @@ from regcache.compiler.cli.options import (
     ArtifactArgument,
     BatchOption,
     DeviceOption,
+    GateOption,
     HintOption,
     ImagesOption,
     InferencePrecisionOption,
     JsonOption,
     ModelCacheOption,
+    PerLayerOption,
     RuntimeOption,
     ThreadsOption,
+    ThresholdsOption,
     VerifyOption,
 )
 from regcache.compiler.cli.tables import print_tables
@@ -35,7 +38,7 @@ from regcache.runtime.openvino_options import Hint, InferencePrecision, OpenVino
 from regcache.runtime.parity_output import block_table, parity_table, write_json, write_junit
 from regcache.runtime.parity_summary import append_summary
 from regcache.runtime.run_with import RunWith
-from regcache.runtime.thresholds import DEFAULT_MIN_COSINE, Thresholds
+from regcache.runtime.thresholds import Thresholds
 
 _STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
@@ -55,22 +58,8 @@ def parity_command(
         Path | None,
         typer.Option(help="Class folders to classify by the gallery.", rich_help_panel=INPUT),
     ] = None,
-    min_cosine: Annotated[
-        float | None,
-        typer.Option(
-            min=-1.0,
-            max=1.0,
-            metavar="COSINE",
-            help=f"Least mean cosine to pass; by default the file's, or {DEFAULT_MIN_COSINE}.",
-            rich_help_panel=GATE,
-        ),
-    ] = None,
-    thresholds: Annotated[
-        Path | None,
-        typer.Option(
-            help="A TOML file of thresholds, such as cosine_min = 0.98.", rich_help_panel=GATE
-        ),
-    ] = None,
+    min_cosine: GateOption = None,
+    thresholds: ThresholdsOption = None,
     baseline: Annotated[
         Path | None,
         typer.Option(
@@ -100,12 +89,7 @@ def parity_command(
             help="What is compared: the artifact's model, or its float.onnx.", rich_help_panel=INPUT
         ),
     ] = Against.ARTIFACT,
-    per_layer: Annotated[
-        bool,
-        typer.Option(
-            "--per-layer", help="Also compare the output of every block.", rich_help_panel=REPORT
-        ),
-    ] = False,
+    per_layer: PerLayerOption = False,
     class_scores: Annotated[
         bool | None,
         typer.Option(

@@ -15,8 +15,11 @@ from regcache.compiler.cli.options import (
     ArtifactArgument,
     BatchOption,
     DeviceOption,
+    GateOption,
+    PerLayerOption,
     RuntimeOption,
     ThreadsOption,
+    ThresholdsOption,
     VerifyOption,
 )
 from regcache.compiler.cli.parity import chosen_limits
@@ -28,7 +31,6 @@ from regcache.compiler.report.subject import read_bench, read_subject
 from regcache.compiler.report.write import check_report, write_report
 from regcache.passes.errors import InputError
 from regcache.runtime.run_with import RunWith
-from regcache.runtime.thresholds import DEFAULT_MIN_COSINE
 
 CompileReportOption = Annotated[
     Path | None,
@@ -62,35 +64,15 @@ def report_command(
             rich_help_panel=INPUT,
         ),
     ] = None,
-    min_cosine: Annotated[
-        float | None,
-        typer.Option(
-            min=-1.0,
-            max=1.0,
-            help=f"Least mean cosine to pass; by default the file's, or {DEFAULT_MIN_COSINE}.",
-            rich_help_panel=QUALITY,
-        ),
-    ] = None,
-    thresholds: Annotated[
-        Path | None,
-        typer.Option(
-            help="A TOML file of thresholds, such as cosine_min = 0.98.", rich_help_panel=QUALITY
-        ),
-    ] = None,
+    min_cosine: GateOption = None,
+    thresholds: ThresholdsOption = None,
     reference: Annotated[
         ReferenceChoice | None,
         typer.Option(
             help="What to compare with; by default PyTorch if it can be.", rich_help_panel=QUALITY
         ),
     ] = None,
-    per_layer: Annotated[
-        bool,
-        typer.Option(
-            "--per-layer",
-            help="Also compare the output of every block.",
-            rich_help_panel=QUALITY,
-        ),
-    ] = False,
+    per_layer: PerLayerOption = False,
     batch_size: BatchOption = 4,
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",

@@ -10,9 +10,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 from support.planted import PEAK, Planting
-from support.planted_photos import halves, model_graph, planted
+from support.planted_photos import halves, model_graph, natural, planted
 from support.running import run_graph
-from support.sample import canonical_sample
 
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import Curated, curate
@@ -56,10 +55,10 @@ def curated(planting: Planting, quantizer: Quantizer, journal: Path) -> Curated:
 
 
 @cache
-def natural_error(quantizer: Quantizer, folder: Path) -> float:
+def natural_error(quantizer: Quantizer) -> float:
     """Of the un-planted DINOv2-S, quantized the same way."""
     nothing = Trial(Setting(), np.zeros((0, 384), np.float32))
-    study = study_of(canonical_sample(folder), quantizer)
+    study = study_of(model_graph(natural()), quantizer)
     return decide_setting(HeldStudy(study), nothing).mean
 
 
@@ -94,9 +93,7 @@ def test_candidates_are_universal(planting: Planting, quantizer: Quantizer, jour
 
 
 @pytest.mark.parametrize(("planting", "quantizer"), CASES, ids=NAMES)
-def test_registers_close_the_gap(
-    planting: Planting, quantizer: Quantizer, journal: Path, folder: Path
-) -> None:
+def test_registers_close_the_gap(planting: Planting, quantizer: Quantizer, journal: Path) -> None:
     found = curated(planting, quantizer, journal)
     assert found.setting.count
     assert found.record.improvement is not None
@@ -104,7 +101,7 @@ def test_registers_close_the_gap(
         found.record.improvement.without,
         found.record.improvement.with_setting,
     )
-    gap = without - natural_error(quantizer, folder)
+    gap = without - natural_error(quantizer)
     print(
         f"without {without:.5f}, shipped {shipped:.5f}, gap closed {(without - shipped) / gap:.3f}"
     )

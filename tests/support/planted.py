@@ -93,7 +93,7 @@ class Planted:
 
 
 def plant(model: Any, planting: Planting, images: Tensor) -> Planted:
-    """A planted copy of `model`; `images` [N, 3, 224, 224] set the trigger and all levels."""
+    """A planted copy of `model`; `images` [N, 3, H, W] set the trigger and all levels."""
     start, new = planting.block, copy.deepcopy(model).requires_grad_(False)
     layers, generator = new.encoder.layer, torch.Generator().manual_seed(planting.seed)
     block, mlp = layers[start], layers[start].mlp

@@ -13,6 +13,7 @@ from regcache.compiler.engines.signed_model import has_zero_points, write_signed
 from regcache.compiler.job.targets import PROFILES
 from regcache.compiler.quantization.unquantized import write_half
 from regcache.compiler.reporter import Reporter
+from regcache.export.suggest import did_you_mean
 from regcache.passes.errors import InputError
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.bench import time_runners
@@ -200,5 +201,6 @@ def parse_runners(items: Sequence[str]) -> tuple[RunnerName, ...]:
     """Runners by their names, repeated ones left out. Raises InputError for an unknown name."""
     for item in items:
         if item not in list(RunnerName):
-            raise InputError(f"--runner {item!r}: must be of {', '.join(RunnerName)}")
+            near = did_you_mean(item, RunnerName) or f"; there are {', '.join(RunnerName)}"
+            raise InputError(f"--runner {item!r}: there is no such runner{near}")
     return tuple(dict.fromkeys(map(RunnerName, items)))

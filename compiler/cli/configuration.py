@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from typer.models import OptionInfo, ParameterInfo
 
 from regcache.compiler.cli.options import INPUT
+from regcache.compiler.cli.usage import choice_problem, choices_of
 from regcache.export.suggest import did_you_mean
 from regcache.passes.errors import InputError
 
@@ -153,6 +154,8 @@ def _check(keys: Mapping[str, Parameter], given: _Given) -> None:
             near = did_you_mean(name, map(given.spell, keys))
             raise InputError(f"{given.place}{name}: there is no such option{near}") from error
         value, reason = first["input"], first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "enum":
+            reason = choice_problem(value, choices_of(_type(keys[key])))
         raise InputError(f"{given.place}{name} = {value!r}: {reason}") from error
 
 

@@ -35,12 +35,11 @@ from regcache.compiler.cli.report import report_command
 from regcache.compiler.cli.reproduce import reproduce_command
 from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.cli.talk import CommandReporter, talking
+from regcache.compiler.cli.usage import Commands
 from regcache.compiler.encoder.prepare import export_source
 from regcache.compiler.inspection.inspect import inspect_encoder
 from regcache.compiler.inspection.tables import inspection_tables
-from regcache.compiler.job.options import (
-    CompileOptions,
-)
+from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.staging import staged_file, write_text
 from regcache.compiler.reporter import Step
@@ -52,6 +51,7 @@ from regcache.runtime.session import silence_runtime
 
 app = typer.Typer(
     name="regcache",
+    cls=Commands,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -150,13 +150,17 @@ def main() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         with ended_cleanly():
-            app()
+            app(prog_name="regcache")
     except FallsShortError as error:
         _fail(str(error), 1)
     except RegcacheError as error:
         _fail(str(error))
     except OSError as error:  # a full disk or a folder without permission, outside an artifact
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        _fail(
+            f"{error.filename}: {error.strerror}"
+            if error.filename
+            else error.strerror or str(error)
+        )
     except MemoryError:
         _fail("out of memory")
 

@@ -3,9 +3,10 @@
 import functools
 import inspect
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from regcache.compiler.cli.options import REPORT
+from regcache.compiler.cli.output_places import check_places
 from regcache.compiler.reporter import Course, Reporter, Step, duration
 from regcache.passes.errors import InputError, RegcacheError, one_line
 from regcache.runtime.versions import installed_versions
@@ -124,6 +126,7 @@ def talking(command: Callable[..., None]) -> Callable[..., None]:
     def told(*, quiet: bool, verbose: bool, log_file: Path | None, **given: Any) -> None:
         if quiet and verbose:
             raise InputError("--quiet and --verbose exclude one another")
+        check_places({**given, "log_file": log_file})
         with _logger(log_file) as log:
             talk = Talk(quiet, verbose, log)
             before = _TALK.set(talk)
@@ -165,6 +168,22 @@ def _logged(talk: Talk, name: str, run: Callable[[], Any]) -> None:
     talk.write(logging.INFO, f"done after {duration(time.monotonic() - began)}")
 
 
+class _LogFile(logging.FileHandler):
+    """A log that stops where its disk is full: what was asked for goes on, and the user is told."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Say once why there are no more lines."""
+        error = sys.exc_info()[1]
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        self.setLevel(logging.CRITICAL + 1)
+        Reporter().warn(f"the log ends here: --log-file {self.baseFilename}: {reason}")
+
+    def close(self) -> None:
+        """Close it; what the disk does not take was told of."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def _logger(file: Path | None) -> Iterator[logging.Logger | None]:
     """A log that adds to a file. Raises InputError where that cannot be written."""
@@ -172,7 +191,7 @@ def _logger(file: Path | None) -> Iterator[logging.Logger | None]:
         yield None
         return
     try:
-        handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+        handler = _LogFile(file, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"--log-file {file}: {error.strerror}") from error
     form = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")

@@ -231,7 +231,8 @@ def _reason(search: Search, best: Setting, before: float, improvement: Improveme
         why = f"the passes refuse all {len(search.tried)} settings, as manifest.json tells"
     else:
         error = search.tried[best].mean
-        why = f"they would not have helped: error {before:.2e} without, {error:.2e} with"
+        helped = "hardly" if error < before else "not"
+        why = f"they would {helped} have helped: error {before:.2e} without, {error:.2e} with"
     return f"Registers: none ({why}{_unfinished(search)})"
 
 

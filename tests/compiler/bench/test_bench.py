@@ -126,7 +126,9 @@ class TestRefusals:
         assert "timing" not in outcome.err
 
     def test_options(self, folder: Path) -> None:
-        assert_refused(bench(folder, "--runner", "gpu"), "--runner 'gpu': must be of ort-cpu, ")
+        assert_refused(bench(folder, "--runner", "gpu"), "--runner 'gpu'", "there are ort-cpu, ")
+        outcome = bench(folder, "--runner", "openvin")
+        assert_refused(outcome, "--runner 'openvin'", "did you mean openvino?")
         assert_refused(bench(folder, "--batch", "0"), "--batch '0'")
         assert_refused(bench(folder, "--plot", "bench.pdf"), "must end in .png or .svg")
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, Literal, Self
 from pydantic import ValidationError
 
 from regcache.passes.errors import InputError
+from regcache.passes.read_small import read_small
 from regcache.runtime.parity_result import Compared, ParityResult
 from regcache.runtime.stored_images import AnyImage, open_image_file
 from regcache.runtime.thresholds import Check, how_to_measure
@@ -45,7 +46,7 @@ class Baseline:
         if not 0 <= max_regression < float("inf"):
             raise InputError(f"--max-regression {max_regression}: a share from 0 up is wanted")
         try:
-            result = ParityResult.model_validate_json(file.read_bytes())
+            result = ParityResult.model_validate_json(read_small(file))
         except OSError as error:
             raise InputError(f"baseline {file}: {error.strerror or error}") from error
         except ValidationError as error:

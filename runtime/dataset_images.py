@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from regcache.passes.errors import InputError, MissingExtraError
+from regcache.passes.read_small import read_small
 from regcache.runtime.stored_images import AnyImage, StoredImage
 
 _STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
@@ -119,10 +120,10 @@ def _rows(file: Path, stamp: tuple[int, int]) -> Any:
 def _json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError, naming it, where it cannot be read."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_small(file))
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: is no JSON") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: is no JSON object")

@@ -138,6 +138,8 @@ def _listed(file: Path, unread: Counter[str]) -> list[AnyImage]:
         raise InputError(f"image list {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"image list {file}: is no text in UTF-8") from error
+    if any("\0" in line for line in lines):
+        raise InputError(f"image list {file}: is no text")
     named = [line.strip() for line in lines]
     paths = [file.parent / line for line in named if line and not line.startswith("#")]
     if not paths:

@@ -1,6 +1,5 @@
 """Thresholds of a comparison, and the TOML file that sets them."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -8,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError
 
 from regcache.passes.errors import InputError
+from regcache.passes.read_small import read_toml
 from regcache.runtime.finite_record import FiniteRecord
 
 DEFAULT_MIN_COSINE = 0.995
@@ -67,12 +67,7 @@ class Thresholds(FiniteRecord):
 
         Raises InputError, naming the file and the key, when it cannot be read or understood.
         """
-        try:
-            fields = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror or error}") from error
-        except ValueError as error:  # no TOML, or no text
-            raise InputError(f"{path}: not TOML: {error}") from error
+        fields = read_toml(path)
         try:
             return cls.of(fields)
         except InputError as error:

@@ -189,10 +189,13 @@ def _energy(meter: EnergyMeter | Unreadable) -> EnergySource:
     return EnergySource(source=meter.source)
 
 
+_MOST_DIGITS = 6  # of a batch size: more images than that fit into no memory
+
+
 def parse_batches(items: Sequence[str]) -> tuple[int, ...]:
     """Batch sizes from text, repeated ones left out. Raises InputError for anything else."""
     for item in items:
-        if not item.isdecimal() or int(item) < 1:
+        if not item.isdecimal() or len(item) > _MOST_DIGITS or int(item) < 1:
             raise InputError(f"--batch {item!r}: must be a batch size, or some as 1,8")
     return tuple(dict.fromkeys(map(int, items)))
 

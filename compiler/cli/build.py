@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from regcache.compiler.artifact.engine_record import EngineKind
 from regcache.compiler.cli.configuration import ConfigOption
 from regcache.compiler.cli.options import (
+    MOST_IMAGES,
     OUTPUT,
     REPORT,
     SPEED,
@@ -39,8 +40,12 @@ _CapabilitiesOption = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-_MaxBatchOption = Annotated[int, typer.Option(min=1, help="Largest batch that the engine takes.")]
-_OptBatchOption = Annotated[int, typer.Option(min=1, help="Batch that its kernels are tuned for.")]
+_MaxBatchOption = Annotated[
+    int, typer.Option(min=1, max=MOST_IMAGES, help="Largest batch that the engine takes.")
+]
+_OptBatchOption = Annotated[
+    int, typer.Option(min=1, max=MOST_IMAGES, help="Batch that its kernels are tuned for.")
+]
 _FloatOption = Annotated[
     bool, typer.Option("--float", help="Build float.onnx too, to compare with.")
 ]

@@ -16,7 +16,14 @@ from regcache.compiler.bundle.triton import (
     TritonOptions,
     bundle_triton,
 )
-from regcache.compiler.cli.options import ArtifactArgument, JsonOption, OutOption, VerifyOption
+from regcache.compiler.cli.options import (
+    MOST_IMAGES,
+    MOST_THREADS,
+    ArtifactArgument,
+    JsonOption,
+    OutOption,
+    VerifyOption,
+)
 from regcache.compiler.cli.tables import print_lines
 from regcache.compiler.job.staging import write_text
 from regcache.passes.errors import InputError
@@ -27,12 +34,17 @@ _NameOption = Annotated[
 ]
 _MaxBatchOption = Annotated[
     int | None,
-    typer.Option(min=1, help=f"Images that Triton runs at once; {DEFAULT_MAX_BATCH} by default."),
+    typer.Option(
+        min=1,
+        max=MOST_IMAGES,
+        help=f"Images that Triton runs at once; {DEFAULT_MAX_BATCH} by default.",
+    ),
 ]
 _QueueDelayOption = Annotated[
     int | None,
     typer.Option(
         min=0,
+        max=2**31 - 1,
         help=f"Microseconds an image waits for others; {DEFAULT_QUEUE_DELAY} by default.",
     ),
 ]
@@ -40,7 +52,8 @@ _EngineOption = Annotated[
     bool, typer.Option("--engine", help="Let Triton run the artifact's TensorRT engines.")
 ]
 _ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Threads of the backend on a CPU; all by default.")
+    int | None,
+    typer.Option(min=1, max=MOST_THREADS, help="Threads of the backend on a CPU; all by default."),
 ]
 _OrtFormatOption = Annotated[
     bool, typer.Option("--ort-format", help="model.ort, for minimal builds of ONNX Runtime.")

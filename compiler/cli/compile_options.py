@@ -31,7 +31,12 @@ CalibrationOption = Annotated[
 ]
 MaxImagesOption = Annotated[
     int,
-    typer.Option(min=1, help="Of more images, so many are drawn by --seed.", rich_help_panel=INPUT),
+    typer.Option(
+        min=1,
+        max=2**31 - 1,
+        help="Of more images, so many are drawn by --seed.",
+        rich_help_panel=INPUT,
+    ),
 ]
 FromOption = Annotated[
     Path | None,
@@ -48,7 +53,10 @@ NoFloatOption = Annotated[
     bool, typer.Option("--no-float", help="Keep no float.onnx.", rich_help_panel=OUTPUT)
 ]
 SeedOption = Annotated[
-    int, typer.Option(help="Seed of all that is drawn at random.", rich_help_panel=QUALITY)
+    int,
+    typer.Option(
+        min=0, max=2**63 - 1, help="Seed of all that is drawn at random.", rich_help_panel=QUALITY
+    ),
 ]
 CalibratorOption = Annotated[
     Calibrator,

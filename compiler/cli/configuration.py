@@ -7,7 +7,6 @@ before it, and the environment before the file.
 
 import json
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
@@ -23,6 +22,7 @@ from regcache.compiler.cli.options import INPUT
 from regcache.compiler.cli.usage import choice_problem, choices_of
 from regcache.export.suggest import did_you_mean
 from regcache.passes.errors import InputError
+from regcache.passes.read_small import read_toml
 
 FILE = Path("regcache.toml")
 _PREFIX = "REGCACHE"
@@ -99,9 +99,14 @@ def _keys(ctx: typer.Context) -> dict[str, Parameter]:
 def _key(parameter: Parameter) -> str:
     """ "int8-share" of `int8_share`, or of the first long name that its option was given."""
     information = _information(parameter)
-    named = information.param_decls if isinstance(information, OptionInfo) else None
-    for name in named or ():
-        if name.startswith("--"):
+    # typer keeps the first of the names that an annotation gives where a default would be.
+    named = (
+        (information.default, *(information.param_decls or ()))
+        if isinstance(information, OptionInfo)
+        else ()
+    )
+    for name in named:
+        if isinstance(name, str) and name.startswith("--"):
             return name.partition("/")[0].removeprefix("--")
     return parameter.name.replace("_", "-")
 
@@ -161,12 +166,7 @@ def _check(keys: Mapping[str, Parameter], given: _Given) -> None:
 
 def _table(file: Path, command: str, known: Iterable[str]) -> Mapping[str, Any]:
     """The command's table in a file; empty where there is none."""
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror or error}") from error
-    except ValueError as error:  # no TOML, or no text
-        raise InputError(f"{file}: is no TOML: {error}") from error
+    tables = read_toml(file)
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise InputError(f"{file}: {name} stands in no table: write it below [{command}]")

@@ -14,6 +14,8 @@ from regcache.runtime.run_with import RuntimeName
 from regcache.runtime.thresholds import DEFAULT_MIN_COSINE
 
 IMAGES = "a folder, a list (.txt), a 'pattern', .tar shards, a saved data set, .npy tensors"
+# What a library's 32 bits hold, and no machine has more of.
+MOST_IMAGES, MOST_THREADS, MOST_PIXELS = 2**16, 2**12, 2**16
 # The panels of --help.
 INPUT, OUTPUT, QUALITY = "Input", "Output", "Quality"
 REGISTERS, SPEED, REPORT = "Registers", "Speed", "Report"
@@ -36,7 +38,12 @@ ImagesOption = Annotated[
 ]
 ResolutionOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Side of the square input in pixels.", rich_help_panel=INPUT),
+    typer.Option(
+        min=1,
+        max=MOST_PIXELS,
+        help="Side of the square input in pixels.",
+        rich_help_panel=INPUT,
+    ),
 ]
 PreprocessOption = Annotated[
     Path | None,
@@ -46,10 +53,17 @@ PreprocessOption = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images per run.", rich_help_panel=SPEED)]
+BatchOption = Annotated[
+    int, typer.Option(min=1, max=MOST_IMAGES, help="Images per run.", rich_help_panel=SPEED)
+]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Threads of the runtime; all CPUs by default.", rich_help_panel=SPEED),
+    typer.Option(
+        min=1,
+        max=MOST_THREADS,
+        help="Threads of the runtime; all CPUs by default.",
+        rich_help_panel=SPEED,
+    ),
 ]
 DeviceOption = Annotated[
     str,

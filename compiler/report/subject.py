@@ -15,6 +15,7 @@ from regcache.compiler.parity.measure import Embeddings
 from regcache.passes.errors import InputError
 from regcache.passes.external_weights import stored_tensors
 from regcache.passes.preprocess import Preprocess
+from regcache.passes.read_small import read_small
 from regcache.runtime.bench_result import BenchResult
 from regcache.runtime.optimised_graph import optimised_ops
 from regcache.runtime.parity_result import ParityResult
@@ -99,7 +100,7 @@ def read_subject(
 def read_bench(path: Path) -> BenchResult:
     """What `regcache bench --json` wrote. Raises InputError where the file is no such thing."""
     try:
-        return BenchResult.model_validate_json(path.read_bytes())
+        return BenchResult.model_validate_json(read_small(path))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:

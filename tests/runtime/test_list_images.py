@@ -81,7 +81,13 @@ def test_a_list_keeps_its_order_and_its_gaps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "names no image"), (b"# a\n\n", "names no"), (b"\xff\n", "UTF-8")]
+    ("content", "reason"),
+    [
+        (b"", "names no image"),
+        (b"# a\n\n", "names no"),
+        (b"\xff\n", "UTF-8"),
+        (b"a\0b\n", "is no text"),
+    ],
 )
 def test_a_list_that_names_nothing_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "list.lst").write_bytes(content)

@@ -153,6 +153,26 @@ def test_tensors_with_nan_are_left_out(tmp_path: Path) -> None:
     assert told == ["holds NaN or infinity"]
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 3, 16, 16)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-17, 3, 16, 16)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (17, 3, 16, 16)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2**62, 3, 2**40, 16)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 3, 16, 16)}",
+        "__import__('os')",
+        "(" * 3000,
+    ],
+)
+def test_tensors_with_a_broken_header_are_refused(tmp_path: Path, header: str) -> None:
+    padded = f"{header}\n".encode()
+    file = tmp_path / "a.npy"
+    file.write_bytes(b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + bytes(99))
+    with pytest.raises(InputError, match=r"a\.npy: is no \.npy file of numbers, or a broken one"):
+        list_images(file)
+
+
 class TestHostileArchives:
     """Nothing is written, followed or believed."""
 

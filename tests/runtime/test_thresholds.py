@@ -40,7 +40,7 @@ def test_reads_what_a_file_sets(tmp_path: Path) -> None:
         ("cosine_min = nan", "cosine_min: "),
         ('cosine_min = "high"', "cosine_min: Input should be a valid number"),
         ("cosine = 0.9", "cosine: no such threshold; there are cosine_mean"),
-        ("cosine_min = ", "not TOML"),
+        ("cosine_min = ", "is no TOML"),
     ],
 )
 def test_refuses_what_it_does_not_understand(tmp_path: Path, text: str, complaint: str) -> None:
@@ -53,7 +53,7 @@ def test_refuses_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         Thresholds.read(tmp_path / "none.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="not TOML"):
+    with pytest.raises(InputError, match="is no TOML"):
         Thresholds.read(tmp_path / "binary.toml")
 
 

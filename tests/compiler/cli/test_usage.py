@@ -7,6 +7,7 @@ import pytest
 import typer
 from support.command_line import assert_refused, run_regcache
 
+from regcache.compiler.cli.configuration import _keys
 from regcache.compiler.cli.main import app
 from regcache.compiler.cli.usage import choices_of
 
@@ -86,3 +87,35 @@ def test_choices_of_the_environment_and_of_a_file_are_suggested(
     (tmp_path / "regcache.toml").write_text('[parity]\nreference = "float-onx"\n')
     refused = run_regcache("parity", "a", "--images", "b")
     assert_refused(refused, "parity.reference = 'float-onx'", "did you mean float-onnx?")
+
+
+def test_keys_of_regcache_toml_are_the_options_as_they_are_written() -> None:
+    for name in COMMANDS:
+        command = GROUP.commands[name]  # type: ignore[attr-defined]
+        context = command.make_context(name, [], resilient_parsing=True)
+        long = {
+            opt.removeprefix("--")
+            for one in command.params
+            for opt in one.opts
+            if one.param_type_name == "option"
+        }
+        arguments = {one.name for one in command.params if one.param_type_name == "argument"}
+        assert _keys(context).keys() <= long | arguments
+    assert "from" not in _keys(
+        GROUP.commands["compile"].make_context("compile", [], resilient_parsing=True)  # type: ignore[attr-defined]
+    )
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--threads", "--resolution", "--max-images"])
+def test_a_number_that_no_library_holds_is_refused(option: str) -> None:
+    refused = run_regcache("compile", "x.onnx", "-o", "o", option, "9" * 20)
+    assert_refused(refused, option, "less than or equal to")
+
+
+@pytest.mark.parametrize("seed", ["-1", "9" * 30])
+def test_a_seed_is_no_negative_number(seed: str) -> None:
+    assert_refused(run_regcache("compile", "x.onnx", "-o", "o", "--seed", seed), "--seed")
+
+
+def test_bench_refuses_batches_without_end() -> None:
+    assert_refused(run_regcache("bench", "a", "--batch", "9" * 5000), "must be a batch size")

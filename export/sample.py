@@ -42,7 +42,7 @@ class SampleSource:
     def open(cls, text: str, sample: str) -> Self:
         """Raises InputError for another sample, MissingExtraError for a missing library."""
         if sample != _NAME:
-            raise InputError(f"{text}: the only sample is sample:{_NAME}")
+            raise InputError(f"{text}: there is one sample; did you mean sample:{_NAME}?")
         require(_WHAT, "torch", "transformers", "onnxscript", "safetensors")
         return cls(text)
 

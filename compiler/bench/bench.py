@@ -204,6 +204,6 @@ def parse_runners(items: Sequence[str]) -> tuple[RunnerName, ...]:
     """Runners by their names, repeated ones left out. Raises InputError for an unknown name."""
     for item in items:
         if item not in list(RunnerName):
-            near = did_you_mean(item, RunnerName) or f"; there are {', '.join(RunnerName)}"
+            near = did_you_mean(item, [*RunnerName]) or f"; there are {', '.join(RunnerName)}"
             raise InputError(f"--runner {item!r}: there is no such runner{near}")
     return tuple(dict.fromkeys(map(RunnerName, items)))

@@ -42,7 +42,7 @@ def tiny_model(path: Path, external: bool = False) -> Path:
         ("hf:", "is no source"),
         ("missing.onnx", "no such file"),
         ("hf:./missing", "no such folder"),
-        ("sample:other", "the only sample is sample:dinov2-small"),
+        ("sample:other", "did you mean sample:dinov2-small"),
         ("openclip:ViT-B-16", "expected openclip:ARCH/TAG"),
     ],
 )

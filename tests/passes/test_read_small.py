@@ -33,7 +33,12 @@ def test_a_pipe_without_a_writer_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     """As of a shell's <(...), whose other end is open before and may be slow."""
     read_end, write_end = os.pipe()
-    slow = threading.Timer(0.05, lambda: (os.write(write_end, b"a = 1\n"), os.close(write_end)))
+
+    def write() -> None:
+        with open(write_end, "wb") as pipe:
+            pipe.write(b"a = 1\n")
+
+    slow = threading.Timer(0.05, write)
     slow.start()
     try:
         assert read_toml(Path(f"/dev/fd/{read_end}")) == {"a": 1}

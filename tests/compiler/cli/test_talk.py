@@ -13,6 +13,8 @@ from regcache.compiler.cli.main import app
 
 FAST = ("--accept-slower", "--threads", "1")
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR) \S.*")
+# A step that begins; how far one is stands behind it where a machine is slow.
+BEGUN = re.compile(r"step \d+ of \d+: (?!.* \d+:\d\d ).*")
 VERB = re.compile(
     r"\b(\w+ing|are|comes|falls|found|gives?|have|is|prove|ran|refuse|skipped|stay|takes|try|were|wrote)\b"
 )
@@ -60,7 +62,8 @@ def test_verbose_tells_what_passes_did_and_how_long_steps_took(tmp_path: Path) -
     more = [line for line in err.splitlines() if line not in usual.splitlines()]
     assert "quantize_linears changed 8 places" in more
     took = [line for line in more if re.fullmatch(r"[a-z ]+ took \d+\.\d s", line)]
-    assert len(took) == err.count("step ") > 5
+    begun = [line for line in err.splitlines() if BEGUN.fullmatch(line)]
+    assert len(took) == len(begun) > 5
     assert "took" not in usual
 
 
@@ -71,7 +74,7 @@ def test_a_log_has_everything_with_its_time(tmp_path: Path) -> None:
     first = log.read_text().splitlines()
     assert all(map(LINE.fullmatch, first))
     assert "compile begins, with regcache" in first[0]
-    assert "done after 0:0" in first[-1]
+    assert re.search(r"done after \d+:\d\d$", first[-1])
     assert any("quantize_linears changed" in line for line in first)
     compiled(tmp_path / "second", "--effort", "fast", "--log-file", log)
     assert log.read_text().splitlines()[: len(first)] == first

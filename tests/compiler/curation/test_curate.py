@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.cli.main import main
 from regcache.compiler.curation import workbench
 from regcache.compiler.curation.curate import Curated, curate
+from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.workbench import Workbench
 from regcache.compiler.job.context import SearchOptions
@@ -351,3 +353,17 @@ def test_too_few_images_to_search(encoder: Path, photos: Path, tmp_path: Path) -
         path.unlink()
     manifest = compile_it(encoder, photos, tmp_path / "artifact")
     assert "needs 16 images, there are 15" in manifest["curation"]["reason"]
+
+
+@pytest.mark.parametrize(("with_registers", "word"), [(0.99, "hardly"), (1.0, "not"), (1.5, "not")])
+def test_the_reason_tells_a_small_help_from_none(with_registers: float, word: str) -> None:
+    """An error that falls by too little to ship registers falls none the less."""
+    curation = importlib.import_module("regcache.compiler.curation.curate")
+    best = Setting()
+    search = SimpleNamespace(
+        tried={best: SimpleNamespace(mean=with_registers)}, tasks=SimpleNamespace(over=False)
+    )
+    told = curation._reason(search, best, 1.0, None)
+    assert told.startswith(
+        f"Registers: none (they would {word} have helped: error 1.00e+00 without"
+    )

@@ -94,9 +94,11 @@ def _number_formats(manifest: Manifest) -> list[str]:
         return ["Nothing is quantized."]
     if record.activation_bits is None:
         return [f"Weights of {record.weight_bits} bits; activations are float."]
-    kept = f"; {len(record.left_float)} groups of linears stay float" if record.left_float else ""
+    left = len(record.left_float)
+    groups = "1 group of linears stays" if left == 1 else f"{left} groups of linears stay"
+    kept = f"; {groups} float" if left else ""
     registers = len(manifest.curation.setting.candidates)
-    added = "it carries no registers" if registers == 0 else f"it carries {registers} registers"
+    added = f"it carries {registers or 'no'} register{'' if registers == 1 else 's'}"
     return [
         f"Activations of {record.activation_bits} bits, weights of {record.weight_bits}, in "
         f"{100 * record.int8_share:.1f} % of the linears' work{kept}; {added}.",

@@ -280,3 +280,17 @@ class TestThatItMayBeEdited:
         output = tmp_path / "bundle"
         assert run_regcache("bundle", edited, "--format", "triton", "-o", output).code == 0
         assert "Mine." not in (output / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (0, "work; it carries"),
+        (1, "; 1 group of linears stays float"),
+        (2, "; 2 groups of linears stay"),
+    ],
+)
+def test_what_stays_float_is_counted(manifest: Manifest, count: int, told: str) -> None:
+    left = dict.fromkeys(map(str, range(count)), "why")
+    quantization = manifest.quantization.model_copy(update={"left_float": left})
+    assert told in model_card(manifest.model_copy(update={"quantization": quantization}), RECIPE)

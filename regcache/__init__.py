@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from regcache.compiler.artifact.artifact import Artifact
     from regcache.compiler.artifact.embedder import Embedder
+    from regcache.compiler.curation.add_registers import RegistersResult
     from regcache.compiler.encoder.memory_source import AnySource
     from regcache.compiler.inspection.record import Inspection
     from regcache.compiler.job.options import CompileOptions
@@ -44,6 +45,7 @@ else:
         "Inspection": "regcache.compiler.inspection.record",
         "ParityResult": "regcache.runtime.parity_result",
         "Preprocess": "regcache.passes.preprocess",
+        "RegistersResult": "regcache.compiler.curation.add_registers",
     }
 
     def __getattr__(name: str) -> object:
@@ -68,12 +70,14 @@ __all__ = [
     "Inspection",
     "ParityResult",
     "Preprocess",
+    "RegistersResult",
     "__version__",
     "bench",
     "compile",
     "inspect",
     "load",
     "parity",
+    "registers",
 ]
 
 
@@ -200,6 +204,36 @@ def parity(
         max_regression=max_regression,
         verbose=verbose,
     )
+
+
+def registers(
+    source: "AnySource",
+    images: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    judge: str = "w8a8",
+    example: "Tensor | None" = None,
+    preprocess: "str | os.PathLike[str] | Preprocess | None" = None,
+    embedding: str | None = None,
+    verbose: bool = False,
+    **options: Any,
+) -> "RegistersResult":
+    """Write a float ONNX encoder with its registers, for another library's quantizer.
+
+    `output`: the ONNX file, its preprocessing recipe goes beside it; without registers that help it
+    is the float encoder as it was, and `registers` of the result is 0.
+    `judge`: what the search judges by: "w8a8", "w6a6", "w4a4" or "fp8", simulated with min-max
+    ranges; "ort" or "nncf" where that library's quantizer is to decide.
+    `source`, `images`, `example`, `preprocess`, `embedding`, `verbose`: as `compile` takes them.
+    `options`: `max_images`, `resolution`, `batch_size`, `threads`, `device`, `seed`, `effort`,
+    `search_budget` and `scheduler` of `CompileOptions`.
+
+    Raises InputError on bad input, and then writes nothing.
+    """
+    from regcache._api import GivenSource, registers_of_source
+
+    given = GivenSource(source, example, preprocess, embedding)
+    return registers_of_source(given, images, output, judge, options, verbose)
 
 
 def bench(

@@ -17,6 +17,12 @@ from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.cli.choose import CpuKind, compile_for_cpu, compile_for_kind
 from regcache.compiler.cli.cpu_ways import Accuracy
+from regcache.compiler.curation.add_registers import (
+    TAKEN,
+    Judge,
+    RegistersResult,
+    add_registers,
+)
 from regcache.compiler.encoder.memory_source import NamedSource
 from regcache.compiler.inspection.inspect import inspect_encoder
 from regcache.compiler.inspection.record import Inspection
@@ -106,6 +112,28 @@ def compile_source(
     # The file leaves out how fast it was found to be.
     told = opened.manifest.model_copy(update={"speed": manifest.speed})
     return replace(opened, manifest=told)
+
+
+def registers_of_source(
+    given: GivenSource,
+    images: object,
+    output: object,
+    judge: str,
+    options: Mapping[str, Any],
+    verbose: bool,
+) -> RegistersResult:
+    """`regcache.registers`: see there."""
+    folder, target = path_of(images, "images"), path_of(output, "output")
+    for name in options:
+        if name not in TAKEN:
+            raise InputError(f"there is no option {name!r}; there are {', '.join(sorted(TAKEN))}")
+    named = NamedSource.of(given.source, given.example)
+    chosen = _options(named, given, {"images": str(folder), **options})
+    by = choice_of(Judge, judge, "judge")
+    list_images(folder)  # said before minutes of exporting
+    reporter = reporter_of(verbose)
+    with _written(named, chosen, reporter) as ready:
+        return add_registers(ready, by, target, reporter)
 
 
 @dataclass(frozen=True)

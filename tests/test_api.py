@@ -97,12 +97,14 @@ def test_the_public_names() -> None:
         "Inspection",
         "ParityResult",
         "Preprocess",
+        "RegistersResult",
         "__version__",
         "bench",
         "compile",
         "inspect",
         "load",
         "parity",
+        "registers",
     ]
     assert set(regcache.__all__) <= set(dir(regcache))
     assert all(hasattr(regcache, name) for name in regcache.__all__)

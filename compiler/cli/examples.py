@@ -9,6 +9,9 @@ _EXAMPLES = {
         "regcache compile encoder.onnx --images photos --target tensorrt-rtx -o encoder-rtx",
         "regcache compile encoder.onnx --images photos --min-cosine 0.999 -o encoder-close",
     ),
+    "registers": (
+        "regcache registers encoder.onnx --images photos -o with-registers.onnx --for ort",
+    ),
     "build": ("regcache build encoder-rtx --compute-capability 8.9",),
     "bundle": ("regcache bundle ARTIFACT --format triton -o model_repository",),
     "parity": (

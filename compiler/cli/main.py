@@ -31,6 +31,7 @@ from regcache.compiler.cli.options import (
     ThreadsOption,
 )
 from regcache.compiler.cli.parity import parity_command
+from regcache.compiler.cli.registers import registers_command
 from regcache.compiler.cli.report import report_command
 from regcache.compiler.cli.reproduce import reproduce_command
 from regcache.compiler.cli.tables import print_lines, print_tables
@@ -126,6 +127,7 @@ def inspect(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "compile": compile_command,
+    "registers": registers_command,
     "build": build_command,
     "bundle": bundle_command,
     "parity": parity_command,

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.statistics import TokenNorms, token_kind
 from regcache.compiler.curation.candidates import find_candidates
-from regcache.compiler.curation.decision import Improvement, measure_improvement
+from regcache.compiler.curation.decision import Improvement
+from regcache.compiler.curation.held_out import HeldOut
 from regcache.compiler.curation.journal import Journal
+from regcache.compiler.curation.other_quantizer import OtherQuantizer
 from regcache.compiler.curation.record import (
     CandidateRecord,
     CurationRecord,
@@ -26,7 +28,7 @@ from regcache.compiler.curation.search import Search, SearchTasks
 from regcache.compiler.curation.sensitivity import BlockDamage, block_damage, site_damages
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.study import Study
-from regcache.compiler.curation.trial import Trial, TrialResult, decide_setting
+from regcache.compiler.curation.trial import TrialResult
 from regcache.compiler.curation.workbench import HeldStudy, Workbench
 from regcache.compiler.job.context import SearchOptions
 from regcache.compiler.reporter import Reporter
@@ -55,15 +57,22 @@ class UnsearchableError(InputError):
     """The encoder cannot be cut at its blocks, so that nothing can be searched."""
 
 
-def curate(study: Study, where: SearchOptions, reporter: Reporter) -> Curated:
+def curate(
+    study: Study,
+    where: SearchOptions,
+    reporter: Reporter,
+    other: OtherQuantizer | None = None,
+) -> Curated:
     """Find registers and sink deletion that lower the error of the quantized encoder for certain.
 
     Every image set of the study needs an image. The search goes on where a killed one with the
-    same study stopped. Raises UnsearchableError where the encoder cannot be cut at its blocks.
+    same study stopped. `other`: a library whose quantizer has the last word, on the encoder without
+    registers and with the best setting. Raises UnsearchableError where the encoder cannot be cut at
+    its blocks, InputError where the other library fails.
     """
     with _tasks(study, where, reporter) as (workbench, tasks):
         _check_blocks(workbench)
-        return _curate(workbench, tasks, reporter)
+        return _curate(workbench, tasks, HeldOut(workbench, tasks, other), reporter)
 
 
 def measure_sensitivity(
@@ -169,21 +178,24 @@ def most_sensitive_block(workbench: Workbench, damage: Mapping[str, float]) -> i
     return max(blocks, key=lambda block: max(map(undone, names[block])))
 
 
-def _curate(workbench: Workbench, tasks: SearchTasks, reporter: Reporter) -> Curated:
+def _curate(
+    workbench: Workbench, tasks: SearchTasks, held_out: HeldOut, reporter: Reporter
+) -> Curated:
     damage = _measure_damage(workbench, tasks)
     sensitive = most_sensitive_block(workbench, damage.sites)
     candidates, universality = find_candidates(workbench, sensitive)
-    listed = workbench.study.short_list
-    search = Search(tasks, candidates, damage.sites, sensitive, workbench.depth, listed)
+    study = workbench.study
+    limits = (study.short_list, study.token_mode)
+    search = Search(tasks, candidates, damage.sites, sensitive, workbench.depth, *limits)
     best = search.run()
     before = float(workbench.baseline.mean())
     improvement = None
     if best.changes and search.tried[best].mean < before * (1 - _LEAST_GAIN):
-        improvement = _decide(tasks, search, best, workbench.study.seed)
+        improvement = held_out.improvement(best, search.registers(best))
     setting = best if improvement is not None and improvement.certain else Setting()
     reason = _reason(search, best, before, improvement)
     reporter.step(reason)
-    images = workbench.study.images
+    images = study.images
     record = CurationRecord(
         reason=reason,
         setting=setting,
@@ -207,16 +219,6 @@ def _curate(workbench: Workbench, tasks: SearchTasks, reporter: Reporter) -> Cur
     return Curated(setting, search.registers(setting), record)
 
 
-def _decide(tasks: SearchTasks, search: Search, best: Setting, seed: int) -> Improvement:
-    """Errors without registers and with the best setting, on images that the search never used."""
-    trials = {
-        setting.key(): Trial(setting, search.registers(setting)) for setting in (Setting(), best)
-    }
-    results = tasks.run("deciding", decide_setting, trials, TrialResult, to_the_end=True)
-    without, with_setting = (results[key].errors for key in trials)
-    return measure_improvement(without, with_setting, seed)
-
-
 def _reason(search: Search, best: Setting, before: float, improvement: Improvement | None) -> str:
     """In a line for people; the numbers behind it are in the record."""
     if improvement is not None and improvement.certain:
@@ -228,7 +230,7 @@ def _reason(search: Search, best: Setting, before: float, improvement: Improveme
     elif not search.tried:
         why = "nothing was tried"
     elif best not in search.tried:
-        why = f"the passes refuse all {len(search.tried)} settings, as manifest.json tells"
+        why = f"the passes refuse all {len(search.tried)} settings, as the record tells"
     else:
         error = search.tried[best].mean
         helped = "hardly" if error < before else "not"

@@ -89,6 +89,7 @@ class Search:
     sensitive: int
     depth: int
     short_list: int = 3
+    token_mode: bool = True
     screened: int = 0
     tried: dict[Setting, TrialResult] = field(default_factory=dict)
 
@@ -193,7 +194,8 @@ class Search:
         """The same registers up to another block, as tokens, or in another number."""
         behind = self.sensitive + 1
         changes: list[dict[str, Any]] = [{"end": behind}, {"end": (behind + self.depth) // 2}]
-        changes.append({"mode": "token"})
+        if self.token_mode:
+            changes.append({"mode": "token"})
         single = base.candidates[:1]
         changes += [{"candidates": single * count} for count in (1, 2, 4)]
         return [base.model_copy(update=change) for change in changes]

@@ -57,11 +57,11 @@ class Study:
     """Everything that a task of the search needs; it travels to workers by pickle.
 
     `sensitivity_images`, `screening_images`: how many images those steps look at; `short_list`: how
-    many settings are tried that a screen promises something of; `sites_alone`: the share of the
-    sites, those of most damage, that are quantized alone to measure it. `outputs`: names of those
-    that errors are measured at; where there are none, as choose_outputs counts them. `scales`: of
-    every site's activation, by name; empty: chosen by the `fit` images.
-    `key` tells studies apart: equal keys mean equal results.
+    many settings are tried that a screen promises something of; `token_mode`: whether registers may
+    run along as tokens; `sites_alone`: the share of the sites, those of most damage, that are
+    quantized alone to measure it. `outputs`: names of those that errors are measured at; where
+    there are none, as choose_outputs counts them. `scales`: of every site's activation, by name;
+    empty: chosen by the `fit` images. `key` tells studies apart: equal keys mean equal results.
     """
 
     graph: gs.Graph
@@ -72,6 +72,7 @@ class Study:
     sensitivity_images: int = 4
     screening_images: int = 4
     short_list: int = 3
+    token_mode: bool = True
     sites_alone: float = 1.0
     outputs: tuple[str, ...] = ()
     scales: Mapping[str, Scale] = field(default_factory=dict)
@@ -102,8 +103,9 @@ class Study:
 
     def __reduce__(self) -> tuple[Any, ...]:
         rest = (self.images, self.quantizer, self.batch, self.seed)
-        more = (self.sensitivity_images, self.screening_images, self.short_list, self.sites_alone)
-        return _unpack, (pack_graph(self.graph), *rest, *more, self.outputs, self.scales, self.key)
+        more = (self.sensitivity_images, self.screening_images, self.short_list, self.token_mode)
+        end = (self.sites_alone, self.outputs, self.scales, self.key)
+        return _unpack, (pack_graph(self.graph), *rest, *more, *end)
 
 
 def _unpack(packed: tuple[bytes, dict[str, NDArray[Any]]], *rest: Any) -> Study:

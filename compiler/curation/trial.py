@@ -68,7 +68,10 @@ def decide_setting(held: HeldStudy, trial: Trial) -> TrialResult:
     """The errors of the whole encoder on the `decide` images, which the search never used."""
     workbench, study = held.workbench(), held.study
     first = trial.setting.first_block(workbench.depth)
-    graph = _placed(workbench, trial)
+    try:
+        graph = _placed(workbench, trial)
+    except InputError as error:
+        return TrialResult(refused=str(error))
     new = {} if first == workbench.depth else _new_scales(workbench, graph, first)
     scales = {**workbench.scales, **new}
     quantized = run(workbench.quantizing(scales), graph).graph

@@ -137,7 +137,7 @@ def _settle(options: CompileOptions, encoder: FloatEncoder) -> tuple[CompileOpti
         return options, None
     # What says how to quantize says nothing any more; an artifact with it could not be opened.
     unsaid = dict.fromkeys(("prefer", "gpu", "search_budget", "attention", "half"))
-    half = {**unsaid, "precision": Precision.FP16, "effort": Effort.BALANCED}
+    half = {**unsaid, "ablate": False, "precision": Precision.FP16, "effort": Effort.BALANCED}
     return options.model_copy(update=half), reason
 
 

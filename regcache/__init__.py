@@ -226,7 +226,7 @@ def registers(
     ranges; "ort" or "nncf" where that library's quantizer is to decide.
     `source`, `images`, `example`, `preprocess`, `embedding`, `verbose`: as `compile` takes them.
     `options`: `max_images`, `resolution`, `batch_size`, `threads`, `device`, `seed`, `effort`,
-    `search_budget` and `scheduler` of `CompileOptions`.
+    `search_budget`, `scheduler` and `ablate` of `CompileOptions`.
 
     Raises InputError on bad input, and then writes nothing.
     """

@@ -6,7 +6,8 @@ from pathlib import Path
 from regcache.compiler.artifact.artifact import MODEL
 from regcache.compiler.artifact.manifest import Manifest
 from regcache.compiler.artifact.speed_check import describe_primitives, describe_speed
-from regcache.compiler.cli.tables import print_lines
+from regcache.compiler.cli.ablation_tables import ablation_tables
+from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.encoder.prepare import FLOAT
 from regcache.passes.model_files import data_file
 
@@ -49,6 +50,7 @@ def print_artifact(manifest: Manifest, output: Path) -> None:
         f"prove it on others: regcache parity {shlex.quote(str(output))} --images IMAGES",
     ]
     print_lines(lines)
+    print_tables(ablation_tables(manifest.curation))
 
 
 def _slower(manifest: Manifest) -> list[str]:

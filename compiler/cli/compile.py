@@ -40,6 +40,7 @@ from regcache.compiler.cli.cpu import (
 from regcache.compiler.cli.cpu_ways import Accuracy
 from regcache.compiler.cli.dry_run import foretell
 from regcache.compiler.cli.options import (
+    AblateOption,
     BatchOption,
     DeviceOption,
     GpuOption,
@@ -108,6 +109,7 @@ def compile_command(
     effort: EffortOption = Effort.BALANCED,
     search_budget: SearchBudgetOption = None,
     scheduler: SchedulerOption = "threads",
+    ablate: AblateOption = False,
     force: ReplaceOption = False,
     sign: SignOption = None,
     dry_run: DryRunOption = False,

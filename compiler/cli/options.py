@@ -123,6 +123,14 @@ SearchBudgetOption = Annotated[
         help="Time for the search: 90s, 5m, 1h; no limit by default.", rich_help_panel=REGISTERS
     ),
 ]
+AblateOption = Annotated[
+    bool,
+    typer.Option(
+        "--ablate",
+        help="Also measure registers alone, deletion alone and both; takes more trials.",
+        rich_help_panel=REGISTERS,
+    ),
+]
 Int8ShareOption = Annotated[
     float | None,
     typer.Option(

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from regcache.compiler.cli.ablation_tables import ablation_tables
 from regcache.compiler.cli.compile_options import MaxImagesOption, SeedOption
 from regcache.compiler.cli.options import (
     REGISTERS,
     SPEED,
+    AblateOption,
     BatchOption,
     DeviceOption,
     ImagesOption,
@@ -23,7 +25,7 @@ from regcache.compiler.cli.options import (
     ThreadsOption,
     parse_duration,
 )
-from regcache.compiler.cli.tables import print_lines
+from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.cli.talk import CommandReporter
 from regcache.compiler.curation.add_registers import Judge, add_registers
 from regcache.compiler.job.effort import Effort
@@ -60,6 +62,7 @@ def registers_command(
     ] = Effort.BALANCED,
     search_budget: SearchBudgetOption = None,
     scheduler: SchedulerOption = "threads",
+    ablate: AblateOption = False,
     json: JsonOption = None,
 ) -> None:
     """Write a float encoder with its registers, for another library's quantizer."""
@@ -77,9 +80,11 @@ def registers_command(
         effort=effort,
         search_budget=None if search_budget is None else parse_duration(search_budget),
         scheduler=scheduler,
+        ablate=ablate,
     )
     found = add_registers(asked, judge, out, CommandReporter())
     if json is not None:
         write_text(json, found.model_dump_json(indent=2) + "\n")
     if json != Path("-"):
         print_lines([found.curation.reason, f"wrote {out}: in float, to be quantized"])
+        print_tables(ablation_tables(found.curation))

@@ -40,7 +40,7 @@ from regcache.runtime.images import ImageFolder, evenly
 # The fields of CompileOptions that a search for registers goes by, beside source and images.
 TAKEN = frozenset(
     {"max_images", "resolution", "batch_size", "threads", "device", "seed"}
-    | {"effort", "search_budget", "scheduler"}
+    | {"effort", "search_budget", "scheduler", "ablate"}
 )
 # Images through the float model that take as long as a search, for each reference image.
 _SEARCH = 3.6

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.statistics import TokenNorms, token_kind
+from regcache.compiler.curation.ablation import ablate
 from regcache.compiler.curation.candidates import find_candidates
 from regcache.compiler.curation.decision import Improvement
 from regcache.compiler.curation.held_out import HeldOut
@@ -72,7 +73,8 @@ def curate(
     """
     with _tasks(study, where, reporter) as (workbench, tasks):
         _check_blocks(workbench)
-        return _curate(workbench, tasks, HeldOut(workbench, tasks, other), reporter)
+        held_out = HeldOut(workbench, tasks, other)
+        return _curate(workbench, tasks, held_out, reporter, ablates=where.ablate)
 
 
 def measure_sensitivity(
@@ -179,7 +181,12 @@ def most_sensitive_block(workbench: Workbench, damage: Mapping[str, float]) -> i
 
 
 def _curate(
-    workbench: Workbench, tasks: SearchTasks, held_out: HeldOut, reporter: Reporter
+    workbench: Workbench,
+    tasks: SearchTasks,
+    held_out: HeldOut,
+    reporter: Reporter,
+    *,
+    ablates: bool,
 ) -> Curated:
     damage = _measure_damage(workbench, tasks)
     sensitive = most_sensitive_block(workbench, damage.sites)
@@ -214,6 +221,7 @@ def _curate(
         error_without=before,
         tried=[_tried(setting, result) for setting, result in search.tried.items()],
         improvement=improvement,
+        ablation=ablate(workbench, search, best, held_out) if ablates else [],
         out_of_time=tasks.over,
     )
     return Curated(setting, search.registers(setting), record)

@@ -1,5 +1,7 @@
 """The records of curation in the manifest."""
 
+from typing import Literal
+
 from pydantic import ConfigDict, Field
 
 from regcache.compiler.curation.decision import Improvement
@@ -86,6 +88,24 @@ class TriedRecord(Record):
     """Why a pass refused it; None where it was measured."""
 
 
+class AblationRecord(Record):
+    """One part of what was found, alone or with the other, on images that the search never saw."""
+
+    part: Literal["naive", "registers", "deletion", "both"]
+    """What is done: nothing, registers alone, sinks deleted alone, or both."""
+    setting: Setting
+    """How it is done."""
+    error: float | None
+    """Mean 1 - cosine of the quantized encoder to float; None where a pass refused the setting."""
+    largest_norm: float | None
+    """The largest l-infinity norm of an image's token behind the sensitive block, in float; None
+    where a pass refused the setting."""
+    improvement: Improvement | None
+    """This part beside none; None for none itself, and where a pass refused the setting."""
+    refused: str | None
+    """Why a pass refused it; None where it was measured."""
+
+
 class CurationRecord(Record):
     """Why an artifact ships its registers, or none.
 
@@ -118,5 +138,7 @@ class CurationRecord(Record):
     """Every setting that was measured, in the order of the search."""
     improvement: Improvement | None = None
     """The best setting beside none, on images new to the search; None where none was better."""
+    ablation: list[AblationRecord] = Field(default_factory=list)
+    """The parts of the best setting, each alone and both; empty where `--ablate` did not ask."""
     out_of_time: bool = False
     """Whether `--search-budget` ended the search."""

@@ -98,13 +98,13 @@ class Search:
         promising = self._short_list()
         registers = promising[: self.short_list] or self._least_bad()
         self._try([*registers, *self._deletions()])
-        best = self._best(lambda setting: setting.count > 0)
+        best = self.best(lambda setting: setting.count > 0)
         if best is not None:
             self._try([self._with_deletion(best)])  # neither may help alone, and both together
             if promising:
                 self._try(self._variants(best))
-                self._try(self._neighbours(self._best() or best))
-        return self._best() or Setting()
+                self._try(self._neighbours(self.best() or best))
+        return self.best() or Setting()
 
     def registers(self, setting: Setting) -> Floats:
         """The register tokens [R, width] of a setting."""
@@ -184,7 +184,7 @@ class Search:
 
     def _with_deletion(self, base: Setting) -> Setting:
         """The registers of `base` and the best deletion."""
-        best = self._best(lambda setting: not setting.count)
+        best = self.best(lambda setting: not setting.count)
         if best is None:
             return base
         at = {"delete_at": best.delete_at, "delete_count": best.delete_count}
@@ -226,7 +226,8 @@ class Search:
         results = self.tasks.run("trying settings", try_setting, payloads, TrialResult)
         self.tried |= {new[key]: result for key, result in results.items()}
 
-    def _best(self, wanted: Callable[[Setting], bool] = lambda _: True) -> Setting | None:
+    def best(self, wanted: Callable[[Setting], bool] = lambda _: True) -> Setting | None:
+        """Of the settings that were tried and are wanted, the one of least error; None for none."""
         tried = [
             setting
             for setting, result in self.tried.items()

@@ -17,13 +17,15 @@ class SearchOptions:
     """Where the search runs and how long it may take.
 
     `scheduler`: "threads", "processes" or the address of a Dask scheduler. `budget`: seconds after
-    which nothing more is tried; None for no limit. `journal`: where results are noted.
+    which nothing more is tried; None for no limit. `journal`: where results are noted. `ablate`:
+    whether registers and deletion are measured apart, too.
     """
 
     journal: Path
     scheduler: str = "threads"
     workers: int | None = None
     budget: float | None = None
+    ablate: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,8 @@ class Context:
     def search(self) -> SearchOptions:
         """Where a search runs, and how long it may take."""
         options = self.options
-        return SearchOptions(
-            self.journal, options.scheduler, options.threads, options.search_budget
-        )
+        limits = (options.threads, options.search_budget, options.ablate)
+        return SearchOptions(self.journal, options.scheduler, *limits)
 
 
 def choose_target(options: CompileOptions) -> Target:

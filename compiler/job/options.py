@@ -108,6 +108,8 @@ class CompileOptions(Record):
     """Seconds that the search may take; None for no limit."""
     scheduler: str = "threads"
     """What runs the search: `threads`, `processes`, or a Dask cluster's address."""
+    ablate: bool = False
+    """Whether registers and deletion are measured apart, too, which takes more trials."""
     equalize: bool = True
     """Whether channels are shifted and equalized."""
     rotate: bool = True
@@ -180,9 +182,10 @@ class CompileOptions(Record):
             raise InputError(f"the {self.calibrator.value} calibrator is for integers, not for fp8")
         if self.simulate is not None and self.precision is not Precision.INT8:
             raise InputError("--simulate and --precision do not go together")
-        if self.search_budget is not None and self.registers is RegisterChoice.OFF:
-            why = "--effort fast" if self.effort is Effort.FAST else "--registers off"
-            raise InputError(f"--search-budget says nothing with {why}: there is no search")
+        for option, given in (("--search-budget", self.search_budget), ("--ablate", self.ablate)):
+            if given and self.registers is RegisterChoice.OFF:
+                why = "--effort fast" if self.effort is Effort.FAST else "--registers off"
+                raise InputError(f"{option} says nothing with {why}: there is no search")
         self._by_bound()
         self._by_time()
         if self.effort is Effort.THOROUGH and not self._looks:
@@ -222,6 +225,7 @@ class CompileOptions(Record):
             "--attention": self.attention is not None,
             "--simulate": self.simulate is not None,
             "--search-budget": self.search_budget is not None,
+            "--ablate": self.ablate,
             "--no-half": self.half is False,
         }
         for option, is_given in given.items():

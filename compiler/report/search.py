@@ -39,6 +39,8 @@ def search_section(subject: Subject) -> Section:
         parts.append(Sentence("--search-budget ended the search before it was through."))
     if curation.improvement is not None:
         parts.append(_decision(curation.improvement))
+    if curation.ablation:
+        parts.append(_ablation(curation))
     measured = [item for item in curation.tried if item.error is not None]
     if measured and curation.error_without is not None:
         parts.append(_trials(curation, curation.error_without))
@@ -51,6 +53,25 @@ def search_section(subject: Subject) -> Section:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def _ablation(curation: CurationRecord) -> Table:
+    """Registers and deletion, each alone and both."""
+    rows = [
+        (
+            row.part,
+            str(row.setting),
+            "refused" if row.error is None else short(row.error),
+            "" if row.improvement is None else short(row.improvement.gain),
+            "" if row.improvement is None else short(row.improvement.gain_low),
+            "" if row.improvement is None else short(row.improvement.gain_high),
+            "" if row.largest_norm is None else f"{row.largest_norm:.3g}",
+        )
+        for row in curation.ablation
+    ]
+    behind = f"largest token norm behind block {curation.sensitive_block}"
+    header = ("what", "setting", "error", "gain", "interval, from", "interval, to", behind)
+    return Table("Registers and deletion, apart and together", header, rows, texts=2)
 
 
 def _candidates(curation: CurationRecord) -> Table:

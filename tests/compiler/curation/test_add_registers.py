@@ -120,6 +120,7 @@ def test_the_record_tells_what_was_found(added: Path, source: Path) -> None:
     assert seen is not None
     assert 0 < seen.with_setting < 0.5 * seen.without
     assert seen.gain_low > 0
+    assert not found.curation.ablation  # nobody asked
     assert {"delete_sinks", "splice_registers"} <= {done.name for done in found.passes}
 
 
@@ -162,7 +163,7 @@ def test_python_writes_the_same_bytes(
         found = regcache.registers(source, images, output, judge="ort", threads=1)
     assert output.read_bytes() == (added / "encoder.onnx").read_bytes()
     assert json.loads(found.model_dump_json()) == json.loads((added / "found.json").read_text())
-    with pytest.raises(InputError, match="there is no option 'rotate'; there are batch_size"):
+    with pytest.raises(InputError, match="there is no option 'rotate'; there are ablate"):
         regcache.registers(source, images, output, rotate=False)
     with pytest.raises(InputError, match="judge: 'int8' is none of w8a8, w6a6"):
         regcache.registers(source, images, output, judge="int8")

@@ -167,7 +167,7 @@ def _why_not_here(case: Case, runner: RunnerName) -> str | None:
     if reason is not None or case.precision is not Precision.FP8:
         return reason
     gpu = find_gpu()
-    if tensorrt_rtx.float8_capabilities([gpu.compute_capability]):
+    if tensorrt_rtx.capabilities_since(tensorrt_rtx.FLOAT8_SINCE, [gpu.compute_capability]):
         return None
     return f"{gpu.name}: compute capability {gpu.compute_capability} multiplies no FP8"
 

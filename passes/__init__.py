@@ -42,6 +42,7 @@ Make activations easier to quantize:
 Quantize:
     QuantizeLinears        Q/DQ pairs of integers around the linears
     QuantizeFloat8         Q/DQ pairs of E4M3 around the linears
+    QuantizeBlockFloats    floats that share a scale in blocks of channels: NVFP4, MXFP8
     QuantizeAttention      Q/DQ pairs before attention's products
     QuantizePatches        Q/DQ pairs around the convolution that makes patches
     PackWeights            weights of 4 or 8 bits in blocks
@@ -53,6 +54,7 @@ Fit a runtime:
     HalfPrecision          what is not quantized computes in FP16
     FuseAttention          attention in float becomes ONNX Runtime's MultiHeadAttention
     FuseBiases             quantized linears take their biases: MatMulIntegerToFloat
+    ExpandBlockFloats      those floats become arithmetic that ONNX Runtime runs
     KeepNormApart          residual adds stay out of ONNX Runtime's SkipLayerNormalization
     KeepBiasApart          quantized linears stay out of float Gemms
     SignedIntegers         8-bit integers become int8 with zero point 0

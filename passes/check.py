@@ -11,6 +11,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 
 from regcache.passes.detach_weights import export_skeleton
 from regcache.passes.microsoft import DOMAIN
+from regcache.passes.tensorrt_operators import DOMAIN as TENSORRT
 
 # BEiT's index of relative positions has a million at 512 pixels.
 _LONGEST_ROW = 1 << 22
@@ -131,8 +132,9 @@ def _without_weights(graph: gs.Graph) -> onnx.ModelProto:
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, gs.Variable) and tensor.dtype is not None and name not in ends:
             # What an earlier form of the graph had here may be stale; but onnx infers nothing of
-            # ONNX Runtime's operators, whose outputs the pass that wrote them gives a shape.
-            inferred = tensor.inputs and tensor.inputs[0].domain != DOMAIN
+            # ONNX Runtime's or TensorRT's operators: the pass that writes them gives their outputs
+            # a shape.
+            inferred = tensor.inputs and tensor.inputs[0].domain not in {DOMAIN, TENSORRT}
             _declare(model, tensor, None if inferred else tensor.shape)
     return model
 

@@ -14,6 +14,12 @@ from regcache.passes import float8
 from regcache.passes.base import Edit, Log, Lossy, Parity, Skip
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.tensorrt_operators import (
+    DEQUANTIZE_MXFP8,
+    DOMAIN,
+    OPERATORS,
+    QUANTIZERS,
+)
 from regcache.passes.walk import SHAPE_OPS, is_constant, producer
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -23,7 +29,7 @@ _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _POWERS = frozenset({"CumSum", "Exp", "Log", "Pow", "Reciprocal", "Sqrt"})
 # Ops that hand numbers on or choose among them: where those are FLOAT, FLOAT16 loses for nothing.
 _CHOOSE = {"Abs", "GatherElements", "Neg", "ReduceMax", "ReduceMin", "ScatterElements", "TopK"}
-_MOVES = SHAPE_OPS - _QDQ - {"Cast"} | _CHOOSE | {"Concat", "Expand"}
+_MOVES = SHAPE_OPS - _QDQ - OPERATORS - {"Cast"} | _CHOOSE | {"Concat", "Expand"}
 _PRODUCTS = frozenset({"Attention", "Conv", "Gemm", "MatMul"})
 # The largest number in a quantized type; what is not here is FP8 or has 4 bits.
 _REACH = {np.dtype(np.int8): 128, np.dtype(np.uint8): 255}
@@ -94,6 +100,8 @@ class HalfPrecision:
         )
         for output in made:
             output.dtype = _HALF
+            if output.inputs[0].op == DEQUANTIZE_MXFP8:
+                output.inputs[0].attrs["output_dtype"] = int(onnx.TensorProto.FLOAT16)
         _cast_outputs(graph, made)
         done: dict[tuple[int, bool], gs.Tensor] = {}
         for node, slot, half in inputs:
@@ -214,7 +222,9 @@ def _range_reason(node: gs.Node, beyond: set[str]) -> str | None:
 
 @cache
 def _formals(op: str, domain: str, opset: int) -> tuple[tuple[bool, ...], tuple[bool, ...]] | None:
-    """Which inputs and outputs of an ONNX op may be FLOAT16; None where ONNX does not define it."""
+    """Which inputs and outputs of an op may be FLOAT16; None where ONNX and TensorRT have none."""
+    if domain == DOMAIN and op in OPERATORS:
+        return ((True, True), (False, False)) if op in QUANTIZERS else ((False, False), (True,))
     if domain not in {"", "ai.onnx"} or not onnx.defs.has(op):
         return None
     schema = onnx.defs.get_schema(op, opset, "")

@@ -19,6 +19,7 @@ from regcache.passes.external_weights import (
     read_external,
     stored_tensors,
 )
+from regcache.passes.float4 import PackedFloat4, packed
 from regcache.passes.model_files import check_free, data_file
 from regcache.passes.read_graph import read_message, refuse_quantized
 from regcache.passes.stored_tensors import check_finite, read_tensor
@@ -67,7 +68,7 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
     graph = gs.import_onnx(model)
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Constant):
-            tensor.values = np.asarray(tensor.values)
+            tensor.values = packed(np.asarray(tensor.values))
     return graph
 
 
@@ -114,7 +115,10 @@ def _write_external(
     entries = {"location": location, "offset": file.tell(), "length": values.nbytes}
     for key, value in entries.items():
         tensor.external_data.add(key=key, value=str(value))
-    np.ascontiguousarray(values).tofile(file)
+    if isinstance(values, PackedFloat4):
+        file.write(values.tobytes())
+    else:
+        np.ascontiguousarray(values).tofile(file)
     let_go(values)
     return tensor
 

@@ -6,6 +6,7 @@ from typing import TypeGuard
 import onnx_graphsurgeon as gs
 
 from regcache.passes.marks import rotates
+from regcache.passes.tensorrt_operators import DEQUANTIZERS, OPERATORS
 
 # Ops that move or round values without mixing them with other data.
 SHAPE_OPS = frozenset(
@@ -23,6 +24,7 @@ SHAPE_OPS = frozenset(
         "Squeeze",
         "Transpose",
         "Unsqueeze",
+        *OPERATORS,
     }
 )
 NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
@@ -98,7 +100,7 @@ def stored_weight(node: gs.Node) -> gs.Constant | None:
     """The [K, N] constant on a MatMul's right, perhaps behind a DequantizeLinear."""
     tensor = node.inputs[1] if node.op == "MatMul" else None
     before = None if tensor is None else producer(tensor)
-    if before is not None and before.op == "DequantizeLinear":
+    if before is not None and before.op in DEQUANTIZERS:
         tensor = before.inputs[0]
     return tensor if tensor is not None and is_constant(tensor) and len(tensor.shape) == 2 else None
 

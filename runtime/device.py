@@ -4,7 +4,6 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -138,7 +137,7 @@ def open_session(
     if device.on_gpu:
         load_libraries()
         settings.use_deterministic_compute = True
-    with plain_model(model) if device.on_gpu else nullcontext(model) as source:
+    with plain_model(model, on_gpu=device.on_gpu) as source:
         session = ort.InferenceSession(
             source,
             settings,

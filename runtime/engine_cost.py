@@ -13,7 +13,18 @@ from regcache.runtime.engine_layers import EngineLayer, EngineTensor
 from regcache.runtime.finite_record import FiniteRecord
 from regcache.runtime.gpu_rates import GpuRates
 
-_BYTES = {"FP32": 4, "INT32": 4, "INT64": 8, "BF16": 2, "FP16": 2, "FP8": 1, "INT8": 1, "BOOL": 1}
+_BYTES = {
+    "INT64": 8,
+    "FP32": 4,
+    "INT32": 4,
+    "BF16": 2,
+    "FP16": 2,
+    "FP8": 1,
+    "FP8UE8M0": 1,
+    "INT8": 1,
+    "BOOL": 1,
+    "FP4": 0.5,
+}
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,7 @@ def _size(tensor: EngineTensor) -> int:
         raise ValueError(f"the shape {tensor.shape} is open: build with a fixed batch")
     if tensor.format not in _BYTES:
         raise ValueError(f"how many bytes has {tensor.format}?")
-    return tensor.size * _BYTES[tensor.format]
+    return math.ceil(tensor.size * _BYTES[tensor.format])
 
 
 def _operations(layer: EngineLayer) -> int:

@@ -19,7 +19,9 @@ _FORMATS = {
     "FP16": "FP16",
     "FP8": "FP8",
     "Int8": "INT8",
+    "FP4E2M1": "FP4",
 }
+_NARROW = frozenset({"INT8", "FP8", "FP4"})
 _FORMAT = re.compile(rf"\b({'|'.join(_FORMATS)})\b")
 _TENSORS = r"\[(?P<{}>|.*?\}})\]"
 _LAYER = re.compile(
@@ -81,6 +83,8 @@ class EngineLayer:
         read = {item.format for item in self.inputs}
         if self.weight is not None:
             read.add(self.weight.format)
+        if self.multiplies and self.inputs and self.inputs[0].format == "FP4":
+            read.discard("FP8")  # the scales of its blocks
         return next((name for name in _FORMATS.values() if name in read), "other")
 
     @property
@@ -101,9 +105,9 @@ def products_by_precision(layers: Iterable[EngineLayer]) -> dict[str, int]:
 
 
 def narrow_products(layers: Iterable[EngineLayer]) -> int:
-    """How many matrix products and convolutions, without fused attentions, compute in 8 bits."""
+    """How many products and convolutions, without fused attentions, compute in at most 8 bits."""
     products = [layer for layer in layers if layer.multiplies and not layer.fused_attention]
-    return sum(layer.precision in {"INT8", "FP8"} for layer in products)
+    return sum(layer.precision in _NARROW for layer in products)
 
 
 def layers_by_precision(layers: Iterable[EngineLayer]) -> dict[str, int]:

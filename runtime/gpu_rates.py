@@ -35,10 +35,12 @@ class GpuRates:
     between_kernels: float = _BETWEEN_KERNELS
 
 
-def _rates(fp32: float, fp16: float, int8: float, fp8: float | None = None) -> dict[str, float]:
+def _rates(
+    fp32: float, fp16: float, int8: float, fp8: float | None = None, fp4: float | None = None
+) -> dict[str, float]:
     """Peak rates, given in 10^12 a second."""
-    known = {"FP32": fp32, "BF16": fp16, "FP16": fp16, "INT8": int8}
-    return {name: rate * 1e12 for name, rate in (known | ({"FP8": fp8} if fp8 else {})).items()}
+    known = {"FP32": fp32, "BF16": fp16, "FP16": fp16, "INT8": int8, "FP8": fp8, "FP4": fp4}
+    return {name: rate * 1e12 for name, rate in known.items() if rate is not None}
 
 
 _ADA = "NVIDIA Ada GPU Architecture whitepaper, appendix A"
@@ -48,7 +50,7 @@ GPUS: tuple[GpuRates, ...] = (
     GpuRates("L4", "8.9", _rates(60, 121, 242.5, 242.5), 300e9, "NVIDIA L4 datasheet"),
     GpuRates("A10", "8.6", _rates(62.5, 125, 250), 600e9, "NVIDIA A10 datasheet"),
     GpuRates("RTX 4090", "8.9", _rates(82.6, 165.2, 660.6, 330.3), 1008e9, _ADA),
-    GpuRates("RTX 5090", "12.0", _rates(104.8, 209.5, 838, 419), 1792e9, _BLACKWELL),
+    GpuRates("RTX 5090", "12.0", _rates(104.8, 209.5, 838, 419, 1676), 1792e9, _BLACKWELL),
     GpuRates("A100", "8.0", _rates(156, 312, 624), 2039e9, "NVIDIA A100 80GB SXM datasheet"),
     GpuRates("H100", "9.0", _rates(494.7, 989.4, 1979, 1979), 3350e9, "NVIDIA H100 SXM datasheet"),
     GpuRates("Orin", "8.7", _rates(21.3, 42.5, 85), 204.8e9, "Jetson AGX Orin 64GB brief, GPU"),

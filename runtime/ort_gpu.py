@@ -8,7 +8,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, Self
 
@@ -126,7 +125,7 @@ def _session(loading: Loading, provider: str, options: Mapping[str, str]) -> Any
         _load_libraries(provider)
     on_gpu, model = provider != CPU_PROVIDER, str(loading.model)
     try:
-        with plain_model(model) if on_gpu else nullcontext(model) as source:
+        with plain_model(model, on_gpu=on_gpu) as source:
             return ort.InferenceSession(
                 source, settings, providers=[(provider, dict(options))], enable_fallback=0
             )

@@ -32,6 +32,9 @@ COMPUTE_CAPABILITIES = ("8.6", "8.9", "12.0")
 FLOAT8_SINCE = "8.9"
 """The least compute capability that multiplies FP8; TensorRT-RTX builds no such engine below."""
 
+BLOCKS_SINCE = "10.0"
+"""The least compute capability that multiplies floats with a scale for each block of channels."""
+
 
 @no_collection()
 def build_engine(
@@ -44,7 +47,7 @@ def build_engine(
     """Build an engine from an ONNX file: strongly typed, for batch sizes 1 to `max_batch`.
 
     `compute_capabilities`: of the GPUs to build for, as "8.6"; one engine holds them all. A graph
-    with FP8 needs `float8_capabilities` of them.
+    with FP8 needs those since FLOAT8_SINCE, one with block-scaled floats those since BLOCKS_SINCE.
     `opt_batch`: the batch size that the kernels are tuned for. Nothing is written, and nothing
     printed, except that a crash inside the builder leaves its own line on standard error.
 
@@ -90,9 +93,9 @@ def supported_compute_capabilities() -> tuple[str, ...]:
     return tuple(_known_capabilities(_import_tensorrt()))
 
 
-def float8_capabilities(names: Sequence[str]) -> tuple[str, ...]:
-    """Those of some compute capabilities whose GPUs multiply FP8, in the same order."""
-    return tuple(name for name in names if _number(name) >= _number(FLOAT8_SINCE))
+def capabilities_since(least: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of some compute capabilities that are not below `least`, in the same order."""
+    return tuple(name for name in names if _number(name) >= _number(least))
 
 
 def library_version() -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration import gptq
 from regcache.passes.affine import Affine
+from regcache.passes.block_floats import BlockFloat
 from regcache.passes.float8 import Float8, round_weight
 from regcache.passes.pack_weights import BlockWeight
 from regcache.passes.quantize_linears import quantize_weight
@@ -43,8 +44,8 @@ class Algebra:
         """Arrays one behind the other."""
         return np.concatenate(parts, axis=axis)
 
-    def round_trip(self, scale: Affine | Float8, values: Array) -> Array:
-        """Values as they come back from the integers, or E4M3 numbers, of a scale."""
+    def round_trip(self, scale: Affine | Float8 | BlockFloat, values: Array) -> Array:
+        """Values as they come back from the integers, or floats, of a scale."""
         return scale.round_trip(values)
 
     def nearest(self, weight: Array, bits: int) -> Array:

@@ -1,5 +1,8 @@
 """Round weights so that their errors cancel at the layer's output (GPTQ, arXiv 2210.17323)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,22 +38,46 @@ def round_by_error(
     the channels to come. `damping`: the share of the mean second moment that is added to all, for
     few rows make a Gram matrix singular.
     """
+    lowest = -last if first is None else first
+
+    def nearest(values: Floats) -> Floats:
+        return np.asarray(np.clip(np.rint(values), lowest, last))
+
+    size = block_size or len(weight)
+    return round_to(weight, gram, steps, nearest, size, damping=damping, dtype=np.int8)
+
+
+def round_to(
+    weight: Floats,
+    gram: Doubles,
+    steps: Floats,
+    nearest: Callable[[Floats], Floats],
+    block_size: int,
+    *,
+    damping: float,
+    dtype: type[np.generic] = np.float32,
+) -> NDArray[Any]:
+    """Numbers of any format that times `steps` disturb X W least; see round_by_error.
+
+    `nearest` gives those of the format that are nearest to values; `dtype` holds them. A step of
+    zero stands for zeros.
+    """
     rows = len(weight)
     diagonal = np.diag(gram).copy()
     order = np.argsort(-diagonal, kind="stable")
     upper = _upper_of_inverse(gram, order, damping)
     left = weight[order].astype(np.float32)
-    block = order // (block_size or rows)
-    found = np.empty(weight.shape, np.int8)
-    lowest = -last if first is None else first
+    block = order // block_size
+    found = np.empty(weight.shape, dtype)
+    divisors = np.where(steps != 0, steps, np.float32(1))
     for start in range(0, rows, _LAZY):
         end = min(start + _LAZY, rows)
         errors = np.empty((end - start, weight.shape[1]), np.float32)
         for row in range(start, end):
             step = steps[block[row]]
-            integers = np.clip(np.rint(left[row] / step), lowest, last)
-            found[order[row]] = integers
-            error = (left[row] - integers * step) / upper[row, row]
+            numbers = nearest(left[row] / divisors[block[row]])
+            found[order[row]] = numbers
+            error = (left[row] - numbers * step) / upper[row, row]
             left[row + 1 : end] -= np.outer(upper[row, row + 1 : end], error)
             errors[row - start] = error
         left[end:] -= upper[start:end, end:].T @ errors

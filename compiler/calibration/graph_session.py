@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.mapped import gather
 from regcache.compiler.calibration.statistics import tokens_per_image
+from regcache.passes.base import run
 from regcache.passes.detach_weights import lend_weights
+from regcache.passes.expand_block_floats import ExpandBlockFloats
+from regcache.passes.tensorrt_operators import runs_in_tensorrt
 from regcache.runtime.device import CPU, Device
 from regcache.runtime.session import OrtSession
 
@@ -27,6 +30,8 @@ def open_graph(
     device: Device = CPU,
 ) -> OrtSession:
     """A session of a graph, which shares its weights. `brief`: see OrtSession."""
+    if runs_in_tensorrt(graph):
+        graph = run(ExpandBlockFloats(), graph).graph
     content, weights = lend_weights(graph)
     return OrtSession(
         content,

@@ -15,15 +15,16 @@ from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Target
 from regcache.passes.affine import Affine
 from regcache.passes.base import Pass
+from regcache.passes.block_floats import BlockFloat, BlockFloatWeight
 from regcache.passes.encoder import Linear
 from regcache.passes.float8 import Float8, Float8Weight
 from regcache.passes.pack_weights import BlockWeight
 from regcache.passes.quantize_linears import RoundedWeight
 
 Floats = NDArray[np.float32]
-Scale = Affine | Float8
+Scale = Affine | Float8 | BlockFloat
 """How one activation is rounded: `scale`, `zero_point`, `dtype`, `range` and `round_trip`."""
-Weight = RoundedWeight | BlockWeight | Float8Weight
+Weight = RoundedWeight | BlockWeight | Float8Weight | BlockFloatWeight
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,15 @@ class Rounded:
         """The weights with one step for each output channel and block of input channels."""
         return {
             name: weight for name, weight in self.weights.items() if isinstance(weight, BlockWeight)
+        }
+
+    @property
+    def by_block_float(self) -> dict[str, BlockFloatWeight]:
+        """The weights of floats whose scales are those of blocks of input channels."""
+        return {
+            name: weight
+            for name, weight in self.weights.items()
+            if isinstance(weight, BlockFloatWeight)
         }
 
 

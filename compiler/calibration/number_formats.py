@@ -1,10 +1,11 @@
-"""The number formats of linears: integers of 8 bits or fewer, FP8, and weights alone."""
+"""The number formats of linears: integers of 8 bits or fewer, floats, and weights alone."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from regcache.compiler.calibration.algebra import NUMPY, Algebra, Array, nearest_blocks
+from regcache.compiler.calibration.block_floats import BlockFloats
 from regcache.compiler.calibration.calibrators import (
     ScaleByValues,
     entropy_scale,
@@ -216,6 +217,8 @@ def number_format(target: Target, algebra: Algebra = NUMPY) -> NumberFormat:
     """The number format that a target's linears are quantized to."""
     if target.float8:
         return Float8Linears(target, algebra)
+    if target.blocks is not None:
+        return BlockFloats(target, algebra)
     if target.block_size is not None:
         return BlockWeights(target, algebra)
     kind = Int8 if target.activation_bits is not None else WeightsAlone

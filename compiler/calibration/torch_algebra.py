@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from regcache.compiler.calibration import torch_gptq
 from regcache.compiler.calibration.algebra import Algebra, Array, Doubles, Floats
 from regcache.passes.affine import Affine
+from regcache.passes.block_floats import BlockFloat
 from regcache.passes.float8 import LARGEST, SMALLEST_SCALE, Float8
 
 _TINY = float(np.finfo(np.float32).tiny)
@@ -38,7 +39,9 @@ class TorchAlgebra(Algebra):
 
         return cat(list(parts), dim=axis)
 
-    def round_trip(self, scale: Affine | Float8, values: Array) -> Array:
+    def round_trip(self, scale: Affine | Float8 | BlockFloat, values: Array) -> Array:
+        if isinstance(scale, BlockFloat):
+            return self.put(scale.round_trip(_in_numpy(values)))
         step = values.new_full((), scale.scale)
         if isinstance(scale, Float8):
             return _to_float8(values / step) * step

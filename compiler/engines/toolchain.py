@@ -14,6 +14,13 @@ from regcache.runtime import tensorrt_engine, tensorrt_rtx
 from regcache.runtime.engine_build import EngineBuild
 from regcache.runtime.gpu import find_gpu
 
+# What GPUs have to multiply, and from which compute capability on they do.
+_SINCE = {
+    Precision.FP8: ("FP8", tensorrt_rtx.FLOAT8_SINCE),
+    Precision.MXFP8: ("MXFP8", tensorrt_rtx.BLOCKS_SINCE),
+    Precision.NVFP4: ("NVFP4", tensorrt_rtx.BLOCKS_SINCE),
+}
+
 ALL = "all"
 """In place of compute capabilities: all that the library builds for."""
 
@@ -97,16 +104,17 @@ def _capabilities(
                 f"compute capability {name!r}: TensorRT-RTX {version} builds for {', '.join(known)}"
             )
     ordered = tuple(name for name in known if name in names)
-    if precision is not Precision.FP8:
+    if precision not in _SINCE:
         return ordered
-    able = tensorrt_rtx.float8_capabilities(ordered)
+    what, least = _SINCE[precision]
+    able = tensorrt_rtx.capabilities_since(least, ordered)
     unable = ", ".join(name for name in ordered if name not in able)
     if unable and (wanted is None or everything):
-        reporter.step(f"leaving out compute capability {unable}: it multiplies no FP8")
+        reporter.step(f"leaving out compute capability {unable}: it multiplies no {what}")
     elif unable:
         raise InputError(
-            f"compute capability {unable}: multiplies no FP8, which begins with "
-            f"{tensorrt_rtx.FLOAT8_SINCE}; name others, or compile with --precision int8"
+            f"compute capability {unable}: multiplies no {what}, which begins with "
+            f"{least}; name others, or compile with --precision int8"
         )
     return able
 
@@ -117,10 +125,9 @@ def _tensorrt(options: BuildOptions, precision: Precision) -> Toolchain:
             "--compute-capability is for tensorrt-rtx: TensorRT builds for this machine's GPU"
         )
     version, gpu = tensorrt_engine.library_version(), find_gpu()
-    if precision is Precision.FP8 and not tensorrt_rtx.float8_capabilities(
-        [gpu.compute_capability]
-    ):
-        raise InputError(f"{gpu.name}: compute capability {gpu.compute_capability} has no FP8")
+    what, least = _SINCE.get(precision, ("", "0.0"))
+    if not tensorrt_rtx.capabilities_since(least, [gpu.compute_capability]):
+        raise InputError(f"{gpu.name}: compute capability {gpu.compute_capability} has no {what}")
 
     def build(model: Path) -> EngineBuild:
         timings = _timing_cache(version, gpu.name)

@@ -178,8 +178,11 @@ class CompileOptions(Record):
             raise InputError(f"--attention scores is for openvino, not {self.target.value}")
         if self.precision is Precision.W4A16 and self.int8_share is not None:
             raise InputError("--int8-share says nothing about w4a16: activations stay float")
-        if self.precision is Precision.FP8 and self.calibrator not in FLOAT8_CALIBRATORS:
-            raise InputError(f"the {self.calibrator.value} calibrator is for integers, not for fp8")
+        if self.precision.in_narrow_floats and self.calibrator not in FLOAT8_CALIBRATORS:
+            raise InputError(
+                f"the {self.calibrator.value} calibrator is for integers, not for "
+                f"{self.precision.value}"
+            )
         if self.simulate is not None and self.precision is not Precision.INT8:
             raise InputError("--simulate and --precision do not go together")
         for option, given in (("--search-budget", self.search_budget), ("--ablate", self.ablate)):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from regcache.passes.affine import IntegerType
+from regcache.passes.block_floats import BlockFormat
 from regcache.passes.errors import InputError
 from regcache.passes.float8 import Float8
 from regcache.runtime.openvino_options import InferencePrecision
@@ -31,11 +32,14 @@ class TargetName(StrEnum):
 class Precision(StrEnum):
     """What the linears compute in: 8-bit integers or floats, or float with weights of 4 bits.
 
-    In bf16, fp16 and fp32 nothing is quantized.
+    In mxfp8 and nvfp4, floats of 8 and 4 bits share a scale in blocks of channels. In bf16, fp16
+    and fp32 nothing is quantized.
     """
 
     INT8 = "int8"
     FP8 = "fp8"
+    MXFP8 = "mxfp8"
+    NVFP4 = "nvfp4"
     W4A16 = "w4a16"
     BF16 = "bf16"
     FP16 = "fp16"
@@ -45,6 +49,11 @@ class Precision(StrEnum):
     def quantizes(self) -> bool:
         """Whether weights are rounded to fewer bits, which takes images to calibrate on."""
         return self not in (Precision.BF16, Precision.FP16, Precision.FP32)
+
+    @property
+    def in_narrow_floats(self) -> bool:
+        """Whether linears multiply floats of 8 bits or 4."""
+        return self in (Precision.FP8, Precision.MXFP8, Precision.NVFP4)
 
     @property
     def in_openvino(self) -> InferencePrecision:
@@ -79,8 +88,9 @@ class Target:
     `name`: the target they belong to; `why`: the reason, in words. Integers of fewer than 8 bits
     are simulated inside 8. `activation_bits` is None where only weights are quantized, to 4 bits in
     blocks of 32 input channels: simulated in float, or stored as integers in blocks of
-    `block_size`. `float8`: activations and weights are E4M3; `floats`: nothing is quantized, all
-    is computed in that. The integer types do not count then.
+    `block_size`. `float8`: activations and weights are E4M3; `blocks`: they are floats with a scale
+    for each block of channels; `floats`: nothing is quantized, all is computed in that. The integer
+    types do not count then.
     """
 
     name: TargetName
@@ -93,6 +103,7 @@ class Target:
     block_size: int | None = None
     float8: bool = False
     floats: str | None = None
+    blocks: BlockFormat | None = None
 
     @property
     def profile(self) -> "TargetProfile":
@@ -104,6 +115,8 @@ class Target:
         """ONNX's names of what activations and weights are rounded to."""
         if self.float8:
             return Float8.dtype, Float8.dtype
+        if self.blocks is not None:
+            return self.blocks.onnx_name, self.blocks.onnx_name
         if self.floats is not None:
             return self.floats, self.floats
         return self.activation_dtype, self.weight_dtype
@@ -158,13 +171,23 @@ def _floats(name: TargetName, why: str, kind: str) -> Target:
     )
 
 
+def _blocks(name: TargetName, why: str, kind: BlockFormat) -> Target:
+    """Floats with a scale for each block of channels, activations' as the engine runs."""
+    return Target(name, "int8", True, "int8", why, blocks=kind)
+
+
 def _tensorrt(name: TargetName) -> TargetProfile:
     """TensorRT takes signed int8 with zero point 0 only, and computes the rest in FP16."""
     formats = {
         Precision.INT8: Target(name, "int8", True, "int8", "TensorRT: signed int8, zero point 0"),
         Precision.FP8: Target(name, "int8", True, "int8", "TensorRT: FP8, E4M3", float8=True),
+        Precision.NVFP4: _blocks(name, "TensorRT: NVFP4, E2M1 in blocks of 16", BlockFormat.NVFP4),
         Precision.FP16: _floats(name, "TensorRT: FP16", "float16"),
     }
+    # TensorRT-RTX 1.7 parses MXFP8, and multiplies it in FP16.
+    if name is TargetName.TENSORRT:
+        why = "TensorRT: MXFP8, E4M3 in blocks of 32"
+        formats[Precision.MXFP8] = _blocks(name, why, BlockFormat.MXFP8)
     # Plain TensorRT was never seen to gain by it.
     merged = name is TargetName.TENSORRT_RTX
     return TargetProfile(formats, 1.0, True, False, name.value, merged=merged)

@@ -10,6 +10,8 @@ from regcache.passes.model_files import model_size
 _WEIGHT_BYTES = {
     Precision.INT8: 1.0,
     Precision.FP8: 1.0,
+    Precision.MXFP8: 33 / 32,
+    Precision.NVFP4: 9 / 16,
     Precision.W4A16: 0.625,
     Precision.BF16: 4.0,
     Precision.FP16: 2.0,

@@ -201,7 +201,7 @@ def ranges_section(subject: Subject) -> Section:
 
 def _clips(site: SiteRecord) -> bool:
     """Whether more than half a step is cut off at an end."""
-    spare = site.scale / 2 if site.dtype != "float8e4m3fn" else 0.0
+    spare = site.scale / 2 if not site.dtype.startswith("float") else 0.0
     low, high = site.covered[0] - site.observed[0], site.observed[1] - site.covered[1]
     return low > spare or high > spare
 

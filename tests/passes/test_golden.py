@@ -13,6 +13,7 @@ from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import run
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.equalize import Equalize
+from regcache.passes.expand_block_floats import ExpandBlockFloats
 from regcache.passes.fold_biases import FoldBiases
 from regcache.passes.fuse_attention import FuseAttention
 from regcache.passes.fuse_biases import FuseBiases
@@ -24,6 +25,7 @@ from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.merge_qkv import MergeQkv
 from regcache.passes.pack_weights import PackWeights
 from regcache.passes.quantize_attention import QuantizeAttention
+from regcache.passes.quantize_block_floats import QuantizeBlockFloats
 from regcache.passes.quantize_float8 import QuantizeFloat8
 from regcache.passes.quantize_patches import QuantizePatches
 from regcache.passes.rotate_hidden import RotateHidden
@@ -40,6 +42,7 @@ SPELLING = {
     BalanceScores: "plain",
     DeleteSinks: "plain",
     Equalize: "plain",
+    ExpandBlockFloats: "plain",
     FoldBiases: "plain",
     FuseAttention: "plain",
     FuseBiases: "plain",
@@ -51,6 +54,7 @@ SPELLING = {
     MergeQkv: "plain",
     PackWeights: "plain",
     QuantizeAttention: "plain",
+    QuantizeBlockFloats: "plain",
     QuantizeFloat8: "plain",
     QuantizePatches: "plain",
     RotateHidden: "plain",

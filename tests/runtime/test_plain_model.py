@@ -32,7 +32,7 @@ def fused(tmp_path: Path) -> Path:
 
 
 def test_nothing_is_fused_and_the_numbers_are_the_same(fused: Path, tmp_path: Path) -> None:
-    with plain_model(str(fused)) as path:
+    with plain_model(str(fused), on_gpu=True) as path:
         assert isinstance(path, str)
         assert Path(path).name == fused.name
         plain = import_graph(onnx.load(path))
@@ -49,7 +49,7 @@ def test_other_files_are_themselves(tmp_path: Path) -> None:
     path = tmp_path / "plain.onnx"
     save_graph(canonical_graph(VIT.model()), path)
     for model in (str(path), path.read_bytes(), str(tmp_path / "missing.onnx")):
-        with plain_model(model) as found:
+        with plain_model(model, on_gpu=True) as found:
             assert found == model
 
 

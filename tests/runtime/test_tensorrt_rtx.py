@@ -29,7 +29,7 @@ from regcache.passes.signed_integers import SignedIntegers
 from regcache.runtime.engine_layers import products_by_precision
 from regcache.runtime.tensorrt_rtx import (
     build_engine,
-    float8_capabilities,
+    capabilities_since,
     supported_compute_capabilities,
 )
 
@@ -158,7 +158,7 @@ class TestBuilds:
         assert reason.endswith("for Turing (SM75): FP32 GEMM is not supported")
 
     def test_float8_begins_with_ada(self) -> None:
-        found = float8_capabilities(("12.0", "7.5", "8.6", "8.9", "10.0"))
+        found = capabilities_since("8.9", ("12.0", "7.5", "8.6", "8.9", "10.0"))
         assert found == ("12.0", "8.9", "10.0")
 
     def test_a_fixed_batch_stays(self, tmp_path: Path) -> None:

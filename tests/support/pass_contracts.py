@@ -12,13 +12,20 @@ from support.canonical import canonical_graph
 from support.equalizing import random_factors
 from support.quantized_graphs import quantized
 from support.registers import random_kv, random_tokens
-from support.scales import attention_scales, float8_scales, image_scales, linear_scales
+from support.scales import (
+    attention_scales,
+    block_scales,
+    float8_scales,
+    image_scales,
+    linear_scales,
+)
 from support.shifting import random_shifts
 from support.spellings import SPELLINGS
 from support.tiny_vit import TinyVit, with_batch
 
 from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import Pass, run
+from regcache.passes.block_floats import BlockFormat
 from regcache.passes.canonicalize import canonicalize_graph
 from regcache.passes.check import check_and_infer
 from regcache.passes.copy_graph import copy_graph
@@ -28,6 +35,7 @@ from regcache.passes.drop_identities import DropIdentities
 from regcache.passes.drop_masks import DropMasks
 from regcache.passes.drop_neutral import DropNeutral
 from regcache.passes.equalize import Equalize
+from regcache.passes.expand_block_floats import ExpandBlockFloats
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.fold_biases import FoldBiases
 from regcache.passes.fold_constants import FoldConstants
@@ -54,6 +62,7 @@ from regcache.passes.onnx_file import import_graph
 from regcache.passes.pack_weights import PackWeights
 from regcache.passes.pin_image import PinImage
 from regcache.passes.quantize_attention import QuantizeAttention
+from regcache.passes.quantize_block_floats import QuantizeBlockFloats
 from regcache.passes.quantize_float8 import QuantizeFloat8
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.passes.quantize_patches import QuantizePatches
@@ -110,6 +119,16 @@ def canonical(spelling: str) -> gs.Graph:
 def integers(spelling: str) -> gs.Graph:
     """With Q/DQ pairs for ONNX Runtime."""
     return copy_graph(_integers(spelling))
+
+
+def nvfp4(_: str, graph: gs.Graph) -> Pass:
+    return QuantizeBlockFloats(block_scales(graph, BlockFormat.NVFP4))
+
+
+def in_blocks(spelling: str) -> gs.Graph:
+    """With floats that share scales in blocks of 16."""
+    graph = canonical(spelling)
+    return run(nvfp4(spelling, graph), graph).graph
 
 
 def fixed(spelling: str) -> gs.Graph:
@@ -171,6 +190,7 @@ CONTRACTS: dict[type, Contract] = {
         ),
     ),
     Equalize: Contract(canonical, lambda _, graph: Equalize(random_factors(graph)), adds=True),
+    ExpandBlockFloats: on(in_blocks, ExpandBlockFloats),
     FoldBiases: on(canonical, FoldBiases),
     FoldConstants: on(written, FoldConstants),
     FoldIf: on(written, FoldIf),
@@ -200,6 +220,7 @@ CONTRACTS: dict[type, Contract] = {
     QuantizeAttention: Contract(
         canonical, lambda _, graph: QuantizeAttention(attention_scales(graph))
     ),
+    QuantizeBlockFloats: Contract(canonical, nvfp4),
     QuantizeFloat8: Contract(canonical, lambda _, graph: QuantizeFloat8(float8_scales(graph))),
     QuantizeLinears: Contract(canonical, lambda _, graph: QuantizeLinears(linear_scales(graph))),
     QuantizePatches: Contract(canonical, lambda _, graph: QuantizePatches(image_scales(graph))),

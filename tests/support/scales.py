@@ -3,6 +3,7 @@
 import onnx_graphsurgeon as gs
 
 from regcache.passes.affine import Affine, IntegerType
+from regcache.passes.block_floats import BlockFloat, BlockFormat
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.float8 import Float8
 from regcache.passes.quantize_attention import (
@@ -40,3 +41,11 @@ def image_scales(graph: gs.Graph) -> dict[str, Affine]:
     """A scale for what each patch convolution reads."""
     names = [node.inputs[0].name for node in patch_convolutions(graph)]
     return {name: Affine.from_range(-4.0, 4.5, "uint8", symmetric=False) for name in names}
+
+
+def block_scales(graph: gs.Graph, kind: BlockFormat) -> dict[str, BlockFloat]:
+    """A scale per site, of what a tiny encoder computes."""
+    sites = view_encoder(graph).sites
+    return {
+        site.tensor.name: BlockFloat.from_range(kind, -4.0 - i, 3.0) for i, site in enumerate(sites)
+    }

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnx
+from google.protobuf.message import DecodeError
+
 from regcache.passes.errors import InputError
 from regcache.runtime.engine_layers import is_layer_list
 
@@ -79,8 +82,12 @@ def check_batch_sizes(opt_batch: int, max_batch: int) -> tuple[int, int, int]:
     return 1, opt_batch, max_batch
 
 
-def parse_network(trt: Any, builder: Any, log: Any, model: Path, product: str) -> Any:
+def parse_network(
+    trt: Any, builder: Any, log: Any, model: Path, product: str, *, batch: int | None = None
+) -> Any:
     """Read an ONNX file into a new network, strongly typed.
+
+    `batch`: the batch size for good, where the file leaves it open; None leaves it open, too.
 
     Raises InputError where the file cannot be read, and RefusedGraphError with the node that the
     parser refuses, or that it would read as something else.
@@ -88,7 +95,10 @@ def parse_network(trt: Any, builder: Any, log: Any, model: Path, product: str) -
     _check_readable(model)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    parsed = parser.parse_from_file(str(model))
+    if batch is None:
+        parsed = parser.parse_from_file(str(model))
+    else:
+        parsed = parser.parse(_with_batch(model, batch), str(model))
     log.node = ""
     if parser.num_errors:
         raise RefusedGraphError(f"{model}: {_refusal(parser.get_error(0), log, product)}")
@@ -126,17 +136,26 @@ def input_shapes(
     return shapes, sizes
 
 
-def fix_batch(network: Any, shapes: dict[str, Shapes]) -> None:
-    """Give every input of a network its tuned shape for good."""
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        tensor.shape = shapes[tensor.name][1]
-
-
 def refused_by_builder(model: Path, log: Any, product: str) -> RefusedGraphError:
     """The error of a builder that returned no engine, with the reason that it logged."""
     reason = _tidy(log.errors[0]) if log.errors else "no engine, and no reason given"
     return RefusedGraphError(f"{model}: {product} cannot build it: {reason}")
+
+
+def _with_batch(model: Path, batch: int) -> bytes:
+    """The file's message with a batch size; as it is where it is no ONNX, which the parser says.
+
+    Not by the network's inputs: TensorRT-RTX 1.7 then takes no scales of blocks any more.
+    """
+    try:
+        message = onnx.load(model, load_external_data=False)
+    except DecodeError:
+        return model.read_bytes()
+    for item in message.graph.input:
+        dims = item.type.tensor_type.shape.dim
+        if dims and not dims[0].HasField("dim_value"):
+            dims[0].dim_value = batch
+    return bytes(message.SerializeToString())
 
 
 def _check_readable(model: Path) -> None:

@@ -19,7 +19,6 @@ from regcache.runtime.engine_layers import parse_layers
 from regcache.runtime.tensorrt_network import (
     check_batch_sizes,
     collecting_logger,
-    fix_batch,
     input_shapes,
     no_collection,
     parse_network,
@@ -117,7 +116,7 @@ def _build(
     product = f"TensorRT-RTX {trt.__version__}"
     log = collecting_logger(trt)
     builder = trt.Builder(log)
-    network = parse_network(trt, builder, log, model, product)
+    network = parse_network(trt, builder, log, model, product, batch=sizes[1] if fixed else None)
     config = builder.create_builder_config()
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets.values()):
@@ -125,8 +124,6 @@ def _build(
     # Without it the builder lists no layers; it adds nothing to the engine's size.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     shapes, batch = input_shapes(network, sizes, model)
-    if fixed:
-        fix_batch(network, shapes)
     profile = builder.create_optimization_profile()
     for name, limits in shapes.items():
         profile.set_shape(name, *limits)

@@ -80,6 +80,10 @@ class Algebra:
         """x^T x of float32 rows [S, K], in float64."""
         return (rows.T @ rows).astype(np.float64)
 
+    def cross(self, rows: Array, others: Array) -> Array:
+        """x^T y of float32 rows [S, K] each, in float64."""
+        return (rows.T @ others).astype(np.float64)
+
     def diagonal(self, gram: Array) -> Doubles:
         """The diagonal [K] of a matrix, in NumPy."""
         return np.diag(gram)

@@ -34,7 +34,8 @@ _PEAKS = {
     BlockFormat.NVFP4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 1.07, 1.15, 1.25, 1.35, 1.5),
     BlockFormat.MXFP8: (1.0, 0.5),
 }
-_DAMPING = 0.01
+_DAMPING = float(__import__("os").environ.get("DAMP", "0.01"))
+_DRAWN = float(__import__("os").environ.get("DRAWN", "0.01"))
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -46,6 +47,10 @@ class BlockFloats(NumberFormat):
         """Which of the two."""
         assert self.target.blocks is not None
         return self.target.blocks
+
+    @property
+    def by_lost(self) -> bool:
+        return True
 
     def scale(
         self,
@@ -62,6 +67,7 @@ class BlockFloats(NumberFormat):
     def round(self, linears: Sequence[Linear], read: Read) -> dict[str, Weight]:
         kind, get = self.kind, self.algebra.get
         weight, gram = get(joined_weights(linears, self.algebra)), get(read.gram)
+        weight = make_up(weight, gram, get(read.lost))
         # One for all that read the same, so that they can become one linear.
         whole = kind.tensor_scale(float(np.abs(weight).max(initial=0)))
         scales = choose_scales(weight, np.diag(gram) / read.rows, kind, whole)
@@ -85,6 +91,19 @@ class BlockFloats(NumberFormat):
             QuantizeBlockFloats(floats, only, rounded.by_block_float),
             CorrectBias(rounded.biases),
         ]
+
+
+def make_up(weight: Floats, gram: Doubles, lost: Doubles) -> Floats:
+    """The weight [K, N] that makes of the rounded input X what `weight` W makes of the float F.
+
+    The least ||F W - X W'||^2, W' being drawn to W by a share of the mean second moment. `gram` is
+    X^T X and `lost` X^T (F - X). What rounding adds is spread over all directions, and inputs lie
+    in few: those that hold little else count less then.
+    """
+    damped = gram.copy()
+    diagonal = np.einsum("kk->k", damped)
+    diagonal += max(float(diagonal.mean()) * _DRAWN, _TINY)
+    return np.asarray(weight + np.linalg.solve(damped, lost @ weight), np.float32)
 
 
 def choose_scales(

@@ -74,6 +74,10 @@ class Read(Protocol):
     def gram(self) -> Array:
         """X^T X of the rows X, float64 [K, K], where the format's algebra computes."""
 
+    @property
+    def lost(self) -> Array:
+        """X^T (F - X), F being the rows in float, likewise; empty unless `by_lost`."""
+
 
 @dataclass(frozen=True)
 class NumberFormat(ABC):
@@ -96,6 +100,11 @@ class NumberFormat(ABC):
     def by_gram(self) -> bool:
         """Whether weights are rounded by the Gram matrix of what their linears read."""
         return True
+
+    @property
+    def by_lost(self) -> bool:
+        """Whether weights also make up for what rounding takes from the input."""
+        return False
 
     @abstractmethod
     def scale(

@@ -82,6 +82,9 @@ class TorchAlgebra(Algebra):
     def gram(self, rows: Array) -> Array:
         return (rows.T @ rows).double()
 
+    def cross(self, rows: Array, others: Array) -> Array:
+        return (rows.T @ others).double()
+
     def diagonal(self, gram: Array) -> Doubles:
         return _in_numpy(gram.diagonal())
 

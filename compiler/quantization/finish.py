@@ -149,7 +149,8 @@ def _rest(
         yield QuantizeAttention(
             attention_scales(view, images, threads=context.threads, device=context.device)
         )
-    if options.profile.merged:
+    # TensorRT-RTX makes one product of them in any case where scales are those of blocks.
+    if options.profile.merged and context.target.blocks is None:
         yield MergeQkv()
     if options.in_half:
         known = equalized.activations.items()

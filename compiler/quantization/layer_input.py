@@ -17,14 +17,15 @@ Doubles = NDArray[np.float64]
 class Moments:
     """Moments of `rows` rows of a site's rounded input X [rows, K].
 
-    `gram`: X^T X, float64 [K, K], where an algebra computes. `total`, `float_total` [K]: sums of
-    the rows, rounded and not.
+    `gram`: X^T X, float64 [K, K], where an algebra computes. `lost`: X^T (F - X), where F is X in
+    float. `total`, `float_total` [K]: sums of the rows, rounded and not.
     """
 
     rows: int
     gram: Array
     total: Doubles
     float_total: Doubles
+    lost: Array
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,22 @@ class LayerInput:
     shifts: Floats | None = None
     factors: Floats | None = None
 
-    def moments(self, algebra: Algebra, *, with_gram: bool = True) -> Moments:
-        """The moments of all rows. Without a Gram matrix that is empty, [0, 0]."""
+    def moments(
+        self, algebra: Algebra, *, with_gram: bool = True, with_lost: bool = False
+    ) -> Moments:
+        """The moments of all rows. A matrix that is not asked for is empty, [0, 0]."""
         channels = self.stored.channels
         total, float_total = np.zeros(channels), np.zeros(channels)
         gram = algebra.zeros(channels if with_gram else 0)
+        lost = algebra.zeros(channels if with_lost else 0)
         for rows in self.stored.chunks():
             plain = rows if self.shifts is None else rows - self.shifts
             plain = plain if self.factors is None else plain / self.factors
             rounded = plain if self.scale is None else self.scale.round_trip(plain)
             if with_gram:
                 gram += algebra.gram(algebra.put(rounded))
+            if with_lost:
+                lost += algebra.cross(algebra.put(rounded), algebra.put(plain - rounded))
             total += rounded.sum(axis=0, dtype=np.float64)
             float_total += plain.sum(axis=0, dtype=np.float64)
-        return Moments(self.stored.count, gram, total, float_total)
+        return Moments(self.stored.count, gram, total, float_total, lost)

@@ -36,7 +36,7 @@ def round_weights(
     wanted = [site for site in sites if site.name in inputs]
 
     def round_site(site: Site) -> Rounded:
-        read = inputs[site.name].moments(algebra, with_gram=form.by_gram)
+        read = inputs[site.name].moments(algebra, with_gram=form.by_gram, with_lost=form.by_lost)
         weights = form.round(site.linears, read)
         biases = {}
         for linear in site.linears:

@@ -190,6 +190,46 @@ def test_fp8_has_float8_weights(workshop: Workshop, target: str) -> None:
     assert 0.99 < workshop.cosine(artifact, 0.99) < 0.99999
 
 
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_nvfp4_has_weights_of_four_bits(workshop: Workshop, target: str) -> None:
+    artifact = workshop.compile("--precision", "nvfp4", "--target", target)
+    assert_outputs_are_float(artifact.model)
+    assert artifact.types[TensorProto.FLOAT4E2M1] == LINEARS
+    assert artifact.types[TensorProto.FLOAT8E4M3FN] == LINEARS
+    assert artifact.ops["TRT_FP4DynamicQuantize"] == 4 * SPEC.depth
+    record = artifact.manifest["quantization"]
+    assert record["activation_dtype"] == record["weight_dtype"] == "float4e2m1fn"
+    assert {site["dtype"] for site in record["sites"]} == {"float4e2m1fn"}
+    assert artifact.manifest["speed"] is None
+    assert 0.85 < workshop.cosine(artifact, 0.85) < 0.9999
+
+
+def test_mxfp8_has_a_power_of_two_for_each_block(workshop: Workshop) -> None:
+    folder = workshop.folder / "wide"
+    folder.mkdir()
+    source = folder / "tiny.onnx"
+    onnx.save(TinyVit(Spec(**{**SPEC.__dict__, "hidden": 96})).model(), source)
+    sidecar(source).write_text(RECIPE.to_json())
+    for name in ("images", "others"):
+        (folder / name).symlink_to(workshop.folder / name)
+    wide = Workshop(folder, {})
+    artifact = wide.compile("--precision", "mxfp8", "--target", "tensorrt")
+    assert_outputs_are_float(artifact.model)
+    assert artifact.ops["TRT_MXFP8DynamicQuantize"] == 4 * SPEC.depth
+    assert artifact.types[TensorProto.FLOAT8E4M3FN] == artifact.types[TensorProto.UINT8] == LINEARS
+    assert 0.99 < wide.cosine(artifact, 0.99) < 0.99999
+
+
+def test_a_share_of_nvfp4_stays_float(workshop: Workshop) -> None:
+    artifact = workshop.compile(
+        *("--precision", "nvfp4", "--target", "tensorrt", "--int8-share", "0.6")
+    )
+    record = artifact.manifest["quantization"]
+    assert 0.6 <= record["int8_share"] < 1
+    assert record["left_float"]
+    assert 0 < artifact.types[TensorProto.FLOAT4E2M1] < LINEARS
+
+
 def test_fp8_with_half_by_default(workshop: Workshop) -> None:
     artifact = workshop.compile("--precision", "fp8", "--target", "tensorrt")
     assert_outputs_are_float(artifact.model)
@@ -282,6 +322,16 @@ def test_calibrators_differ(workshop: Workshop, monkeypatch: pytest.MonkeyPatch)
         (
             "--precision fp8 --target tensorrt --calibrator percentile",
             "the percentile calibrator is for integers, not for fp8",
+        ),
+        ("--precision nvfp4", "nvfp4 runs on tensorrt and tensorrt-rtx, not on ort-cpu"),
+        ("--precision mxfp8 --target tensorrt-rtx", "mxfp8 runs on tensorrt, not on tensorrt-rtx"),
+        (
+            "--precision nvfp4 --target tensorrt --calibrator mse",
+            "the mse calibrator is for integers, not for nvfp4",
+        ),
+        (
+            "--precision mxfp8 --target tensorrt",
+            "mxfp8 has a scale for every 32 channels: blocks.0.fc2 reads 80",
         ),
     ],
 )

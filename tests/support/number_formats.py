@@ -11,6 +11,8 @@ U8U8 = resolve_target(TargetName.ORT_CPU, u8s8_saturates=True)
 S8S8 = resolve_target(TargetName.TENSORRT, u8s8_saturates=False)
 W4A16 = resolve_target(TargetName.ORT_CPU, u8s8_saturates=False, precision=Precision.W4A16)
 FP8 = resolve_target(TargetName.TENSORRT, u8s8_saturates=False, precision=Precision.FP8)
+NVFP4 = resolve_target(TargetName.TENSORRT, u8s8_saturates=False, precision=Precision.NVFP4)
+MXFP8 = resolve_target(TargetName.TENSORRT, u8s8_saturates=False, precision=Precision.MXFP8)
 
 
 def affine(scale: Scale) -> Affine:

@@ -58,6 +58,9 @@ def test_moments_are_those_of_all_rows(
     np.testing.assert_allclose(found.total, rounded.sum(axis=0), rtol=1e-5, atol=1e-5)
     wanted = plain.sum(axis=0, dtype=np.float64)
     np.testing.assert_allclose(found.float_total, wanted, rtol=1e-5, atol=1e-5)
+    assert found.lost.shape == (0, 0)
+    lost = LayerInput(store, scale, shifts, factors).moments(NUMPY, with_lost=True).lost
+    np.testing.assert_allclose(lost, rounded.T @ (plain - rounded), rtol=1e-3, atol=1e-3)
     without = LayerInput(store, scale, shifts, factors).moments(NUMPY, with_gram=False)
     assert without.gram.shape == (0, 0)
     np.testing.assert_array_equal(without.total, found.total)
@@ -67,7 +70,8 @@ def test_moments_are_those_of_all_rows(
 def test_gram_matrices_live_on_the_device(tmp_path: Path) -> None:
     algebra = algebra_on(Device(arrays="cpu"))
     read = LayerInput(stored(tmp_path, (5, 9, 6)))
-    here, there = read.moments(NUMPY), read.moments(algebra)
+    here, there = (read.moments(where, with_lost=True) for where in (NUMPY, algebra))
+    assert algebra_of(there.lost) is algebra
     assert algebra_of(there.gram) is algebra
     np.testing.assert_allclose(algebra.get(there.gram), here.gram, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(there.total, here.total)

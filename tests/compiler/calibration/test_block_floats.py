@@ -86,7 +86,7 @@ def test_making_up_lowers_the_error_of_a_rounded_input() -> None:
     """Of inputs in few directions, which rounding spreads; without a loss nothing changes."""
     random = np.random.default_rng(3)
     rows = random.standard_normal((4000, 6)) @ random.standard_normal((6, 32))
-    rows = rows.astype(np.float32)
+    rows = np.asarray(rows, np.float32)
     read = BlockFloat.from_range(BlockFormat.NVFP4, -20, 20).round_trip(rows)
     weight = random.standard_normal((32, 8)).astype(np.float32)
     gram = (read.T @ read).astype(np.float64)

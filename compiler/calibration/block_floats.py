@@ -34,8 +34,9 @@ _PEAKS = {
     BlockFormat.NVFP4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 1.07, 1.15, 1.25, 1.35, 1.5),
     BlockFormat.MXFP8: (1.0, 0.5),
 }
-_DAMPING = float(__import__("os").environ.get("DAMP", "0.01"))
-_DRAWN = float(__import__("os").environ.get("DRAWN", "0.01"))
+# Coarse steps overfit, and so does making up for rounded inputs: measured on DINOv2-S, on images
+# that were not calibrated on.
+_DAMPING, _DRAWN = 0.05, 1.0
 _TINY = float(np.finfo(np.float32).tiny)
 
 

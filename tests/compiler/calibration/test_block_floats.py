@@ -83,14 +83,14 @@ def test_chosen_scales_err_no_more_than_those_of_the_peaks(kind: BlockFormat) ->
 
 
 def test_making_up_lowers_the_error_of_a_rounded_input() -> None:
-    """Of inputs in few directions, which rounding spreads; without a loss nothing changes."""
+    """Of inputs halved. Drawn to the weight, it grows by half; with no loss it stays."""
     random = np.random.default_rng(3)
-    rows = random.standard_normal((4000, 6)) @ random.standard_normal((6, 32))
-    rows = np.asarray(rows, np.float32)
-    read = BlockFloat.from_range(BlockFormat.NVFP4, -20, 20).round_trip(rows)
+    rows = random.standard_normal((4000, 32)).astype(np.float32)
+    read = rows / np.float32(2)
     weight = random.standard_normal((32, 8)).astype(np.float32)
     gram = (read.T @ read).astype(np.float64)
     made = make_up(weight, gram, (read.T @ (rows - read)).astype(np.float64))
     before, after = (np.square(read @ one - rows @ weight).sum() for one in (weight, made))
-    assert after < 0.9 * before
+    assert after < 0.5 * before
+    np.testing.assert_allclose(made, weight * 1.5, atol=0.2)
     np.testing.assert_array_equal(make_up(weight, gram, np.zeros((32, 32))), weight)

@@ -161,6 +161,20 @@ def test_float8_leaves_out_what_has_none(images: Path, tmp_path: Path) -> None:
     assert record.products.keys() == {"FP8", "FP16"}
 
 
+def test_nvfp4_is_for_blackwell(images: Path, tmp_path: Path) -> None:
+    artifact = compiled(tmp_path, images, "--target", "tensorrt-rtx", "--precision", "nvfp4")
+    before = contents(artifact)
+    named = run_regcache("build", artifact, "--compute-capability", "8.9,12.0")
+    assert_refused(named, "compute capability 8.9: multiplies no NVFP4", "begins with 10.0")
+    assert contents(artifact) == before
+    built = run_regcache("build", artifact)
+    assert built.code == 0, built
+    assert "leaving out compute capability 8.6, 8.9" in built.err
+    (record,) = Artifact.open(artifact).manifest.engines
+    assert record.compute_capabilities == ["12.0"]
+    assert record.products.keys() == {"FP4", "FP16"}
+
+
 FAST = ("--int8-share", "1", "--accept-slower", "--rounding", "nearest", "--no-equalize")
 
 

@@ -64,6 +64,8 @@ def test_timings_are_kept_by_version_and_gpu(machine: Path) -> None:
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_gpu_without_float8_is_refused() -> None:
-    with pytest.raises(InputError, match=r"A4000: compute capability 8\.6 has no FP8"):
-        open_tensorrt(Precision.FP8)
+@pytest.mark.parametrize("precision", [Precision.FP8, Precision.MXFP8, Precision.NVFP4])
+def test_a_gpu_without_narrow_floats_is_refused(precision: Precision) -> None:
+    why = rf"A4000: compute capability 8\.6 has no {precision.value.upper()}$"
+    with pytest.raises(InputError, match=why):
+        open_tensorrt(precision)

@@ -219,7 +219,7 @@ def test_says_nothing_unless_told_to(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"precison": "fp8"}, r"there is no option 'precison'; did you mean precision\?"),
-    ({"quickly": True}, "there is no option 'quickly'; there are accept_slower, attention"),
+    ({"quickly": True}, "there is no option 'quickly'; there are ablate, accept_slower"),
     ({"source_file": "x.onnx"}, "there is no option 'source_file'"),
     ({"target": "tpu"}, "option target = 'tpu': Input should be 'ort-cpu'"),
     ({"batch_size": "many"}, "option batch_size = 'many': "),

@@ -1,6 +1,6 @@
 """Results that are tables in a notebook and in pandas."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, str | float | bool | None]
 
 
-class ShownTable:
+class ShownTable(ABC):
     """A result that a notebook shows as a table, and that becomes a pandas.DataFrame."""
 
     @abstractmethod

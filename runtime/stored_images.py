@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ _AXES = 4
 
 
 @dataclass(frozen=True)
-class StoredImage:
+class StoredImage(ABC):
     """An image inside `file`. `name`: what reports call it; its place in the file is told apart."""
 
     file: Path
@@ -28,9 +29,9 @@ class StoredImage:
     def __str__(self) -> str:
         return f"{self.file}:{self.name}"
 
+    @abstractmethod
     def open(self) -> BinaryIO:
         """Its bytes, to read and to seek in. Raises OSError where the file has none there."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """Sessions of graphs in memory, and hidden states that stream through them."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from regcache.passes.detach_weights import lend_weights
 from regcache.passes.expand_block_floats import ExpandBlockFloats
 from regcache.passes.tensorrt_operators import runs_in_tensorrt
 from regcache.runtime.device import CPU, Device
+from regcache.runtime.map_ahead import map_ahead
 from regcache.runtime.session import OrtSession
 
 Floats = NDArray[np.float32]
@@ -82,14 +81,8 @@ def _map_chunks(
     if workers == 1:
         yield from (run(*chunk) for chunk in chunks)
         return
-    with ThreadPoolExecutor(workers) as pool:
-        running: deque[Future[list[NDArray[Any]]]] = deque()
-        for chunk in chunks:  # no further ahead than workers, for what a run yields is large
-            if len(running) == workers:
-                yield running.popleft().result()
-            running.append(pool.submit(run, *chunk))
-        while running:
-            yield running.popleft().result()
+    # No further ahead than workers, for what a run yields is large.
+    yield from map_ahead(lambda chunk: run(*chunk), chunks, ahead=workers, workers=workers)
 
 
 def run_all(

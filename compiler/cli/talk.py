@@ -149,7 +149,10 @@ def talking(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _logged(talk: Talk, name: str, run: Callable[[], Any]) -> None:
-    """Run a command; the log tells when it began, and how it ended."""
+    """Run a command; the log, where there is one, tells when it began, and how it ended."""
+    if talk.log is None:
+        run()
+        return
     began = time.monotonic()
     libraries = installed_versions(("regcache", "onnxruntime", "onnx", "numpy")).items()
     with_what = ", ".join(f"{library} {number}" for library, number in libraries)

@@ -49,12 +49,7 @@ def first_look(
     runtime = RuntimeName.ONNXRUNTIME if inside is None else RuntimeName.OPENVINO
     return_memory(encoder.graph)
     outputs = iter(found)
-    with OrtSession(
-        encoder.path,
-        threads=context.threads,
-        outputs=encoder.outputs.first,
-        device=context.device,
-    ) as reference:
+    with open_float(context, encoder) as reference:
         meter = compare(
             reference.run,
             lambda _: next(outputs),
@@ -67,6 +62,16 @@ def first_look(
             label=Stage.PARITY,
         )
     return FirstLook(meter.result(reference="float-onnx"), runtime, primitives)
+
+
+def open_float(context: Context, encoder: FloatEncoder) -> OrtSession:
+    """The float original of `encoder` in ONNX Runtime, on the context's device."""
+    return OrtSession(
+        encoder.path,
+        threads=context.threads,
+        outputs=encoder.outputs.first,
+        device=context.device,
+    )
 
 
 def open_candidate(

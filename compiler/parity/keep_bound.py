@@ -15,7 +15,7 @@ from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.stages import Stage
-from regcache.compiler.parity.first_look import open_candidate
+from regcache.compiler.parity.first_look import open_candidate, open_float
 from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.finish import (
     Quantized,
@@ -28,7 +28,6 @@ from regcache.passes.model_files import model_files, remove_model
 from regcache.passes.onnx_file import save_graph
 from regcache.runtime.images import ImageFolder, Skipped
 from regcache.runtime.run_with import Session
-from regcache.runtime.session import OrtSession
 from regcache.runtime.similarity import row_cosines
 
 _MEASURING = "measuring images held out"
@@ -132,12 +131,7 @@ class _Trials:
         self._placement, (self._calibrated, self._equalized) = placement, even
         self._integers = choose_integers(context, self._equalized, placement, self._calibrated)
         context.reporter.begin(Stage.BOUND, str(least))
-        with OrtSession(
-            encoder.path,
-            threads=context.threads,
-            outputs=encoder.outputs.first,
-            device=context.device,
-        ) as original:
+        with open_float(context, encoder) as original:
             skipped = list[Skipped]()
             self._held = held.telling(skipped.append)
             self._float = self._embeddings(original)

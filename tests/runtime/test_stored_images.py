@@ -178,7 +178,7 @@ class TestHostileArchives:
 
     def test_names_that_lead_elsewhere_are_names(self, folder: Path, tmp_path: Path) -> None:
         content = next(folder.iterdir()).read_bytes()
-        names = ("../../up.png", "/root/absolute.png", "a/b/deep.PNG")
+        names = ("../../up.png", "/absolute.png", "a/b/deep.PNG")
         archive = write_tar(tmp_path / "x.tar", dict.fromkeys(names, content))
         images = list_images(archive)
         assert [image.name for image in images] == list(names)

@@ -46,25 +46,33 @@ def _write_model(
     weight_field = _tag(shell.graph, "initializer")
     graph = shell.graph.SerializeToString()
     shell.ClearField("graph")
-    sizes = [_to_proto(name, weight).ByteSize() for name, weight in weights.items()]
-    heads = [weight_field + _varint(size) for size in sizes]
+    heads = []
+    for name, weight in weights.items():
+        bare = _bare(name, weight)
+        size = len(bare) + weight.nbytes
+        heads.append(weight_field + _varint(size) + bare)
+    numbers = sum(weight.nbytes for weight in weights.values())
     file.write(shell.SerializeToString())
-    file.write(graph_field + _varint(len(graph) + sum(sizes) + sum(map(len, heads))))
+    file.write(graph_field + _varint(len(graph) + numbers + sum(map(len, heads))))
     file.write(graph)
-    for head, (name, weight) in zip(heads, weights.items(), strict=True):
+    for head, weight in zip(heads, weights.values(), strict=True):
         file.write(head)
-        file.write(_to_proto(name, weight).SerializeToString())
+        file.write(weight.tobytes())
 
 
-def _to_proto(name: str, weight: "onnx_ir.TensorProtocol") -> "onnx.TensorProto":
-    from onnx_ir import serde
+def _bare(name: str, weight: "onnx_ir.TensorProtocol") -> bytes:
+    """A TensorProto up to its numbers, the field `raw_data`, which are to follow."""
+    import onnx
 
-    proto = serde.serialize_tensor(weight)
-    proto.name = name  # the exporter renames the initializer, not the tensor in it
-    return proto
+    proto = onnx.TensorProto(
+        name=name,  # the exporter renames the initializer, not the tensor in it
+        dims=weight.shape.numpy(),
+        data_type=weight.dtype.value,
+    )
+    return proto.SerializeToString() + _tag(proto, "raw_data") + _varint(weight.nbytes)
 
 
-def _tag(message: "onnx.ModelProto | onnx.GraphProto", field: str) -> bytes:
+def _tag(message: "onnx.ModelProto | onnx.GraphProto | onnx.TensorProto", field: str) -> bytes:
     return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | _LENGTH_DELIMITED)
 
 

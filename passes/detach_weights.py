@@ -1,5 +1,7 @@
 """Take the weights out of a graph and put them back, so that its structure fits into a message."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -8,6 +10,7 @@ from numpy.typing import NDArray
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from regcache.passes.copy_graph import copy_graph
+from regcache.passes.external_weights import kept_at
 
 # Shape arithmetic lives in tiny constants; anything larger is a weight whose values do not matter.
 LARGEST_KEPT = 1024
@@ -70,14 +73,29 @@ def export_skeleton(
     return model, {name: item for name, item in constants.items() if name not in kept}
 
 
-def lend_weights(graph: gs.Graph) -> tuple[bytes, Weights]:
-    """A graph as ONNX bytes whose large initializers lie elsewhere, and these, by name.
+@dataclass(frozen=True)
+class Lent:
+    """A graph as ONNX bytes whose large initializers lie elsewhere.
 
-    They are the graph's own arrays, not copies; who runs the bytes is given them. An array of a
-    type that NumPy itself does not have stays in the bytes.
+    `weights`: these, by name, the graph's own arrays. Those that `in_files` names lie in files in
+    `folder` (see keep_weights), and the bytes say where, to who runs them as a file in that folder;
+    the others are to be lent.
+    """
+
+    content: bytes
+    weights: Weights
+    folder: Path | None = None
+    in_files: frozenset[str] = frozenset()
+
+
+def lend_weights(graph: gs.Graph) -> Lent:
+    """A graph to be run, whose weights are shared.
+
+    An array of a type that NumPy itself does not have stays in the bytes.
     """
     model, left_out = export_skeleton(graph, _LARGEST_IN_MESSAGE)
     lent: Weights = {}
+    in_files, folder = set[str](), None
     for name, constant in left_out.items():
         values = constant.values
         if values.dtype.kind not in "fiu":
@@ -90,8 +108,16 @@ def lend_weights(graph: gs.Graph) -> tuple[bytes, Weights]:
             data_type=onnx.helper.np_dtype_to_tensor_dtype(values.dtype),
             data_location=onnx.TensorProto.EXTERNAL,
         )
-        stored.external_data.add(key="location", value="lent")
-    return model.SerializeToString(), lent
+        place = kept_at(values)
+        if place is None or folder not in {None, place[0].parent}:
+            stored.external_data.add(key="location", value="lent")
+            continue
+        file, offset = place
+        folder = file.parent
+        in_files.add(name)
+        for key, value in (("location", file.name), ("offset", offset), ("length", values.nbytes)):
+            stored.external_data.add(key=key, value=str(value))
+    return Lent(model.SerializeToString(), lent, folder, frozenset(in_files))
 
 
 def attach_weights(graph: gs.Graph, weights: Weights) -> None:

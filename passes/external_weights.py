@@ -3,7 +3,9 @@
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Iterator
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,6 +17,9 @@ from regcache.passes.message_graphs import subgraphs
 from regcache.passes.stored_tensors import shape_and_type
 
 Array = NDArray[np.generic]
+
+# What the names of files begin with that hold mapped weights for a while, in any folder.
+KEPT = ".weights-"
 
 
 def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -53,6 +58,49 @@ def map_external(tensor: onnx.TensorProto, path: Path) -> Array:
     if not size:
         return np.empty(shape, dtype)
     return np.memmap(file, dtype, "r", offset, shape)
+
+
+def keep_weights(arrays: Sequence[Array], folder: Path) -> list[Array]:
+    """The same arrays, mapped read-only from a new file in `folder`, named KEPT and more.
+
+    The file goes with the last array that is mapped from it.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=KEPT, dir=folder)
+    path, end, offsets = Path(name), 0, []
+    with open(descriptor, "wb") as file:
+        for values in arrays:
+            offsets.append(-(-end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY)
+            file.seek(offsets[-1])
+            np.ascontiguousarray(values).tofile(file)
+            file.flush()
+            end = offsets[-1] + values.nbytes
+    left = len(arrays)
+
+    def forget() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            path.unlink(missing_ok=True)
+
+    mapped: list[Array] = []
+    for values, offset in zip(arrays, offsets, strict=True):
+        mapped.append(np.memmap(path, values.dtype, "r", offset, values.shape))
+        weakref.finalize(mapping(mapped[-1]), forget)
+    return mapped
+
+
+def kept_at(values: Array) -> tuple[Path, int] | None:
+    """The file of `keep_weights` and the offset where an array's numbers lie; None: in no such."""
+    root = values
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    if not isinstance(root, np.memmap) or not values.flags.c_contiguous:
+        return None
+    file = root.filename
+    if not isinstance(file, Path) or not file.name.startswith(KEPT) or not file.is_file():
+        return None
+    first, start = (item.__array_interface__["data"][0] for item in (values, root))
+    return file, root.offset + first - start
 
 
 def mapping(values: Array) -> mmap.mmap | None:

@@ -6,8 +6,10 @@ rotated along, have smaller outliers too (QuaRot, arXiv 2404.00456). The rotatio
 weights of the blocks, and costs one product before the first block and one in the last.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise
 from typing import ClassVar
 
@@ -36,6 +38,8 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 _STREAM = f"{ROTATION}/stream"
+# Weights that are turned at a time: each is in memory three times meanwhile, in float64.
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,11 @@ class RotateStream:
         if reason is not None:
             return Log((), (Skip("the residual stream", reason),))
         matrix = rotation_of_stream(view.width, self.seed)
+        turned = _turned_weights(view, matrix)
         for norm, linears in _readers(view):
-            _fold_norm(graph, norm, linears, matrix)
+            _fold_norm(graph, norm, linears, turned)
         for linear, stream in _writers(view):
-            _turn_output(graph, linear, stream, matrix)
+            _turn_output(graph, linear, stream, matrix, turned)
         _turn_ends(graph, view, matrix)
         return Log((Edit("the residual stream", f"{view.width} channels"),))
 
@@ -239,36 +244,79 @@ def _scale_of(product: gs.Node) -> Doubles:
     return np.asarray(constant.values, np.float64)
 
 
-def _fold_norm(graph: gs.Graph, norm: gs.Node, linears: tuple[Linear, ...], matrix: Floats) -> None:
+def _turned_weights(view: EncoderView, matrix: Floats) -> dict[str, Floats]:
+    """The new weight [K, N] of every linear around the rotated stream, by its name.
+
+    Readers take their norm's weight in, writers their layer scale. Products are in float64.
+    """
+    turn = matrix.astype(np.float64)
+    tasks = dict[str, Callable[[], Doubles]]()
+    for norm, linears in _readers(view):
+        scale = norm.inputs[1].values.astype(np.float64)
+        for linear in linears:
+            tasks[linear.name] = partial(_turned_rows, linear.weight, scale, turn)
+    for linear, stream in _writers(view):
+        scale = _layer_scale(view.graph, linear, stream)
+        tasks[linear.name] = partial(_turned_columns, linear.weight, scale, turn)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        weights = pool.map(lambda task: np.asarray(task(), np.float32), tasks.values())
+        return dict(zip(tasks, weights, strict=True))
+
+
+def _turned_rows(weight: Floats, scale: Doubles, turn: Doubles) -> Doubles:
+    product: Doubles = turn.T @ (scale[:, None] * weight.astype(np.float64))
+    return product
+
+
+def _turned_columns(weight: Floats, scale: Doubles, turn: Doubles) -> Doubles:
+    product: Doubles = (weight.astype(np.float64) * scale) @ turn
+    return product
+
+
+def _layer_scale(graph: gs.Graph, linear: Linear, stream: gs.Variable) -> Doubles:
+    """What a linear's output channels [N] are multiplied by before they are added to the stream."""
+    scale = np.ones(linear.weight_shape[1])
+    for product in _branch(graph, linear, stream) or ():
+        scale = scale * _scale_of(product)
+    return scale
+
+
+def _fold_norm(
+    graph: gs.Graph, norm: gs.Node, linears: tuple[Linear, ...], turned: Mapping[str, Floats]
+) -> None:
     """Give a norm's weight and bias to the linears that read it, whose rows are turned."""
-    scale = norm.inputs[1].values.astype(np.float64)
     has_bias = len(norm.inputs) > 2 and not norm.inputs[2].is_empty()
     for linear in linears:
-        weight = linear.weight.astype(np.float64)
         if has_bias:
+            weight = linear.weight.astype(np.float64)
             shift = np.asarray(norm.inputs[2].values.astype(np.float64) @ weight, np.float32)
             add_to_bias(graph, linear, shift)
-        _set_weight(linear, matrix.astype(np.float64).T @ (scale[:, None] * weight))
-    norm.inputs[1] = gs.Constant(f"{norm.name}/ones", np.ones(len(scale), np.float32))
+        _set_weight(linear, turned[linear.name])
+    width = norm.inputs[1].values.size
+    norm.inputs[1] = gs.Constant(f"{norm.name}/ones", np.ones(width, np.float32))
     if has_bias:
-        norm.inputs[2] = gs.Constant(f"{norm.name}/zeros", np.zeros(len(scale), np.float32))
+        norm.inputs[2] = gs.Constant(f"{norm.name}/zeros", np.zeros(width, np.float32))
 
 
-def _turn_output(graph: gs.Graph, linear: Linear, stream: gs.Variable, matrix: Floats) -> None:
+def _turn_output(
+    graph: gs.Graph,
+    linear: Linear,
+    stream: gs.Variable,
+    matrix: Floats,
+    turned: Mapping[str, Floats],
+) -> None:
     """Let a linear write to the rotated stream, its layer scale included."""
-    products, turn = _branch(graph, linear, stream) or (), matrix.astype(np.float64)
-    scale = np.ones(linear.weight_shape[1])
-    for product in products:
-        scale = scale * _scale_of(product)
+    scale = _layer_scale(graph, linear, stream)
+    for product in _branch(graph, linear, stream) or ():
         (data,), (output,) = data_inputs(product), product.outputs
         replace_everywhere(graph, output, data)
         product.outputs = []
-    _set_weight(linear, (linear.weight.astype(np.float64) * scale) @ turn)
+    _set_weight(linear, turned[linear.name])
     add = linear.bias_add
     if add is not None:
         slot = next(slot for slot, item in enumerate(add.inputs) if is_constant(item))
         old = np.broadcast_to(add.inputs[slot].values.astype(np.float64).ravel(), scale.shape)
-        bias = np.asarray((old * scale) @ turn, np.float32)
+        bias = np.asarray((old * scale) @ matrix.astype(np.float64), np.float32)
         add.inputs[slot] = gs.Constant(f"{linear.name}/bias/rotated", bias)
 
 
@@ -295,6 +343,5 @@ def _product(graph: gs.Graph, where: str, tensor: gs.Variable, matrix: Floats) -
     return output
 
 
-def _set_weight(linear: Linear, weight: Doubles) -> None:
-    constant = gs.Constant(f"{linear.name}/rotated", np.asarray(weight, np.float32))
-    linear.matmul.inputs[1] = constant
+def _set_weight(linear: Linear, weight: Floats) -> None:
+    linear.matmul.inputs[1] = gs.Constant(f"{linear.name}/rotated", weight)

@@ -3,7 +3,9 @@
 import functools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from regcache.passes.errors import InputError
+from regcache.passes.external_weights import KEPT
 from regcache.passes.model_files import check_name
 from regcache.runtime.device import CPU, LOG_NOTHING, Device, open_session
 
@@ -37,7 +40,8 @@ class OrtSession:
     for 30 ms otherwise, and take CPUs from another model that is timed beside this one.
     `outputs`: the names of those that come first; the others follow in the file's order.
     `inputs`: how many inputs the model has; what the others take comes behind the images.
-    `weights`: initializers that the bytes of the model leave out, by name; they are not copied.
+    `weights`: initializers that the bytes of the model leave out, by name. ONNX Runtime copies
+    them, but for those of `in_files`: the bytes say where these lie in files in `folder`.
     `brief`: whether a few images are all that it will run, for which weights need no packing.
     `device`: a GPU has no integer kernels, and computes as for `integers` = False.
     Raises InputError, naming the file and the reason, when the model cannot be loaded, has no such
@@ -56,21 +60,24 @@ class OrtSession:
         outputs: Sequence[str] = (),
         inputs: int = 1,
         weights: Mapping[str, NDArray[Any]] | None = None,
+        folder: Path | None = None,
+        in_files: Collection[str] = (),
         brief: bool = False,
         device: Device = CPU,
     ) -> None:
         self.name = "the model in memory" if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes):
             check_name(model)
-        source = model if isinstance(model, bytes) else os.fspath(model)
         integers = integers and not device.on_gpu
         options = cpu_session_options(threads, integers, deployed)
         if resting:
             options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._weights = _lend(options, weights or {})
+        weights = weights or {}
+        lent = {name: array for name, array in weights.items() if name not in in_files}
+        self._weights = _lend(options, lent)
         # Without integer kernels, integers are in memory as the float numbers that they stand for.
         least = 1 if integers else 4
-        sizes = (array.size * max(array.itemsize, least) for array in (weights or {}).values())
+        sizes = (array.size * max(array.itemsize, least) for array in weights.values())
         if brief or sum(sizes) > LARGE:
             # Packed for its kernels weights are in memory twice; 2 % slower without (DINOv2-S).
             options.add_session_config_entry("session.disable_prepacking", "1")
@@ -78,7 +85,8 @@ class OrtSession:
         disabled = None if integers else ["ReluQuantRewrite"]
         self._device = device
         try:
-            self._session = open_session(source, device, options, disabled)
+            with _readable(model, folder) as source:
+                self._session = open_session(source, device, options, disabled)
         except InputError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions share no other base
@@ -248,6 +256,23 @@ def cpu_session_options(
     if not integers:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
+
+
+@contextmanager
+def _readable(model: Path | bytes, folder: Path | None) -> Iterator[str | bytes]:
+    """What ONNX Runtime reads: the bytes as a file for a while, if they name files in `folder`."""
+    if not isinstance(model, bytes):
+        yield os.fspath(model)
+    elif folder is None:
+        yield model
+    else:
+        descriptor, name = tempfile.mkstemp(prefix=KEPT, suffix=".onnx", dir=folder)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(model)
+            yield name
+        finally:
+            os.unlink(name)
 
 
 def _lend(options: ort.SessionOptions, weights: Mapping[str, NDArray[Any]]) -> list[ort.OrtValue]:

@@ -31,13 +31,15 @@ def open_graph(
     """A session of a graph, which shares its weights. `brief`: see OrtSession."""
     if runs_in_tensorrt(graph):
         graph = run(ExpandBlockFloats(), graph).graph
-    content, weights = lend_weights(graph)
+    lent = lend_weights(graph)
     return OrtSession(
-        content,
+        lent.content,
         threads=threads,
         integers=integers,
         inputs=len(graph.inputs),
-        weights=weights,
+        weights=lent.weights,
+        folder=lent.folder,
+        in_files=lent.in_files,
         brief=brief,
         device=device,
     )

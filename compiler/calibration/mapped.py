@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import mmap
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -14,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from regcache.passes.external_weights import let_go, mapping
+from regcache.passes.external_weights import keep_weights, kept_at, let_go, mapping
 from regcache.passes.onnx_file import constant_bytes
 from regcache.runtime.session import LARGE
 
@@ -39,27 +38,28 @@ def go_on_with(after: gs.Graph, before: gs.Graph, folder: Path) -> None:
 def keep_on_disk(graph: gs.Graph, folder: Path) -> None:
     """Move what a large graph's constants hold in memory to a file in `folder`, and map it.
 
-    The file has no name and goes with the last array that is mapped from it.
+    Sessions read it without a copy of their own. It goes with the last array that is mapped from it
+    (see keep_weights).
     """
     if constant_bytes(graph) < LARGE:
         return
-    # With what was moved: a freed array's identity may be another's.
-    moved: dict[int, tuple[Array, Array]] = {}
-    with TemporaryFile(dir=folder) as file:
-        for constant in _large_constants(graph):
-            values = constant.values
-            if mapping(values) is not None:
-                let_go(values)
-                continue
-            if id(values) not in moved:
-                offset = -(-file.seek(0, 2) // mmap.ALLOCATIONGRANULARITY)
-                offset *= mmap.ALLOCATIONGRANULARITY
-                file.seek(offset)
-                np.ascontiguousarray(values).tofile(file)
-                file.flush()
-                mapped = np.memmap(file, values.dtype, "r", offset, values.shape)
-                moved[id(values)] = values, mapped
-            constant.values = moved[id(values)][1]
+    moving = dict[int, Array]()
+    for constant in _large_constants(graph):
+        if mapping(constant.values) is not None:
+            let_go(constant.values)
+        else:
+            moving[id(constant.values)] = constant.values
+    if not moving:
+        return
+    mapped = dict(zip(moving, keep_weights(list(moving.values()), folder), strict=True))
+    for constant in _large_constants(graph):
+        constant.values = mapped.get(id(constant.values), constant.values)
+
+
+def kept_folder(graph: gs.Graph) -> Path | None:
+    """The folder of the files that a large graph's weights are mapped from; None: of none."""
+    places = (kept_at(constant.values) for constant in _large_constants(graph))
+    return next((file.parent for file, _ in filter(None, places)), None)
 
 
 def gather(parts: Iterable[Sequence[NDArray[Any]]], *, on_disk: bool = False) -> list[NDArray[Any]]:

@@ -43,6 +43,8 @@ Floats = NDArray[np.float32]
 
 # A smaller share of the error is not worth the images that would decide, nor registers' time.
 _LEAST_GAIN = 0.02
+# Bytes of weights that the sessions of all workers of a large encoder may hold together.
+_ROOM = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,9 @@ def _tasks(
         raise UnsearchableError(str(error)) from error
     deadline = None if where.budget is None else time.monotonic() + where.budget
     count = where.workers or available_cpus()
-    if constant_bytes(study.graph) >= LARGE:
-        count = 1  # every worker holds sessions with most of the weights, and may use all CPUs
+    size = constant_bytes(study.graph)
+    if size >= LARGE:  # every worker holds sessions with most of the weights, and may use all CPUs
+        count = min(count, max(1, _ROOM // size))
     with (
         open_workers(where.scheduler, count) as workers,
         Journal(where.journal, study.key) as journal,

@@ -7,7 +7,6 @@ import numpy as np
 
 from regcache.compiler.curation.parts import Part, State, output_errors
 from regcache.compiler.curation.workbench import HeldStudy, Workbench
-from regcache.passes.base import run
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,9 @@ class _BlockRun:
 
     def _after(self, quantized: list[str]) -> State:
         """The state after the block where some of its sites are quantized."""
-        step = self.workbench.quantizing({name: self.workbench.scales[name] for name in quantized})
+        scales = {name: self.workbench.scales[name] for name in quantized}
         state = self._float(self.block)
-        part = self._part.with_graph(run(step, self._part.graph).graph)
+        part = self._part.with_graph(self.workbench.quantize(self._part.graph, scales))
         with part.open(self.study.device, self.workbench.at_once) as compute:
             hidden, *more = compute(state, self.workbench.batch)
         return State(hidden, {**state.others, **dict(zip(self._made[1:], more, strict=True))})

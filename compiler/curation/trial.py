@@ -14,7 +14,6 @@ from regcache.compiler.calibration.observe import site_statistics
 from regcache.compiler.curation.parts import Part, output_errors
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.workbench import HeldStudy, Workbench, collect
-from regcache.passes.base import run
 from regcache.passes.cut_graph import cut_graph
 from regcache.passes.errors import InputError
 
@@ -54,8 +53,8 @@ def try_setting(held: HeldStudy, trial: Trial) -> TrialResult:
     try:
         graph = _placed(workbench, trial)
         tail = Part.of(graph, workbench.streams[first], workbench.outputs)
-        step = workbench.quantizing(_new_scales(workbench, graph, first))
-        tail = tail.with_graph(run(step, tail.graph).graph)
+        scales = _new_scales(workbench, graph, first)
+        tail = tail.with_graph(workbench.quantize(tail.graph, scales))
     except InputError as error:
         return TrialResult(refused=str(error))
     with tail.open(study.device, workbench.at_once) as compute:
@@ -74,8 +73,7 @@ def decide_setting(held: HeldStudy, trial: Trial) -> TrialResult:
         return TrialResult(refused=str(error))
     new = {} if first == workbench.depth else _new_scales(workbench, graph, first)
     scales = {**workbench.scales, **new}
-    quantized = run(workbench.quantizing(scales), graph).graph
-    wanted = cut_graph(quantized, None, workbench.outputs)
+    wanted = cut_graph(workbench.quantize(graph, scales), None, workbench.outputs)
     session = open_graph(wanted, threads=1, device=study.device)
     images, batch = study.images.decide, workbench.batch
     return _result(workbench, "decide", run_all(session, images, batch, workbench.at_once))

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import open_graph, stream_tokens
-from regcache.compiler.calibration.mapped import gather, return_memory
+from regcache.compiler.calibration.mapped import gather, kept_folder, return_memory
 from regcache.compiler.calibration.number_format import Scale
 from regcache.compiler.calibration.observe import SiteStatistics, site_statistics
 from regcache.compiler.calibration.statistics import NormHistogram, TokenNorms
@@ -21,8 +21,9 @@ from regcache.compiler.curation.parts import (
     run_named,
 )
 from regcache.compiler.curation.registers import RegisterCapture
+from regcache.compiler.curation.shared_weights import SharedWeights
 from regcache.compiler.curation.study import Study
-from regcache.passes.base import Pass, run
+from regcache.passes.base import run
 from regcache.passes.choose_outputs import choose_outputs
 from regcache.passes.cut_graph import cut_graph, needed_before
 from regcache.passes.encoder import Block, Site
@@ -66,6 +67,7 @@ class Workbench:
         self._lock, self._kept = threading.RLock(), dict[Any, Any]()
         self.at_once = available_cpus()
         self._large = constant_bytes(self.graph) >= LARGE
+        self._weights = SharedWeights(kept_folder(self.graph))
         self.batch = 1 if self._large and not study.device.on_gpu else study.batch
         self._turn = stream_rotation(self.graph)
         self.stream_norms = [TokenNorms() for _ in self.streams]
@@ -80,9 +82,13 @@ class Workbench:
         """The sites of blocks [start, end)."""
         return [site for site in self.view.sites if start <= site.block < end]
 
-    def quantizing(self, scales: Mapping[str, Scale]) -> Pass:
-        """The pass that quantizes the linears of the sites that `scales` names."""
-        return self.study.quantizer.step(self.view.sites, scales)
+    def quantize(self, graph: gs.Graph, scales: Mapping[str, Scale]) -> gs.Graph:
+        """A copy of the encoder, or of a part, with the linears of the sites in `scales` quantized.
+
+        Their weights are stored as the float numbers that the integers stand for.
+        """
+        step = self.study.quantizer.step(self.view.sites, scales)
+        return self._weights.put_into(run(step, graph).graph)
 
     def in_own_channels(self, tokens: Floats, index: int) -> Floats:
         """Tokens [..., width] of `streams[index]`, not rotated, as the encoder came.
@@ -97,6 +103,7 @@ class Workbench:
             quantized = self._kept.get("quantized", {})
         for state in (*self.fit, *quantized.values()):
             let_go(state)
+        self._weights.let_go()
         return_memory(self.graph)
 
     def kept(self, key: Any, make: Callable[[], T]) -> T:
@@ -191,7 +198,7 @@ class Workbench:
         return list(dict.fromkeys(name for names in self.before for name in names))
 
     def _run_quantized(self) -> dict[str, Floats]:
-        graph = run(self.quantizing(self.scales), self.graph).graph
+        graph = self.quantize(self.graph, self.scales)
         names = [*self.streams, *self.outputs, *self._others]
         return self._run(graph, names, self.study.images.rank)[0]
 

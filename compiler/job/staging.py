@@ -13,6 +13,7 @@ from typing import Any
 
 from regcache.passes.errors import InputError
 from regcache.passes.exchange import exchange
+from regcache.passes.external_weights import KEPT
 from regcache.passes.model_files import check_name
 from regcache.passes.temporary import abandoned_folders, any_held, held_folder, locked
 
@@ -55,6 +56,8 @@ def staged_folder(
         staging.mkdir()
         with unnamed(staging):
             yield staging
+        for kept in staging.glob(f"{KEPT}*"):  # weights that are mapped still
+            kept.unlink()
         with locked(output):
             _keep_foreign(output, marker, tell)
             _swap(staging, output)

@@ -1,5 +1,6 @@
 """Weights in other files: mapped, not copied, and never from outside the model's folder."""
 
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from support.small_models import Draft
 from regcache.passes.errors import InputError
 from regcache.passes.external_weights import (
     is_external,
+    keep_weights,
+    kept_at,
     let_go,
     map_external,
     read_external,
@@ -258,3 +261,31 @@ def test_a_mapped_weight_that_was_let_go_reads_the_same(tmp_path: Path) -> None:
     let_go(mapped[1:])
     let_go(stored)  # not mapped: nothing to give back
     np.testing.assert_array_equal(mapped, stored.reshape(64, 64))
+
+
+def test_kept_weights_are_mapped_and_their_file_goes_with_the_last(tmp_path: Path) -> None:
+    arrays: list[Any] = [VALUES, np.arange(70_000, dtype=np.int8)]
+    kept = keep_weights(arrays, tmp_path)
+    (file,) = tmp_path.iterdir()
+    for values, mapped in zip(arrays, kept, strict=True):
+        np.testing.assert_array_equal(mapped, values)
+        assert mapped.dtype == values.dtype
+        path, offset = kept_at(mapped) or (None, 0)
+        assert path == file
+        assert file.read_bytes()[offset:][: values.nbytes] == values.tobytes()
+    row = kept.pop(0)[1:]
+    assert kept_at(row) == (file, row.nbytes // 2)
+    assert kept_at(row[:, ::2]) is None  # not in one piece
+    del kept, mapped, path
+    gc.collect()
+    assert file.exists()  # a row is read still
+    del row
+    gc.collect()
+    assert not file.exists()
+
+
+def test_what_others_mapped_or_hold_is_not_kept(tmp_path: Path) -> None:
+    VALUES.tofile(tmp_path / "weights.bin")
+    mapped = np.memmap(tmp_path / "weights.bin", np.float32, "r")
+    assert kept_at(mapped) is None
+    assert kept_at(VALUES) is None

@@ -51,8 +51,8 @@ def test_a_block_s_damage_is_shared_out_by_the_squared_errors(block: int) -> Non
     (plain,) = run_named(case.graph, [stream], images)
     errors = []
     for name in found.sites:
-        step = workbench.quantizing({name: workbench.scales[name]})
-        (rounded,) = run_named(run(step, case.graph).graph, [stream], images)
+        scales = {name: workbench.scales[name]}
+        (rounded,) = run_named(workbench.quantize(case.graph, scales), [stream], images)
         errors.append(np.square(rounded - plain, dtype=np.float64).sum())
     wanted = found.whole * np.array(errors) / np.sum(errors)
     assert_errors(list(found.sites.values()), wanted)

@@ -15,7 +15,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.marks import DELETED, TOKENS
 from regcache.passes.register_nodes import LAST, Writer
-from regcache.passes.rotate_stream import stream_rotation
+from regcache.passes.rotated_stream import stream_rotation
 from regcache.passes.token_positions import Positions, between, find_positions
 
 

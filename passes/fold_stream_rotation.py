@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
-from regcache.passes.rotate_stream import first_product
+from regcache.passes.rotated_stream import first_product
 from regcache.passes.walk import is_constant, is_output, name_of
 
 # A constant of a node, by its place among the inputs, and the axis of it that holds the channels.

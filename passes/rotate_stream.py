@@ -14,7 +14,6 @@ from itertools import chain, pairwise
 from typing import ClassVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -23,7 +22,7 @@ from regcache.passes.correct_bias import add_to_bias
 from regcache.passes.encoder import Block, EncoderView, Linear
 from regcache.passes.equalize_sources import norm_behind, refusal
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.marks import ROTATION
+from regcache.passes.rotated_stream import STREAM, rotated_stream
 from regcache.passes.walk import (
     consumers,
     data_inputs,
@@ -37,7 +36,6 @@ from regcache.passes.walk import (
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-_STREAM = f"{ROTATION}/stream"
 # Weights that are turned at a time: each is in memory three times meanwhile, in float64.
 _AT_ONCE = 4
 
@@ -101,54 +99,6 @@ def rotation_of_stream(width: int, seed: int = 0) -> Floats:
     basis = np.linalg.qr(np.hstack([ones, random.standard_normal((width, width - 1))]))[0][:, 1:]
     turn = np.linalg.qr(random.standard_normal((width - 1, width - 1)))[0]
     return np.asarray(ones @ ones.T + basis @ turn @ basis.T, np.float32)
-
-
-def rotated_stream(view: EncoderView) -> bool:
-    """Whether the stream between a view's first and last block is rotated."""
-    return any(map(_is_first, view.graph.nodes))
-
-
-def stream_ends(graph: gs.Graph) -> tuple[gs.Variable, ...]:
-    """The stream before it is rotated and after it is rotated back; nothing where it is not."""
-    products = [node for node in graph.nodes if node.name in {f"{_STREAM}/in", f"{_STREAM}/out"}]
-    return tuple(node.inputs[0] if _is_first(node) else node.outputs[0] for node in products)
-
-
-def stream_rotation(graph: gs.Graph) -> Floats | None:
-    """What a graph's residual stream is rotated by [width, width], from the right; None: it is not.
-
-    The inputs of all its blocks are rotated then, and the output of the last is not.
-    """
-    first = first_product(graph)
-    return None if first is None else np.asarray(first.inputs[1].values, np.float32)
-
-
-def as_stream(graph: gs.Graph, tokens: Floats) -> Floats:
-    """Tokens [..., width] as the graph's blocks read them: rotated where its stream is."""
-    matrix = stream_rotation(graph)
-    return tokens if matrix is None else tokens @ matrix
-
-
-def first_product(graph: gs.Graph) -> gs.Node | None:
-    """The MatMul that rotates what the first block reads; None where there is none."""
-    return next(filter(_is_first, graph.nodes), None)
-
-
-def matrix_in(model: onnx.ModelProto) -> Floats | None:
-    """What a file's residual stream is rotated by [width, width], from the right; None: it is not.
-
-    The outputs of all its blocks but the last are rotated then. Told by the product that rotates
-    back: the first may be folded into weights.
-    """
-    last = next((node for node in model.graph.node if node.name == f"{_STREAM}/out"), None)
-    if last is None:
-        return None
-    stored = {item.name: item for item in model.graph.initializer}
-    return np.asarray(onnx.numpy_helper.to_array(stored[last.input[1]]).T, np.float32)
-
-
-def _is_first(node: gs.Node | onnx.NodeProto) -> bool:
-    return bool(node.name == f"{_STREAM}/in")
 
 
 def _why_not(view: EncoderView) -> str | None:
@@ -336,7 +286,7 @@ def _reread(node: gs.Node | None, old: gs.Variable, new: gs.Variable) -> None:
 
 
 def _product(graph: gs.Graph, where: str, tensor: gs.Variable, matrix: Floats) -> gs.Variable:
-    name = f"{_STREAM}/{where}"
+    name = f"{STREAM}/{where}"
     output = gs.Variable(f"{name}/out", dtype=np.float32)
     constant = gs.Constant(f"{name}/matrix", matrix)
     graph.nodes.append(gs.Node("MatMul", name, {}, [tensor, constant], [output]))

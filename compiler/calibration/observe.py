@@ -21,7 +21,7 @@ from regcache.passes.base import run
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.observe import Observe
-from regcache.passes.rotate_stream import stream_ends
+from regcache.passes.rotated_stream import stream_ends
 from regcache.runtime.device import CPU, Device
 from regcache.runtime.session import available_cpus
 

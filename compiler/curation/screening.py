@@ -11,7 +11,7 @@ from regcache.compiler.curation.workbench import HeldStudy
 from regcache.passes.base import run
 from regcache.passes.cut_graph import cut_graph
 from regcache.passes.errors import InputError
-from regcache.passes.rotate_stream import as_stream
+from regcache.passes.rotated_stream import as_stream
 from regcache.passes.splice_registers import SpliceRegisters
 
 Floats = NDArray[np.float32]

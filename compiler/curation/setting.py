@@ -11,7 +11,7 @@ from regcache.compiler.job.record import Record
 from regcache.passes.base import Pass, PassRun, run_all
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.encoder import EncoderView
-from regcache.passes.rotate_stream import as_stream
+from regcache.passes.rotated_stream import as_stream
 from regcache.passes.splice_register_tokens import SpliceRegisterTokens
 from regcache.passes.splice_registers import SpliceRegisters
 

@@ -31,7 +31,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.external_weights import let_go
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import constant_bytes
-from regcache.passes.rotate_stream import stream_rotation
+from regcache.passes.rotated_stream import stream_rotation
 from regcache.runtime.session import LARGE, OrtSession, available_cpus
 
 Floats = NDArray[np.float32]

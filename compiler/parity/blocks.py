@@ -19,7 +19,7 @@ from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import load_model, save_model
-from regcache.passes.rotate_stream import matrix_in
+from regcache.passes.rotated_stream import matrix_in
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.device import CPU, Device
 from regcache.runtime.images import ImageFolder

@@ -9,7 +9,8 @@ from regcache.compiler.job.stages import Stage
 from regcache.passes.base import Pass
 from regcache.passes.encoder import EncoderView
 from regcache.passes.rotate_hidden import RotateHidden, hidden_sites, rotated_channels
-from regcache.passes.rotate_stream import RotateStream, rotated_stream
+from regcache.passes.rotate_stream import RotateStream
+from regcache.passes.rotated_stream import rotated_stream
 
 # Of the work that may be float, the most that goes into rotations; linears get the rest.
 _MOST = 0.7

@@ -12,7 +12,8 @@ from support.tiny_vit import Spec, TinyVit
 from regcache.passes.base import Result, run
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.fold_stream_rotation import FoldStreamRotation
-from regcache.passes.rotate_stream import RotateStream, matrix_in, rotation_of_stream
+from regcache.passes.rotate_stream import RotateStream, rotation_of_stream
+from regcache.passes.rotated_stream import matrix_in
 
 
 def rotated(graph: gs.Graph) -> gs.Graph:

@@ -25,7 +25,8 @@ from regcache.passes.marks import rotates
 from regcache.passes.observe import Observe
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.passes.rotate_hidden import RotateHidden, rotated_channels, rotation
-from regcache.passes.rotate_stream import RotateStream, rotated_stream
+from regcache.passes.rotate_stream import RotateStream
+from regcache.passes.rotated_stream import rotated_stream
 from regcache.passes.shift_activations import ShiftActivations
 from regcache.passes.splice_register_tokens import SpliceRegisterTokens
 from regcache.passes.splice_registers import SpliceRegisters

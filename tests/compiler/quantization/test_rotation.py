@@ -43,7 +43,7 @@ from regcache.passes.find_blocks import view_encoder
 from regcache.passes.marks import rotates
 from regcache.passes.onnx_file import load_model
 from regcache.passes.rotate_hidden import rotated_channels
-from regcache.passes.rotate_stream import rotated_stream
+from regcache.passes.rotated_stream import rotated_stream
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.list_images import list_images
 

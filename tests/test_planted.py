@@ -18,7 +18,7 @@ from torch.nn import functional
 
 pytestmark = [pytest.mark.sample, pytest.mark.xdist_group("planted")]
 
-PLANTINGS = [Planting(block=5), draw_planting(2), draw_planting(6)]
+PLANTINGS = [Planting(block=5, seed=2), draw_planting(2), draw_planting(6)]
 Ranges = dict[str, tuple[float, float]]
 
 

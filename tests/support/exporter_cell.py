@@ -58,7 +58,7 @@ class Cell:
 def measure(form: Form, folder: Path) -> Cell:
     """Export the form to `folder` and compile it for ONNX Runtime, weights to the nearest."""
     path = folder / "original.onnx"
-    complaint = export(model_of(form.family), form, path)
+    complaint = export(model_of(form), form, path)
     if complaint is not None:
         return Cell(refused=complaint)
     return measure_file(path, folder, resolution=SIDE if form.batch == "all free" else None)

@@ -18,6 +18,8 @@ from support.zoo_models import randomize, seeded
 from torch import nn
 
 SIDE, PATCH, WIDTH, HEADS, DEPTH = 32, 8, 64, 2, 2
+SHALLOW = 1
+"""Blocks of the models in all forms but "batch free": three of four that are exported."""
 
 Exporter = Literal["dynamo", "torchscript"]
 BatchForm = Literal["batch 1", "batch 8", "batch free", "all free"]
@@ -36,12 +38,12 @@ class Named(nn.Module):
         return self.call(self.model, pixel_values)
 
 
-def _sizes(**more: Any) -> dict[str, Any]:
+def _sizes(depth: int, **more: Any) -> dict[str, Any]:
     return {
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
         "num_attention_heads": HEADS,
-        "num_hidden_layers": DEPTH,
+        "num_hidden_layers": depth,
         "image_size": SIDE,
         "patch_size": PATCH,
         **more,
@@ -53,66 +55,66 @@ def _pooled(model: Any, pixels: torch.Tensor) -> Any:
     return found.pooler_output, found.last_hidden_state
 
 
-def _clip() -> nn.Module:
-    config = transformers.CLIPVisionConfig(**_sizes(projection_dim=48))
+def _clip(depth: int) -> nn.Module:
+    config = transformers.CLIPVisionConfig(**_sizes(depth, projection_dim=48))
     model = transformers.CLIPVisionModelWithProjection(config)
     return Named(model, lambda m, x: tuple(m(x).values()))
 
 
-def _siglip() -> nn.Module:
+def _siglip(depth: int) -> nn.Module:
     return Named(
-        transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_sizes())), _pooled
+        transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_sizes(depth))), _pooled
     )
 
 
-def _dinov2() -> nn.Module:
-    config = transformers.Dinov2Config(**_sizes(mlp_ratio=2))
+def _dinov2(depth: int) -> nn.Module:
+    config = transformers.Dinov2Config(**_sizes(depth, mlp_ratio=2))
     return Named(transformers.Dinov2Model(config), _pooled)
 
 
-def _dinov3() -> nn.Module:
-    config = transformers.DINOv3ViTConfig(**_sizes(num_register_tokens=4))
+def _dinov3(depth: int) -> nn.Module:
+    config = transformers.DINOv3ViTConfig(**_sizes(depth, num_register_tokens=4))
     return Named(transformers.DINOv3ViTModel(config), _pooled)
 
 
-def _vit() -> nn.Module:
-    return Named(transformers.ViTModel(transformers.ViTConfig(**_sizes())), _pooled)
+def _vit(depth: int) -> nn.Module:
+    return Named(transformers.ViTModel(transformers.ViTConfig(**_sizes(depth))), _pooled)
 
 
-def _beit() -> nn.Module:
-    config = transformers.BeitConfig(**_sizes(use_relative_position_bias=True))
+def _beit(depth: int) -> nn.Module:
+    config = transformers.BeitConfig(**_sizes(depth, use_relative_position_bias=True))
     return Named(transformers.BeitModel(config), _pooled)
 
 
-def _timm(name: str) -> nn.Module:
+def _timm(name: str, depth: int) -> nn.Module:
     sizes: dict[str, Any] = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": WIDTH}
-    model: nn.Module = timm.create_model(name, depth=DEPTH, num_heads=HEADS, num_classes=0, **sizes)
+    model: nn.Module = timm.create_model(name, depth=depth, num_heads=HEADS, num_classes=0, **sizes)
     return model
 
 
-def _eva02() -> nn.Module:
-    return _timm("eva02_tiny_patch14_224")
+def _eva02(depth: int) -> nn.Module:
+    return _timm("eva02_tiny_patch14_224", depth)
 
 
-def _timm_vit() -> nn.Module:
-    return _timm("vit_tiny_patch16_224")
+def _timm_vit(depth: int) -> nn.Module:
+    return _timm("vit_tiny_patch16_224", depth)
 
 
-def _torchvision() -> nn.Module:
+def _torchvision(depth: int) -> nn.Module:
     model: nn.Module = torchvision.models.VisionTransformer(
-        SIDE, PATCH, DEPTH, HEADS, WIDTH, 2 * WIDTH
+        SIDE, PATCH, depth, HEADS, WIDTH, 2 * WIDTH
     )
     return model
 
 
-def _open_clip() -> nn.Module:
+def _open_clip(depth: int) -> nn.Module:
     model: nn.Module = open_clip.transformer.VisionTransformer(
-        SIDE, PATCH, WIDTH, DEPTH, HEADS, 2.0, output_dim=48
+        SIDE, PATCH, WIDTH, depth, HEADS, 2.0, output_dim=48
     )
     return model
 
 
-FAMILIES: dict[str, Callable[[], nn.Module]] = {
+FAMILIES: dict[str, Callable[[int], nn.Module]] = {
     "CLIP": _clip,
     "SigLIP": _siglip,
     "DINOv2": _dinov2,
@@ -134,6 +136,11 @@ class Form:
     exporter: Exporter
     batch: BatchForm
 
+    @property
+    def depth(self) -> int:
+        """How many blocks its model has."""
+        return DEPTH if self.batch == "batch free" else SHALLOW
+
     def __str__(self) -> str:
         return f"{self.family}, {self.exporter}, {self.batch}"
 
@@ -142,10 +149,10 @@ def all_forms() -> list[Form]:
     return [Form(f, e, b) for f in FAMILIES for e in EXPORTERS for b in BATCH_FORMS]
 
 
-def model_of(family: str) -> nn.Module:
-    """The seeded random model of a family."""
+def model_of(form: Form) -> nn.Module:
+    """The seeded random model of a form."""
     with seeded():
-        model = FAMILIES[family]()
+        model = FAMILIES[form.family](form.depth)
     module: nn.Module = randomize(model)
     return module
 

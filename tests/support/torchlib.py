@@ -1,7 +1,8 @@
-"""PyTorch's table of how operators become ONNX, made once instead of for every export."""
+"""PyTorch's tables of operators, made once instead of for every export."""
 
 import functools
 
+from torch._export import utils
 from torch.onnx._internal.exporter import _registration
 
 
@@ -14,3 +15,6 @@ def share_torchlib() -> None:
     if not hasattr(registry.from_torchlib, "cache_info"):
         shared = staticmethod(functools.cache(registry.from_torchlib))
         registry.from_torchlib = shared  # type: ignore[method-assign]
+        # Looks up every operator that there is, twenty times an export.
+        once = functools.cache(utils._materialize_cpp_cia_ops)
+        utils._materialize_cpp_cia_ops = once

@@ -1,13 +1,18 @@
 """Run `regcache` in this process."""
 
 import contextlib
+import functools
 import io
 import sys
 from dataclasses import dataclass
 
 import pytest
+import typer.main
 
 from regcache.compiler.cli.main import main
+
+# The commands of `regcache`, read from its functions' signatures once, not for every run.
+_get_command = functools.cache(typer.main.get_command)
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ def run_regcache(*arguments: object) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["regcache", *map(str, arguments)])
+        patch.setattr(typer.main, "get_command", _get_command)
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),

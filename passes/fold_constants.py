@@ -78,6 +78,8 @@ def _fold(graph: gs.Graph) -> None:
     """Fold all at once; where ONNX Runtime refuses, the integers alone that shapes are made of."""
     for allowed in (_foldable, lambda node: _foldable(node) and _counts(node)):
         names = _affordable(graph, allowed)
+        if not names and not graph.functions and all(node.op != "Constant" for node in graph.nodes):
+            return  # onnx-graphsurgeon would copy the graph to find that nothing is to fold
         try:
             graph.fold_constants(
                 fold_shapes=False,

@@ -1,7 +1,10 @@
 """Compile a tiny encoder into an artifact, as fast as it goes."""
 
+import functools
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -19,8 +22,24 @@ def tiny_artifact(
 ) -> Path:
     """`folder`/artifact, calibrated on `folder`/calibration.
 
-    `batch`: what the encoder's graph fixes it to, if anything. `depth`: its blocks.
+    `batch`: what the encoder's graph fixes it to, if anything. `depth`: its blocks. That of no
+    options is compiled once in a process: then `folder` is a copy, and its manifest names the
+    original's files.
     """
+    if options or batch is not None:
+        return _compile(folder, *options, batch=batch, depth=depth)
+    shutil.copytree(_plain(depth).name, folder, dirs_exist_ok=True)
+    return folder / "artifact"
+
+
+@functools.cache
+def _plain(depth: int) -> "TemporaryDirectory[str]":
+    holder = TemporaryDirectory()
+    _compile(Path(holder.name), batch=None, depth=depth)
+    return holder
+
+
+def _compile(folder: Path, *options: str, batch: int | None, depth: int) -> Path:
     encoder, artifact = write_tiny(folder, batch=batch, depth=depth), folder / "artifact"
     images = photos(folder / "calibration", 8, seed=1)
     command = ("compile", encoder, "--images", images, "-o", artifact, "--registers", "off")

@@ -127,10 +127,11 @@ def test_a_replaced_artifact_is_not_taken_for_the_same(tmp_path: Path) -> None:
         pickle.loads(content)
 
 
-def test_says_what_it_is(embedder: regcache.Embedder, folder: Path) -> None:
-    text = repr(embedder)
+def test_says_what_it_is(embedder: regcache.Embedder) -> None:
+    text, source = repr(embedder), embedder.manifest.options.source
+    assert Path(source).name == "tiny.onnx"
     size = f"{SPEC.size} x {SPEC.size}"
-    assert text == f"<Embedder of {folder / 'tiny.onnx'}: ort-cpu int8, images of {size}>"
+    assert text == f"<Embedder of {source}: ort-cpu int8, images of {size}>"
     closed = copy.copy(embedder)
     closed.close()
     assert repr(closed) == text.replace(">", ", closed>")

@@ -56,8 +56,8 @@ def main(folder: Path) -> None:
         for purpose, half in halves.items():
             target = folder / purpose
             target.mkdir(parents=True, exist_ok=True)
-            for number, crop in enumerate(crops(half)):
-                crop.save(target / f"{name}_{number}.png")
+            for number, crop in enumerate(crops(half)):  # compressed fast: they are read once
+                crop.save(target / f"{name}_{number}.png", compress_level=1)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ full collection walks through all of it: half a second each, and building an eng
 """
 
 import gc
+from collections.abc import Generator
 
 import pytest
 
@@ -16,6 +17,15 @@ class ShortCollections:
 
     def __init__(self) -> None:
         self._tests = 0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection(self) -> Generator[None, object, object]:
+        """Look for none while modules are imported, and tests made, all of which stay."""
+        gc.disable()
+        try:
+            return (yield)
+        finally:
+            gc.enable()
 
     def pytest_collection_finish(self) -> None:
         """Set apart all modules and tests, and let more objects arise before a collection."""

@@ -1,6 +1,7 @@
 """Fixtures that several test files share, and what a quick run leaves out."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--quick"):
         assert not TORCH & set(sys.modules)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def long_look() -> Iterator[float]:
+    """Of a tiny encoder int8 is no faster, which a compilation measures again, for 4 seconds.
+
+    The tests' do so briefly; this is what they would take for each batch size.
+    """
+    from regcache.compiler.artifact import speed_check
+
+    with pytest.MonkeyPatch.context() as patch:
+        seconds = speed_check._SECONDS_AGAIN
+        patch.setattr(speed_check, "_SECONDS_AGAIN", 0.1)
+        yield seconds
 
 
 @pytest.fixture(scope="session")

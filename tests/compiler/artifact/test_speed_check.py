@@ -102,7 +102,10 @@ def test_slower_twice_is_refused_in_one_line(given: Given) -> None:
     assert not bench.warnings
 
 
-def test_the_second_look_is_longer_and_decides(given: Given) -> None:
+def test_the_second_look_is_longer_and_decides(
+    given: Given, long_look: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed_check, "_SECONDS_AGAIN", long_look)
     bench = given(SLOWER, FASTER)
     assert bench.check().ratios == FASTER
     assert not bench.warnings

@@ -50,6 +50,10 @@ class BlockFloats(NumberFormat):
         return self.target.blocks
 
     @property
+    def finest_near_zero(self) -> bool:
+        return True
+
+    @property
     def by_lost(self) -> bool:
         return True
 

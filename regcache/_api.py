@@ -26,6 +26,7 @@ from regcache.compiler.curation.add_registers import (
 from regcache.compiler.encoder.memory_source import NamedSource
 from regcache.compiler.inspection.inspect import inspect_encoder
 from regcache.compiler.inspection.record import Inspection
+from regcache.compiler.job.effort import FP4_SHARE
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.staging import check_output, unnamed
 from regcache.compiler.pipeline import compile_encoder
@@ -243,7 +244,7 @@ def _written(
 
 def _options(named: NamedSource, given: GivenSource, fields: Mapping[str, Any]) -> CompileOptions:
     """Raises InputError, in one line, for an option that there is not or that cannot be so."""
-    known = sorted(CompileOptions.model_fields.keys() - _OWN)
+    known = sorted({*CompileOptions.model_fields, FP4_SHARE} - _OWN)
     for name in fields:
         if name not in {*known, "images"}:
             near = did_you_mean(name, known) or f"; there are {', '.join(known)}"

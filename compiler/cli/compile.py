@@ -43,6 +43,7 @@ from regcache.compiler.cli.options import (
     AblateOption,
     BatchOption,
     DeviceOption,
+    Fp4ShareOption,
     GpuOption,
     Int8ShareOption,
     JsonOption,
@@ -63,7 +64,7 @@ from regcache.compiler.cli.repeat import Recorded
 from regcache.compiler.cli.report import CompileReportOption, report_compiled
 from regcache.compiler.cli.tables import print_lines
 from regcache.compiler.cli.talk import CommandReporter
-from regcache.compiler.job.effort import Effort
+from regcache.compiler.job.effort import FP4_SHARE, Effort
 from regcache.compiler.job.options import Calibrator, CompileOptions, Rounding
 from regcache.compiler.job.staging import write_text
 from regcache.compiler.job.targets import Precision, TargetName
@@ -100,6 +101,7 @@ def compile_command(
     rotate: RotateOption = None,
     rounding: RoundingOption = Rounding.GPTQ,
     int8_share: Int8ShareOption = None,
+    fp4_share: Fp4ShareOption = None,
     half: HalfOption = None,
     attention: AttentionOption = None,
     prefer: PreferOption = None,
@@ -167,7 +169,8 @@ def _fields(ctx: typer.Context) -> dict[str, Any]:
         for name, value in ctx.params.items()
         if getattr(ctx.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
     }
-    fields = {name: told[name] for name in CompileOptions.model_fields if name in told}
+    known = (*CompileOptions.model_fields, FP4_SHARE)
+    fields = {name: told[name] for name in known if name in told}
     fields |= {name: str(told[name]) for name in ("images", "preprocess") if name in told}
     if "no_float" in told:
         fields["keep_float"] = not told["no_float"]

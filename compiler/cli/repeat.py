@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from regcache.compiler.artifact.artifact import MODEL, Artifact
 from regcache.compiler.artifact.manifest import Manifest
+from regcache.compiler.job.effort import FP4_SHARE
 from regcache.compiler.job.options import CompileOptions
 from regcache.export.source import refuse_memory
 from regcache.passes.errors import InputError
@@ -52,6 +53,8 @@ class Recorded:
         }
         if "effort" not in given and "preset" in given:
             recorded.pop("effort")
+        if FP4_SHARE in given:
+            recorded.pop("int8_share", None)
         images = Path(options.images)
         if "images" not in given and options.images and not _are_here(images):
             raise InputError(f"{images}: the images are not here: name them with --images")

@@ -25,7 +25,7 @@ from regcache.compiler.cli.talk import CommandReporter
 from regcache.compiler.job.breadth import LEAST_IMAGES
 from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.staging import write_text
-from regcache.compiler.job.targets import Simulation, TargetName
+from regcache.compiler.job.targets import Precision, Simulation, TargetName, resolve_target
 from regcache.compiler.reproduce.reproduce import Plan, reproduce
 from regcache.compiler.reproduce.tasks import Tasks
 from regcache.passes.errors import InputError
@@ -67,7 +67,10 @@ _CountOption = Annotated[
     ),
 ]
 _BitsOption = Annotated[
-    str, typer.Option(help="Of 8, 6 and 4 (weights and activations alike) and w4a16.")
+    str,
+    typer.Option(
+        help="Of 8, 6 and 4 (weights and activations alike), w4a16, and TensorRT's nvfp4, mxfp8."
+    ),
 ]
 _CalibratorsOption = Annotated[
     str,
@@ -80,6 +83,7 @@ _CalibratorsOption = Annotated[
 _TargetOption = Annotated[TargetName, typer.Option(help="Whose number formats are simulated.")]
 _SeedOption = Annotated[int, typer.Option(help="Seed of all that is drawn at random.")]
 _MarkdownOption = Annotated[_File, typer.Option(help="Write the table to this file.")]
+_BLOCK_FLOATS = (Precision.NVFP4, Precision.MXFP8)
 _BOTH = ",".join((Calibrator.MIN_MAX, Calibrator.OUTPUT_ERROR))
 
 
@@ -132,8 +136,8 @@ def reproduce_command(
         search_budget=None if search_budget is None else parse_duration(search_budget),
         scheduler=scheduler,
     )
-    simulations, quantizers = _listed(bits, _simulation), _listed(calibrators, _calibrator)
-    plan = Plan(options, simulations, quantizers, calibration_images)
+    formats = _listed(bits, lambda text: _format(text, target))
+    plan = Plan(options, formats, _listed(calibrators, _calibrator), calibration_images)
     tasks = Tasks(imagenet, classnames, templates, train, captions, limit, train_limit)
     table = reproduce(plan, tasks, reporter)
     if Path("-") not in (json, markdown):  # before a file is written, which may fail
@@ -149,10 +153,16 @@ def _listed(text: str, parse: Callable[[str], T]) -> list[T]:
     return list(dict.fromkeys(parse(item) for item in listed([text])))
 
 
-def _simulation(text: str) -> Simulation:
+def _format(text: str, target: TargetName) -> Simulation | Precision:
+    if text in _BLOCK_FLOATS:
+        precision = Precision(text)
+        resolve_target(target, u8s8_saturates=False, precision=precision)
+        return precision
     name = f"w{text}a{text}" if text.isdigit() else text
     if name not in list(Simulation):
-        raise InputError(f"--bits {text!r}: must be 8, 6, 4 or w4a16, or some with commas between")
+        raise InputError(
+            f"--bits {text!r}: must be 8, 6, 4, w4a16, nvfp4 or mxfp8, or some with commas between"
+        )
     return Simulation(name)
 
 

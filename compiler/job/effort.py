@@ -5,6 +5,10 @@ from enum import StrEnum
 from typing import Any
 
 from regcache.compiler.job.targets import Precision, Simulation
+from regcache.passes.errors import InputError
+
+FP4_SHARE = "fp4_share"
+"""What `int8_share` may be called where linears are quantized to floats in blocks."""
 
 
 class RegisterChoice(StrEnum):
@@ -57,12 +61,32 @@ _IMPLIED = frozenset(
 def fill_in(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options by name, with what their preset and effort imply; None stands for not given.
 
-    Raises ValueError where the preset, the effort, the precision or the simulation is none.
+    Raises ValueError where the preset, the effort, the precision or the simulation is none, and
+    InputError where `fp4_share` is given with another precision than nvfp4 and mxfp8.
     """
+    given = _with_share(given)
     said = {name: one for name, one in given.items() if name not in _IMPLIED or one is not None}
     if said.get("preset") is not None:
         said = {**_of_preset(said), **said}
     return {**_BY_EFFORT[Effort(said.get("effort", Effort.BALANCED))], **said}
+
+
+def _with_share(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with what `fp4_share` says as `int8_share`."""
+    said = dict(given)
+    share = said.pop(FP4_SHARE, None)
+    if share is None:
+        return said
+    precision = Precision(said.get("precision", Precision.INT8))
+    if precision not in (Precision.NVFP4, Precision.MXFP8):
+        raise InputError(
+            f"--fp4-share is for --precision nvfp4 and mxfp8: {precision.value} takes --int8-share"
+            if precision in (Precision.INT8, Precision.FP8)
+            else f"--fp4-share is for --precision nvfp4 and mxfp8, not for {precision.value}"
+        )
+    if said.get("int8_share") is not None:
+        raise InputError("--fp4-share and --int8-share say the same: give one of them")
+    return {**said, "int8_share": share}
 
 
 def _of_preset(given: Mapping[str, Any]) -> dict[str, Any]:

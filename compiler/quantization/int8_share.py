@@ -97,7 +97,7 @@ def keep_float(
     if floats:
         more = f" and {len(floats) - 3} more" if len(floats) > 3 else ""
         context.reporter.step(
-            f"{placement.share:.1%} of the work is in int8; in float stay "
+            f"{placement.share:.1%} of the work is in {context.precision.value}; in float stay "
             f"{', '.join(floats[:3])}{more}"
         )
     return placement
@@ -160,7 +160,7 @@ def _sensitivity(
     try:
         return measure_sensitivity(study, context.search, context.reporter)
     except UnsearchableError as error:
-        context.reporter.warn(f"{context.source}: all linears in int8: {error}")
+        context.reporter.warn(f"{context.source}: all linears are quantized: {error}")
         return []
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
@@ -19,7 +20,7 @@ from regcache.compiler.encoder.split import split_for_target
 from regcache.compiler.job.context import Context, choose_target
 from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.stages import Stage
-from regcache.compiler.job.targets import Simulation
+from regcache.compiler.job.targets import Precision, Simulation
 from regcache.compiler.quantization.plain import quantize_plainly
 from regcache.compiler.reporter import Reporter, Step
 from regcache.compiler.reproduce.table import Recipe, Row, Table
@@ -44,17 +45,20 @@ Floats = NDArray[np.float32]
 _READ, _MEASURE = "reading the tasks", "measuring all encoders"
 # Images through the float model that take as long as a search.
 _SEARCH = 700.0
+# What the table calls the base quantizer of floats whose scales are found as they are rounded.
+_BLOCK_SCALES = "block scales"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to reproduce: every bit-width of `simulations` with every base quantizer.
+    """What to reproduce: every number format of `formats` with every base quantizer.
 
+    Floats that share a scale in blocks have ranges that no calibrator chooses: one quantizer alone.
     `options.images`: the calibration folder, of which `calibration_images` are used.
     """
 
     options: CompileOptions
-    simulations: Sequence[Simulation]
+    formats: Sequence[Simulation | Precision]
     calibrators: Sequence[Calibrator]
     calibration_images: int = 128
 
@@ -62,17 +66,21 @@ class Plan:
     def steps(self) -> list[Step]:
         """What takes long, in order."""
         variants = [
-            Step(_variant(simulation, calibrator), images=_SEARCH)
-            for simulation in self.simulations
-            if simulation.activation_bits is not None
-            for calibrator in self.calibrators
+            Step(_variant(form, calibrator), images=_SEARCH)
+            for form in self.formats
+            if form is not Simulation.W4A16
+            for calibrator in self.quantizers(form)
         ]
         calibrate = Step(Stage.CALIBRATE, images=self.calibration_images)
         return [Step(_READ), Step(Stage.EXPORT), calibrate, *variants, Step(_MEASURE)]
 
+    def quantizers(self, form: Simulation | Precision) -> Sequence[Calibrator | None]:
+        """The calibrators for a number format; None where none has a say."""
+        return (None,) if isinstance(form, Precision) else self.calibrators
 
-def _variant(simulation: Simulation, calibrator: Calibrator) -> str:
-    return f"{simulation.value}, {calibrator.value}"
+
+def _variant(form: Simulation | Precision, calibrator: Calibrator | None) -> str:
+    return f"{form.value}, {_BLOCK_SCALES if calibrator is None else calibrator.value}"
 
 
 def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
@@ -159,12 +167,12 @@ class _Workshop:
     def make(self, plan: Plan) -> Iterator[tuple[Recipe, Path]]:
         """Every row of the table with its graph's file; without registers, two rows share it."""
         yield Recipe(bits="float"), self.encoder.path
-        for simulation in plan.simulations:
-            if simulation.activation_bits is None:
-                yield self._weights_only(simulation)
+        for form in plan.formats:
+            if form is Simulation.W4A16:
+                yield self._weights_only(form)
                 continue
-            for calibrator in plan.calibrators:
-                yield from self._off_and_on(simulation, calibrator)
+            for calibrator in plan.quantizers(form):
+                yield from self._off_and_on(form, calibrator)
 
     def _weights_only(self, simulation: Simulation) -> tuple[Recipe, Path]:
         recipe = Recipe(
@@ -172,16 +180,16 @@ class _Workshop:
             quantizer="round to nearest",
             reason="Registers: none (activations stay float)",
         )
-        context = self._simulating(simulate=simulation)
+        context = self._simulating(simulation)
         return recipe, self._save(recipe, self.encoder, self.statistics, context)
 
     def _off_and_on(
-        self, simulation: Simulation, calibrator: Calibrator
+        self, form: Simulation | Precision, calibrator: Calibrator | None
     ) -> Iterator[tuple[Recipe, Path]]:
         """The base quantizer without registers, then with those that the search decides on."""
-        off = Recipe(bits=simulation.value, quantizer=calibrator.value)
-        self.context.reporter.begin(_variant(simulation, calibrator))
-        context = self._simulating(simulate=simulation, calibrator=calibrator)
+        off = Recipe(bits=form.value, quantizer=calibrator or _BLOCK_SCALES)
+        self.context.reporter.begin(_variant(form, calibrator))
+        context = self._simulating(form, calibrator)
         without = self._save(off, self.encoder, self.statistics, context)
         yield off, without
         curated = find_registers(context, self.encoder)
@@ -194,10 +202,16 @@ class _Workshop:
         again = self.of(context, placed)
         yield on, self._save(on, placed, again.statistics, context)
 
-    def _simulating(self, **update: Simulation | Calibrator) -> Context:
-        """The context with other bit-widths, or another calibrator too."""
+    def _simulating(
+        self, form: Simulation | Precision, calibrator: Calibrator | None = None
+    ) -> Context:
+        """The context with another number format, and maybe another calibrator."""
+        key = "precision" if isinstance(form, Precision) else "simulate"
+        update: dict[str, StrEnum] = {key: form}
+        if calibrator is not None:
+            update["calibrator"] = calibrator
         options = self.context.options.model_copy(update=update)
-        journal = self.context.scratch / f"{options.simulate}-{options.calibrator}.jsonl"
+        journal = self.context.scratch / f"{form}-{options.calibrator}.jsonl"
         return replace(
             self.context, options=options, target=choose_target(options), journal=journal
         )

@@ -222,7 +222,7 @@ def test_mxfp8_has_a_power_of_two_for_each_block(workshop: Workshop) -> None:
 
 def test_a_share_of_nvfp4_stays_float(workshop: Workshop) -> None:
     artifact = workshop.compile(
-        *("--precision", "nvfp4", "--target", "tensorrt", "--int8-share", "0.6")
+        *("--precision", "nvfp4", "--target", "tensorrt", "--fp4-share", "0.6")
     )
     record = artifact.manifest["quantization"]
     assert 0.6 <= record["int8_share"] < 1

@@ -237,6 +237,14 @@ class TestFrom:
         other = CompileOptions(**recorded.below({"preset": "accurate"}))
         assert (other.effort, other.int8_share, other.max_images) == ("thorough", 0.9, 16)
 
+    def test_a_share_by_another_name_goes_before_it(self, first: Path) -> None:
+        before = Recorded.read(first).manifest
+        options = before.options.model_copy(update={"int8_share": 0.5})
+        recorded = Recorded(first, before.model_copy(update={"options": options}))
+        assert recorded.below({})["int8_share"] == 0.5
+        fours = {"precision": "nvfp4", "target": "tensorrt", "fp4_share": 0.7}
+        assert CompileOptions(**recorded.below(fours)).int8_share == 0.7
+
     def test_images_that_are_gone(self, first: Path, tmp_path: Path) -> None:
         manifest = Artifact.open(first).manifest
         gone = manifest.options.model_copy(update={"images": str(tmp_path / "gone")})

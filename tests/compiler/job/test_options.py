@@ -82,6 +82,35 @@ def test_contradictions_are_refused(given: dict[str, Any], reason: str) -> None:
         options(**given)
 
 
+@pytest.mark.parametrize("precision", ["nvfp4", "mxfp8"])
+def test_a_share_of_floats_in_blocks_goes_by_their_name(precision: str) -> None:
+    found = options(precision=precision, target="tensorrt", fp4_share=0.7)
+    assert found == options(precision=precision, target="tensorrt", int8_share=0.7)
+    assert found.share == 0.7
+    preset = options(precision=precision, target="tensorrt", fp4_share=0.7, preset="accurate")
+    assert preset.int8_share == 0.7  # what is given goes before what the preset stands for
+    unsaid = options(precision=precision, target="tensorrt", fp4_share=None)
+    assert unsaid.int8_share is None
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({}, "nvfp4 and mxfp8: int8 takes --int8-share"),
+        ({"precision": "fp8", "target": "tensorrt"}, "fp8 takes --int8-share"),
+        ({"precision": "w4a16"}, "nvfp4 and mxfp8, not for w4a16"),
+        ({"precision": "fp16", "target": "tensorrt"}, "nvfp4 and mxfp8, not for fp16"),
+        (
+            {"precision": "nvfp4", "target": "tensorrt", "int8_share": 0.7},
+            "--fp4-share and --int8-share say the same",
+        ),
+    ],
+)
+def test_a_share_by_another_name_is_refused_elsewhere(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        options(fp4_share=0.7, **given)
+
+
 @pytest.mark.parametrize(
     "given",
     [

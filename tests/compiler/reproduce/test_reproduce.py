@@ -34,7 +34,7 @@ from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.encoder import prepare
 from regcache.compiler.job.options import Calibrator, CompileOptions
-from regcache.compiler.job.targets import Simulation, TargetName
+from regcache.compiler.job.targets import Precision, Simulation, TargetName
 from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce import reproduce
 from regcache.compiler.reproduce.reproduce import Plan
@@ -269,6 +269,21 @@ def test_nearest_neighbours_of_dino_leave_one_out(files: Files, tmp_path: Path) 
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
     return write_encoder(tmp_path)
+
+
+def test_floats_in_blocks_have_one_base_quantizer(encoder: Path, files: Files) -> None:
+    source, train = str(encoder), str(files.train)
+    options = CompileOptions(source=source, images=train, target=TargetName.TENSORRT)
+    both = [Calibrator.OUTPUT_ERROR, Calibrator.MIN_MAX]
+    plan = Plan(options, [Precision.NVFP4, Precision.MXFP8], both)
+    table = reproduce.reproduce(plan, Tasks(files.val), Reporter())
+    assert [(row.bits, row.quantizer) for row in table.rows] == [
+        ("float", ""),
+        *[("nvfp4", "block scales")] * 2,
+        *[("mxfp8", "block scales")] * 2,
+    ]
+    _, fours, _, eights, _ = (row.cosine for row in table.rows)
+    assert 0.9 < fours < eights < 1
 
 
 def test_registers_that_ship_are_in_the_measured_graph(

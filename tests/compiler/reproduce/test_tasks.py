@@ -75,7 +75,14 @@ def test_even_choices() -> None:
         (["--imagenet", "{val}", "--templates", "{names}"], "needs --classnames too"),
         (["--imagenet", "{val}", "--train", "{val}"], "is the folder that is evaluated"),
         (["--imagenet", "{names}"], "names.txt: Not a directory"),
-        (["--imagenet", "{val}", "--bits", "8,5"], "--bits '5': must be 8, 6, 4 or w4a16"),
+        (
+            ["--imagenet", "{val}", "--bits", "8,5"],
+            "--bits '5': must be 8, 6, 4, w4a16, nvfp4 or mxfp8",
+        ),
+        (
+            ["--imagenet", "{val}", "--bits", "8,nvfp4", "--target", "ort-cpu"],
+            "nvfp4 runs on tensorrt and tensorrt-rtx, not on ort-cpu",
+        ),
         (["--imagenet", "{val}", "--bits", ""], "--bits '': must be"),
         (["--imagenet", "{val}", "--calibrators", "minmax"], "'minmax': must be output-error or"),
         (["--imagenet", "{val}", "--search-budget", "soon"], "'soon' is no duration"),

@@ -46,6 +46,7 @@ def _rates(
 _ADA = "NVIDIA Ada GPU Architecture whitepaper, appendix A"
 _BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture whitepaper, appendix A"
 
+# FP4 of the RTX 5090: half of NVIDIA's 3,352 "AI TOPS", which count sparsity.
 GPUS: tuple[GpuRates, ...] = (
     GpuRates("L4", "8.9", _rates(60, 121, 242.5, 242.5), 300e9, "NVIDIA L4 datasheet"),
     GpuRates("A10", "8.6", _rates(62.5, 125, 250), 600e9, "NVIDIA A10 datasheet"),

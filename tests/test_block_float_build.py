@@ -6,17 +6,19 @@ import onnx_graphsurgeon as gs
 import pytest
 from support.building import needs_tensorrt
 from support.canonical import canonical_graph
-from support.scales import block_scales
+from support.scales import block_scales, float8_scales
 from support.spellings import SPELLINGS
 from support.tiny_vit import Spec, TinyVit, with_batch
 
 from regcache.passes.base import run, run_all
 from regcache.passes.block_floats import BlockFormat
+from regcache.passes.encoder import Role
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.onnx_file import save_graph
 from regcache.passes.quantize_block_floats import QuantizeBlockFloats
+from regcache.passes.quantize_float8 import QuantizeFloat8
 from regcache.passes.split_qkv import SplitQkv
 from regcache.runtime.engine_build import EngineBuild
 from regcache.runtime.engine_layers import narrow_products, products_by_precision
@@ -71,6 +73,23 @@ def test_tensorrt_rtx_multiplies_mxfp8_in_half(tmp_path: Path) -> None:
     graph = canonical_graph(TinyVit(SPEC).model())
     built = build(quantized(graph, BlockFormat.MXFP8), tmp_path, "12.0")
     assert products_by_precision(built.layers).keys() == {"FP16"}
+
+
+def test_four_and_eight_bits_multiply_in_one_engine(tmp_path: Path) -> None:
+    """E4M3 of one scale for a tensor, where E2M1 would do too much damage."""
+    graph = canonical_graph(TinyVit(SPEC).model())
+    view = view_encoder(graph)
+    eights = frozenset(linear.name for linear in view.linears if linear.role is Role.FC2)
+    fours = frozenset(linear.name for linear in view.linears) - eights
+    names = {site.tensor.name for site in view.sites if site.linears[0].name in eights}
+    scales = {name: scale for name, scale in float8_scales(graph).items() if name in names}
+    blocks = block_scales(graph, BlockFormat.NVFP4)
+    in_blocks = {name: scale for name, scale in blocks.items() if name not in names}
+    eight, four = QuantizeFloat8(scales, eights), QuantizeBlockFloats(in_blocks, fours)
+    mixed = run_all([eight, four, HalfPrecision()], graph)[0]
+    built = build(mixed, tmp_path, "12.0")
+    products = products_by_precision(built.layers)
+    assert (products["FP8"], products["FP4"]) == (len(eights), len(view.sites) - len(eights))
 
 
 def test_nothing_below_blackwell(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ _EXAMPLES = {
         "regcache compile encoder.onnx --images photos --target cpu -o encoder-cpu",
         "regcache compile encoder.onnx --images photos --target tensorrt-rtx -o encoder-rtx",
         "regcache compile encoder.onnx --images photos --min-cosine 0.999 -o encoder-close",
-        "regcache compile encoder.onnx --images photos --target tensorrt-rtx --precision nvfp4 "
-        "--fp4-share 0.7 -o encoder-fp4",
+        "regcache compile vit.onnx --images photos --target tensorrt --precision nvfp4 "
+        "--fp4-share .7 -o a",
     ),
     "registers": (
         "regcache registers encoder.onnx --images photos -o with-registers.onnx --for ort",

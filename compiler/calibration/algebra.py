@@ -76,10 +76,6 @@ class Algebra:
         """The mean magnitude of each column [K] of [S, K], added in float64."""
         return np.asarray(np.abs(rows).mean(axis=0, dtype=np.float64))
 
-    def means(self, rows: Array) -> Doubles:
-        """The mean of each column [K] of [S, K], added in float64."""
-        return np.asarray(rows.mean(axis=0, dtype=np.float64))
-
     def gram(self, rows: Array) -> Array:
         """x^T x of float32 rows [S, K], in float64."""
         return (rows.T @ rows).astype(np.float64)

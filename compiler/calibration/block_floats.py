@@ -50,10 +50,6 @@ class BlockFloats(NumberFormat):
         return self.target.blocks
 
     @property
-    def finest_near_zero(self) -> bool:
-        return True
-
-    @property
     def by_lost(self) -> bool:
         return True
 

@@ -92,11 +92,6 @@ class NumberFormat(ABC):
         return False
 
     @property
-    def finest_near_zero(self) -> bool:
-        """Whether activations are floats so coarse that taking off each channel's mean helps."""
-        return False
-
-    @property
     def by_error(self) -> bool:
         """Whether weights, or biases, are chosen by the error at the layers' outputs."""
         return True

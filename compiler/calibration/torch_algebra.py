@@ -79,9 +79,6 @@ class TorchAlgebra(Algebra):
     def magnitudes(self, rows: Array) -> Doubles:
         return _in_numpy(rows.abs().double().mean(dim=0))
 
-    def means(self, rows: Array) -> Doubles:
-        return _in_numpy(rows.double().mean(dim=0))
-
     def gram(self, rows: Array) -> Array:
         return (rows.T @ rows).double()
 

@@ -1,4 +1,4 @@
-"""Choose shifts of channels that make activations fit their numbers, by the error left."""
+"""Choose shifts of channels that make activations fit symmetric integers, by the error left."""
 
 from dataclasses import dataclass, replace
 
@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.folds import Observed, Suggested
-from regcache.compiler.calibration.placing import algebra_of
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.quantization.factors import (
     LEAST_GAIN,
@@ -39,25 +38,22 @@ class Shift:
 
 
 def choose_shift(now: Standing, quantizer: Quantizer) -> Shift | None:
-    """A shift by each channel's middle, or of floats by its mean; None where it does not help.
+    """A shift by each channel's middle; None where it does not help.
 
-    Symmetric integers are shifted by the middle, and not behind an activation function: there a
-    channel's largest values are too rare for its middle to be known (DINOv2-S loses a hundredth of
-    cosine on unseen images). Means are known there, and cost a node. As for equalization, what one
-    half of the images suggests is judged on the other, both ways.
+    Only where integers are symmetric, and not behind an activation function: there a channel's
+    largest values are too rare for its middle to be known (DINOv2-S loses a hundredth of cosine on
+    unseen images). As for equalization, the middles of one half of the images are judged on the
+    other, both ways.
     """
     hidden = now.site.role is Role.FC2 and not rotated_channels(now.site.linears[0])
-    if quantizer.format.symmetric and not hidden:
-        name, suggest = "each channel's middle", _middles
-    elif quantizer.format.finest_near_zero:
-        name, suggest = "each channel's mean", _means
-    else:
+    if hidden or not quantizer.format.symmetric:
         return None
-    values = Suggested.by(suggest, now.statistics)
-    shifted = now.statistics.shifted(values)
-    most = now.error * (1 - (LEAST_GAIN_OF_A_NODE if hidden else LEAST_GAIN))
+    middles = Suggested.by(_middles, now.statistics)
+    shifted, most = now.statistics.shifted(middles), now.error * (1 - LEAST_GAIN)
     error = folds_error(now.factors, now.weight, shifted, quantizer, most=most)
-    return Shift(name, values, error) if error < most else None
+    if not error < most:
+        return None
+    return Shift("each channel's middle", middles, error)
 
 
 def refine_shift(now: Standing, before: Shift | None, quantizer: Quantizer) -> Shift | None:
@@ -115,7 +111,3 @@ def _further(values: Suggested, steps: int, scale: Affine, factors: Suggested) -
 
 def _middles(statistics: Observed) -> Floats:
     return np.asarray((statistics.lows + statistics.highs) / 2, np.float32)
-
-
-def _means(statistics: Observed) -> Floats:
-    return np.asarray(algebra_of(statistics.rows).means(statistics.rows), np.float32)

@@ -64,7 +64,10 @@ def feeds(model: str, images: str) -> Iterator[dict[str, Any]]:
 
 
 def with_ort(model: str, images: str, output: str, activations: str, ops: str) -> None:
-    """ONNX Runtime, min-max QDQ, weights int8 per channel; `ops`: "all", or "linears" only."""
+    """ONNX Runtime, min-max QDQ, weights int8 per channel.
+
+    `ops`: "all"; "linears" only; or "inputs", linears whose outputs are not rounded, too.
+    """
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -74,6 +77,7 @@ def with_ort(model: str, images: str, output: str, activations: str, ops: str) -
         (quantization.CalibrationDataReader,),
         {"get_next": lambda _: next(items, None)},
     )
+    linears = ["Conv", "Gemm", "MatMul"]
     quant_pre_process(model, prepared)
     quantization.quantize_static(
         prepared,
@@ -84,8 +88,11 @@ def with_ort(model: str, images: str, output: str, activations: str, ops: str) -
         activation_type=quantization.QuantType.from_string(activations),
         weight_type=quantization.QuantType.QInt8,
         per_channel=True,
-        op_types_to_quantize=["Conv", "Gemm", "MatMul"] if ops == "linears" else None,
-        extra_options={"MatMulConstBOnly": ops == "linears"},
+        op_types_to_quantize=None if ops == "all" else linears,
+        extra_options={
+            "MatMulConstBOnly": ops != "all",
+            "OpTypesToExcludeOutputQuantization": linears if ops == "inputs" else [],
+        },
     )
 
 
@@ -128,7 +135,11 @@ def with_nncf(model: str, images: str, output: str, preset: str) -> None:
 
 
 def with_quark(model: str, images: str, output: str, preset: str, *algorithms: str) -> None:
-    """AMD Quark's preset of that name; `algorithms`: "SmoothQuantConfig" and the like."""
+    """AMD Quark's preset of that name; `algorithms`: "SmoothQuantConfig" and the like.
+
+    Its presets have one scale for a weight; "channels" among them asks for one for each channel,
+    which 0.13 does without its placement of Q/DQ pairs for transformers only.
+    """
     from importlib import import_module
 
     from onnxruntime.quantization import CalibrationDataReader
@@ -137,7 +148,10 @@ def with_quark(model: str, images: str, output: str, preset: str, *algorithms: s
     items = feeds(model, images)
     reader = type("Reader", (CalibrationDataReader,), {"get_next": lambda _: next(items, None)})
     config = quark.QConfig.get_default_config(preset)
-    chosen = [getattr(quark, algorithm)() for algorithm in algorithms]
+    if "channels" in algorithms:
+        config.global_quant_config.per_channel = True
+        config.global_quant_config.enable_npu_transformer = False
+    chosen = [getattr(quark, algorithm)() for algorithm in algorithms if algorithm != "channels"]
     quark.ModelQuantizer(config).quantize_model(model, output, reader(), algorithms=chosen)
 
 
@@ -190,6 +204,13 @@ PEERS = (
         with_quark,
         ("INT8_TRANSFORMER_DEFAULT",),
         "INT8_TRANSFORMER_DEFAULT",
+    ),
+    Peer(
+        "quark-channels",
+        _QUARK,
+        with_quark,
+        ("INT8_TRANSFORMER_DEFAULT", "channels"),
+        "INT8_TRANSFORMER_DEFAULT, a scale for each channel of a weight",
     ),
     Peer(
         "quark-smooth",

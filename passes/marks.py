@@ -8,6 +8,7 @@ REGISTERS = "regcache.registers"
 KEYS_AND_VALUES = f"{REGISTERS}/kv/"
 TOKENS = f"{REGISTERS}/token/"
 DELETED = f"{REGISTERS}/delete/"
+BOUNDED = f"{REGISTERS}/bound"
 
 ROTATION = "regcache.rotation"
 """Begins the name of every node that a rotation pass adds."""

@@ -25,6 +25,7 @@ from regcache.compiler.curation.record import (
     TriedRecord,
     UniversalityRecord,
 )
+from regcache.compiler.curation.rivals import choose
 from regcache.compiler.curation.search import Search, SearchTasks
 from regcache.compiler.curation.sensitivity import BlockDamage, block_damage, site_damages
 from regcache.compiler.curation.setting import Setting
@@ -201,9 +202,12 @@ def _curate(
     before = float(workbench.baseline.mean())
     improvement = None
     if best.changes and search.tried[best].mean < before * (1 - _LEAST_GAIN):
-        improvement = held_out.improvement(best, search.registers(best))
+        best = choose(search, best, held_out)
+        if best.changes:
+            improvement = held_out.improvement(best, search.registers(best))
     setting = best if improvement is not None and improvement.certain else Setting()
-    reason = _reason(search, best, before, improvement)
+    judged = [_tried(one, result) for one, result in held_out.ranked.items()]
+    reason = _reason(search, best, before, improvement, judged)
     reporter.step(reason)
     images = study.images
     record = CurationRecord(
@@ -223,6 +227,7 @@ def _curate(
         screened=search.screened,
         error_without=before,
         tried=[_tried(setting, result) for setting, result in search.tried.items()],
+        judged=judged,
         improvement=improvement,
         ablation=ablate(workbench, search, best, held_out) if ablates else [],
         out_of_time=tasks.over,
@@ -230,7 +235,13 @@ def _curate(
     return Curated(setting, search.registers(setting), record)
 
 
-def _reason(search: Search, best: Setting, before: float, improvement: Improvement | None) -> str:
+def _reason(
+    search: Search,
+    best: Setting,
+    before: float,
+    improvement: Improvement | None,
+    judged: list[TriedRecord],
+) -> str:
     """In a line for people; the numbers behind it are in the record."""
     if improvement is not None and improvement.certain:
         left = improvement.with_setting / improvement.without
@@ -238,6 +249,10 @@ def _reason(search: Search, best: Setting, before: float, improvement: Improveme
     if improvement is not None:
         low, high = improvement.gain_low, improvement.gain_high
         why = f"it is not certain that they help: the error falls by {low:.1e} to {high:.1e}"
+    elif judged and not best.changes:
+        without, *others = (one.error for one in judged if one.error is not None)
+        least = f"{min(others):.2e} at best" if others else "refused"
+        why = f"the quantizer itself does better without: error {without:.2e}, {least} with"
     elif not search.tried:
         why = "nothing was tried"
     elif best not in search.tried:

@@ -1,6 +1,7 @@
-"""Errors on the images that the search never used, by our quantizer or by another library's."""
+"""Errors on whole encoders, by our quantizer or another library's, that the search decides by."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,10 @@ Floats = NDArray[np.float32]
 
 
 class HeldOut:
-    """Measures settings on the `decide` images, each once.
+    """Measures settings on the `decide` images, which the search never used, each once.
 
-    `other`: whose quantizer makes the models that are measured; None for ours.
+    `other`: whose quantizer makes the models that are measured; None for ours. Another's also has
+    the last word on which of the search's settings is the best, by the `rank` images.
     """
 
     def __init__(
@@ -28,11 +30,22 @@ class HeldOut:
     ) -> None:
         self._workbench, self._tasks = workbench, tasks
         study = workbench.study
+        self.other = other
         self._known = dict[Setting, TrialResult]()
-        self._other = None
+        self.ranked = dict[Setting, TrialResult]()
+        self._really_quantized = None
         if other is not None:
             fit = np.concatenate([study.images.fit, study.images.rank])
-            self._other = ReallyQuantized(other, fit, workbench.outputs, workbench.batch)
+            self._really_quantized = ReallyQuantized(other, fit, workbench.outputs, workbench.batch)
+
+    def best(self, settings: Mapping[Setting, Floats]) -> Setting:
+        """The one that another library's quantizer makes the least of an error of, or R = 0.
+
+        Their errors on the `rank` images are in `ranked` then, with that of R = 0.
+        """
+        none = Setting()
+        found = self.measure({none: next(iter(settings.values()))[:0], **settings})
+        return min(found, key=lambda setting: self.ranked[setting].mean)
 
     def improvement(self, setting: Setting, tokens: Floats) -> Improvement:
         """A setting, with its registers [R, width], beside none."""
@@ -48,15 +61,15 @@ class HeldOut:
             for setting, tokens in settings.items()
             if setting not in self._known
         }
-        if self._other is None:
+        if self._really_quantized is None:
             found = self._tasks.run(
                 "deciding", decide_setting, trials, TrialResult, to_the_end=True
             )
         else:
             found = {
-                key: self._really(self._other, trial)
+                key: self._really(self._really_quantized, trial)
                 for key, trial in self._tasks.reporter.progress(
-                    trials.items(), len(trials), f"quantizing with {self._other.quantizer.value}"
+                    trials.items(), len(trials), f"quantizing with {self.other}"
                 )
             }
         self._known |= {trials[key].setting: result for key, result in found.items()}
@@ -67,7 +80,14 @@ class HeldOut:
         try:
             graph, _ = place_registers(workbench.graph, workbench.view, trial.setting, trial.tokens)
         except InputError as error:
-            return TrialResult(refused=str(error))
-        outputs = other.run(graph, workbench.study.images.decide)
-        errors = output_errors(workbench.references("decide"), outputs)
+            self.ranked[trial.setting] = TrialResult(refused=str(error))
+            return self.ranked[trial.setting]
+        images = workbench.study.images
+        outputs = other.run(graph, np.concatenate([images.rank, images.decide]))
+        split = len(images.rank)
+        self.ranked[trial.setting] = self._errors("rank", [item[:split] for item in outputs])
+        return self._errors("decide", [item[split:] for item in outputs])
+
+    def _errors(self, images: Literal["rank", "decide"], outputs: list[Floats]) -> TrialResult:
+        errors = output_errors(self._workbench.references(images), outputs)
         return TrialResult(tuple(errors.tolist()))

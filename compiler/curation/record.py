@@ -136,6 +136,9 @@ class CurationRecord(Record):
     """Mean 1 - cosine to float on the ranking images without registers."""
     tried: list[TriedRecord] = Field(default_factory=list)
     """Every setting that was measured, in the order of the search."""
+    judged: list[TriedRecord] = Field(default_factory=list)
+    """R = 0 first, then the settings that another library's own quantizer chose from, by their
+    errors on the ranking images; empty where no other library had the last word."""
     improvement: Improvement | None = None
     """The best setting beside none, on images new to the search; None where none was better."""
     ablation: list[AblationRecord] = Field(default_factory=list)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from regcache.compiler.curation.registers import capture_registers
 from regcache.compiler.job.record import Record
 from regcache.passes.base import Pass, PassRun, run_all
+from regcache.passes.bound_hidden import BoundHidden
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.encoder import EncoderView
 from regcache.passes.rotated_stream import as_stream
@@ -34,6 +35,8 @@ class Setting(Record):
     """The block at whose input sinks are deleted."""
     delete_count: int = 0
     """How many patches of largest norm are deleted there, in each image."""
+    bounded: bool = False
+    """Whether what fc1 computes is clipped where its activation is zero anyway (BoundHidden)."""
 
     @property
     def count(self) -> int:
@@ -43,12 +46,13 @@ class Setting(Record):
     @property
     def changes(self) -> bool:
         """Whether the setting changes the encoder at all."""
-        return bool(self.candidates or self.delete_count)
+        return bool(self.candidates or self.delete_count or self.bounded)
 
     def first_block(self, depth: int) -> int:
         """The first block that runs differently; `depth` where none does."""
         starts = [self.start] if self.candidates else []
         starts += [self.delete_at] if self.delete_count else []
+        starts += [0] if self.bounded else []
         return min(starts, default=depth)
 
     def key(self) -> str:
@@ -61,6 +65,8 @@ class Setting(Record):
             parts.append(f"R = {self.count} ({self.mode}) in blocks [{self.start}, {self.end})")
         if self.delete_count:
             parts.append(f"{self.delete_count} sinks deleted at block {self.delete_at}")
+        if self.bounded:
+            parts.append("fc1 bounded below")
         return " and ".join(parts) or "R = 0"
 
 
@@ -78,6 +84,8 @@ def place_registers(
         steps.append(DeleteSinks(setting.delete_at, setting.delete_count))
     if setting.candidates:
         steps.append(_splice(view, setting, tokens))
+    if setting.bounded:
+        steps.append(BoundHidden())
     return run_all(steps, graph)
 
 

@@ -11,6 +11,7 @@ from support.pass_contracts import CONTRACTS
 
 from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import run
+from regcache.passes.bound_hidden import BoundHidden
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.equalize import Equalize
 from regcache.passes.expand_block_floats import ExpandBlockFloats
@@ -40,6 +41,7 @@ from regcache.passes.split_qkv import SplitQkv
 FOLDER = Path(__file__).parents[1] / "golden"
 SPELLING = {
     BalanceScores: "plain",
+    BoundHidden: "plain",
     DeleteSinks: "plain",
     Equalize: "plain",
     ExpandBlockFloats: "plain",

@@ -26,6 +26,7 @@ from support.tiny_vit import TinyVit, with_batch
 from regcache.passes.balance_scores import BalanceScores
 from regcache.passes.base import Pass, run
 from regcache.passes.block_floats import BlockFormat
+from regcache.passes.bound_hidden import BoundHidden
 from regcache.passes.canonicalize import canonicalize_graph
 from regcache.passes.check import check_and_infer
 from regcache.passes.copy_graph import copy_graph
@@ -179,6 +180,7 @@ CONTRACTS: dict[type, Contract] = {
     BalanceScores: Contract(
         canonical, lambda _, graph: BalanceScores(random_balances(graph)), adds=True
     ),
+    BoundHidden: on(canonical, BoundHidden),
     CorrectBias: Contract(canonical, corrections, adds=True),
     DeleteSinks: Contract(canonical, lambda _spelling, _graph: DeleteSinks(1, 2)),
     DropIdentities: on(written, DropIdentities),

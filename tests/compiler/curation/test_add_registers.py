@@ -22,7 +22,7 @@ from regcache.export.onnx_file import sidecar
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.marks import REGISTERS
+from regcache.passes.marks import BOUNDED, REGISTERS
 from regcache.passes.onnx_file import load_model
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.list_images import list_images
@@ -43,15 +43,24 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def added(source: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of `encoder.onnx` and of `found.json`, judged by ONNX Runtime's quantizer."""
+    """The folder of `encoder.onnx` and of `found.json`."""
     folder = tmp_path_factory.mktemp("added")
     command = ("registers", source, "--images", images, "-o", folder / "encoder.onnx")
-    outcome = run_regcache(*command, "--for", "ort", "--json", folder / "found.json")
+    outcome = run_regcache(*command, "--json", folder / "found.json")
     assert outcome.code == 0, outcome
     said = outcome.out.splitlines()
     assert said[0].startswith("Registers: R = 1 (kv) in blocks [1, 3) and 1 sinks deleted")
     assert said[1] == f"wrote {folder / 'encoder.onnx'}: in float, to be quantized"
     return folder
+
+
+@pytest.fixture(scope="module")
+def judged(source: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder and, as `.json`, its record, with ONNX Runtime's quantizer as the judge."""
+    output = tmp_path_factory.mktemp("judged") / "encoder.onnx"
+    found = regcache.registers(source, images, output, judge="ort", threads=1)
+    output.with_suffix(".json").write_text(found.model_dump_json())
+    return output
 
 
 def pixels(count: int, folder: Path) -> Any:
@@ -112,7 +121,7 @@ def test_what_is_written_is_float_with_its_recipe_and_nothing_else(
 def test_the_record_tells_what_was_found(added: Path, source: Path) -> None:
     found = RegistersResult.model_validate_json((added / "found.json").read_text())
     assert found.source == str(source)
-    assert found.judge is Judge.ORT
+    assert found.judge is Judge.W8A8
     setting, seen = found.curation.setting, found.curation.improvement
     assert (found.registers, found.deleted) == (1, 1) == (setting.count, setting.delete_count)
     assert found.curation.sensitive_block == BLOCK
@@ -121,6 +130,7 @@ def test_the_record_tells_what_was_found(added: Path, source: Path) -> None:
     assert 0 < seen.with_setting < 0.5 * seen.without
     assert seen.gain_low > 0
     assert not found.curation.ablation  # nobody asked
+    assert not found.curation.judged  # by no other library
     assert {"delete_sinks", "splice_registers"} <= {done.name for done in found.passes}
 
 
@@ -154,13 +164,72 @@ def test_quantize_static_gains_by_it(
     assert ranges["with"] < 0.5 * ranges["without"]
 
 
+class TestJudgedByOrt:
+    """ONNX Runtime's own quantizer chooses between the best settings, and R = 0."""
+
+    def test_it_ships_what_the_quantizer_does_best_with(self, judged: Path) -> None:
+        text = judged.with_suffix(".json").read_text()
+        curation = RegistersResult.model_validate_json(text).curation
+        without, best, *others = curation.judged
+        assert not without.setting.changes
+        assert best.setting == min(curation.tried, key=lambda one: one.error or np.inf).setting
+        assert {one.setting.bounded for one in others} == {True}
+        assert {"kv", "token"} <= {one.setting.mode for one in others}
+        chosen = min(curation.judged, key=lambda one: one.error or np.inf)
+        assert curation.setting == chosen.setting
+        assert chosen.setting.bounded
+        assert curation.improvement is not None
+        assert curation.improvement.gain_low > 0
+
+    def test_the_bound_is_in_the_range_that_it_sees(self, judged: Path, tmp_path: Path) -> None:
+        """The Clip is gone then: saturation does what it did."""
+        graph = load_model(judged).graph
+        clips = {node.name: node for node in graph.node if node.name.startswith(BOUNDED)}
+        assert len(clips) == SPEC.depth
+        quantized = quantize(judged, tmp_path / "int8.onnx", pixels(8, tmp_path / "photos"), None)
+        after = onnx.load(quantized).graph
+        assert not [node.name for node in after.node if node.name in clips]
+        values = {item.name: onnx.numpy_helper.to_array(item) for item in after.initializer}
+        lows = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+        for clip in clips.values():
+            (rounded,) = (
+                node
+                for node in after.node
+                if node.op_type == "QuantizeLinear" and node.input[0] == clip.output[0]
+            )
+            scale, zero = (values[name].astype(float) for name in rounded.input[1:])
+            least = -zero * scale
+            assert float(lows[clip.input[1]]) - scale <= least <= 0
+
+
+def test_where_the_quantizer_is_better_off_without(
+    source: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R = 0, the exported file, and a line that says so."""
+    run, plain = other_quantizer.ReallyQuantized.run, [True]
+
+    def worse(self: Any, graph: Any, images: Any) -> Any:
+        outputs = run(self, graph, images)
+        noise = 0.0 if plain.pop() else 100.0
+        plain.append(False)
+        return [item + noise for item in outputs]
+
+    monkeypatch.setattr(other_quantizer.ReallyQuantized, "run", worse)
+    output, exported = tmp_path / "encoder.onnx", tmp_path / "float.onnx"
+    assert run_regcache("export", source, "-o", exported).code == 0
+    outcome = run_regcache("registers", source, "--images", images, "-o", output, "--for", "ort")
+    assert outcome.code == 0, outcome
+    assert "Registers: none (the quantizer itself does better without: error " in outcome.out
+    assert output.read_bytes() == exported.read_bytes()
+
+
 def test_python_writes_the_same_bytes(
     added: Path, source: Path, images: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "encoder.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = regcache.registers(source, images, output, judge="ort", threads=1)
+        found = regcache.registers(source, images, output, judge="w8a8", threads=1)
     assert output.read_bytes() == (added / "encoder.onnx").read_bytes()
     assert json.loads(found.model_dump_json()) == json.loads((added / "found.json").read_text())
     with pytest.raises(InputError, match="there is no option 'rotate'; there are ablate"):

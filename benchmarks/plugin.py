@@ -142,7 +142,7 @@ class Workshop:
         bench = replace(every, calibration=every.calibration[::2])
         with tempfile.TemporaryDirectory() as scratch:
             model, log = Path(scratch) / "model.onnx", self.venvs / f"{peer.name}.log"
-            quantize(peer, bench, self._python(peer), model, log, self.timeout)
+            quantize(peer, bench, self.python(peer), model, log, self.timeout)
             with OrtSession(original) as wanted, OrtSession(model) as made:
                 pairs = [
                     [session.run(batch.images)[0].reshape(-1) for session in (wanted, made)]
@@ -151,7 +151,8 @@ class Workshop:
         one, other = (np.stack(rows).astype(np.float64) for rows in zip(*pairs, strict=True))
         return 1 - float(np.mean(row_cosines(one, other)))
 
-    def _python(self, peer: Peer) -> Path:
+    def python(self, peer: Peer) -> Path:
+        """The interpreter of a peer's environment. Raises PeerError where there is none."""
         given = self.pythons.get(peer.library.package)
         if given is None:
             return venv_python(peer.library, self.venvs)
@@ -208,8 +209,9 @@ def summary(peer: str, rows: list[Row]) -> str:
     names = ("unplanted", "unplanted_registers", "planted", "planted_registers")
     medians = [f"{np.median([getattr(row, name) for row in measured]):.4f}" for name in names]
     shares = [row.regained for row in measured if row.regained is not None]
-    said = f"{np.median(shares):.2f} of the gap regained, {len(shares)} seeds with a gap"
-    said = said if shares else "no gap"
+    said = "no gap"
+    if shares:
+        said = f"{np.median(shares):.2f} of the gap regained, {len(shares)} seeds with a gap"
     return f"{peer}: un-planted {medians[0]}, with registers {medians[1]}; " + (
         f"planted {medians[2]}, with registers {medians[3]}; {said}"
     )

@@ -170,7 +170,10 @@ def judge_of(peer: Peer) -> str:
 def measure(shop: Workshop, peers: list[Peer], seeds: range) -> list[Row]:
     """Each peer on each seed, printed as it comes."""
     rows, plain = list[Row](), write_encoder(natural(), shop.folder / "un-planted.onnx")
-    known = {peer.name: _errors(shop, peer, plain, judge_of(peer)) for peer in peers}
+    known = dict[str, tuple[float, float] | str]()
+    for peer in peers:
+        known[peer.name] = _errors(shop, peer, plain, judge_of(peer))
+        print(f"un-planted, {peer.name}: {known[peer.name]}", flush=True)
     for seed in seeds:
         model = planted(draw_planting(seed)).model
         encoder = write_encoder(model, shop.folder / f"planted-{seed}.onnx")

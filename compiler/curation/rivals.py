@@ -17,8 +17,9 @@ def choose(search: Search, best: Setting, held_out: HeldOut) -> Setting:
 def _rivals(search: Search, best: Setting, other: OtherQuantizer) -> list[Setting]:
     """The best setting of the search, the same as tokens, and the best without its registers.
 
-    Where the library rounds what linears compute, that is bounded; the best comes without, too:
-    registers that hold a unit back make a new outlier there, which a bound takes away.
+    Where the library rounds what linears compute, that is bounded, as registers that hold a unit
+    back make a new outlier there, which a bound takes away. The best comes without a bound, too,
+    and a bound without registers.
     """
     found = [best]
     if best.count:
@@ -27,5 +28,6 @@ def _rivals(search: Search, best: Setting, other: OtherQuantizer) -> list[Settin
     if without is not None:
         found.append(without)
     if other.rounds_outputs:
-        found = [best, *(one.model_copy(update={"bounded": True}) for one in found)]
+        bounded = [one.model_copy(update={"bounded": True}) for one in (*found, Setting())]
+        found = [best, *bounded]
     return list(dict.fromkeys(found))

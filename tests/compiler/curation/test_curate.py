@@ -363,7 +363,7 @@ def test_the_reason_tells_a_small_help_from_none(with_registers: float, word: st
     search = SimpleNamespace(
         tried={best: SimpleNamespace(mean=with_registers)}, tasks=SimpleNamespace(over=False)
     )
-    told = curation._reason(search, best, 1.0, None)
+    told = curation._reason(search, best, 1.0, None, [])
     assert told.startswith(
         f"Registers: none (they would {word} have helped: error 1.00e+00 without"
     )

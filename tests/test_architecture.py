@@ -176,6 +176,7 @@ class TestPackaging:
         headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
         assert headings[0] == SETTINGS["project"]["version"]
 
+    @pytest.mark.slow
     def test_the_source_archive_holds_what_the_readme_names(self, tmp_path: Path) -> None:
         names = _source_archive(tmp_path)
         documents = [path for path in ROOT.glob("docs/*") if path.is_file()]

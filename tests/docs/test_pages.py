@@ -78,6 +78,7 @@ class TestTroubleshooting:
         assert len(TROUBLES.findall(self.PAGE.read_text(encoding="utf-8"))) >= 10
 
     @pytest.mark.parametrize("message", TROUBLES.findall(PAGE.read_text(encoding="utf-8")))
+    @pytest.mark.slow
     def test_the_code_says_that(self, message: str) -> None:
         """Word for word, but for what stands in capitals."""
         needed = re.fullmatch(r"(.+) needs (\w+): pip install \"regcache\[([\w-]+)\]\"", message)

@@ -93,6 +93,7 @@ def test_two_classes_and_numbered_labels() -> None:
     assert 0.9 < found <= 1
 
 
+@pytest.mark.slow
 def test_the_penalty_is_chosen_on_held_out_rows_alone() -> None:
     """Few rows of many noisy features: a weak penalty overfits, and the choice has to see it."""
     train, labels, test, truth = clouds(4, 15, 120, 6.0, 3)
@@ -117,6 +118,7 @@ def test_a_fifth_of_each_class_is_held_out_by_the_seed() -> None:
     assert (np.any(held, axis=0) == (classes != 2)).all()  # every row has its turn
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_result() -> None:
     train, labels, test, truth = clouds(5, 10, 20, 2.5, 1)
     first = linear_probe_top1(train, labels, test, truth, seed=4)
@@ -126,6 +128,7 @@ def test_the_same_input_gives_the_same_result() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.slow
 def test_embeddings_that_are_not_finite_neither_train_nor_count(bad: float) -> None:
     train, labels, test, truth = clouds(3, 20, 5, 0.05, 0)
     assert linear_probe_top1(train, labels, test, truth) == 1
@@ -134,6 +137,7 @@ def test_embeddings_that_are_not_finite_neither_train_nor_count(bad: float) -> N
     assert linear_probe_top1(train, labels, np.full_like(test, bad), truth) == 0
 
 
+@pytest.mark.slow
 def test_odd_training_sets() -> None:
     train, labels, test, truth = clouds(3, 20, 5, 0.05, 0)
     train[:, 3] = test[:, 3] = 7  # a feature that never varies

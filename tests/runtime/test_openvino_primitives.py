@@ -49,6 +49,7 @@ def executed(spec: Spec, path: Path, registers: int) -> tuple[list[tuple[str, st
 
 @pytest.mark.parametrize("registers", [0, 3])
 @pytest.mark.parametrize("spec", [CLIP, SIGLIP], ids=["clip", "siglip"])
+@pytest.mark.slow
 def test_everything_that_multiplies_is_fused_in_int8(
     spec: Spec, registers: int, tmp_path: Path
 ) -> None:

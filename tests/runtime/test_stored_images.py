@@ -323,6 +323,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["tar", "dataset"])
+@pytest.mark.slow
 def test_commands_take_them(artifact: Path, folder: Path, tmp_path: Path, kind: str) -> None:
     """The same artifact and figures as of files, and the members' names in the reports."""
     stored, found = KINDS[kind](folder, tmp_path), []

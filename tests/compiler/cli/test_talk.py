@@ -56,6 +56,7 @@ def test_quiet_still_warns(tmp_path: Path) -> None:
     assert err.splitlines() == ["warning: 3 images to calibrate on are few: give 16 or more"]
 
 
+@pytest.mark.slow
 def test_verbose_tells_what_passes_did_and_how_long_steps_took(tmp_path: Path) -> None:
     usual, _ = compiled(tmp_path / "usual", "--effort", "fast")
     err, _ = compiled(tmp_path / "verbose", "--effort", "fast", "-v")
@@ -67,6 +68,7 @@ def test_verbose_tells_what_passes_did_and_how_long_steps_took(tmp_path: Path) -
     assert "took" not in usual
 
 
+@pytest.mark.slow
 def test_a_log_has_everything_with_its_time(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     err, _ = compiled(tmp_path / "first", "--effort", "fast", "-q", "--log-file", log)

@@ -171,6 +171,7 @@ def test_what_would_change_an_output_is_refused(form: str, setting: Setting, rea
     assert re.search(reason, result.refused or "")
 
 
+@pytest.mark.slow
 def test_sensitivity_behind_deleted_sinks() -> None:
     """Outputs are put back in order by indices that are made where the sinks are deleted."""
     case = make_case("hidden_states")

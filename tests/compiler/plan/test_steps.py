@@ -89,6 +89,7 @@ def test_options_leave_steps_out(options: dict[str, Any], left_out: Stage) -> No
     ],
     ids=" ".join,
 )
+@pytest.mark.slow
 def test_a_compilation_takes_the_steps_that_were_planned(
     options: list[str], tmp_path: Path
 ) -> None:

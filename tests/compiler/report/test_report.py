@@ -24,6 +24,8 @@ from regcache.compiler.report import write
 from regcache.compiler.report.worst import thumbnail
 from regcache.runtime.images import read_image
 
+pytestmark = pytest.mark.slow
+
 
 def report(artifact: Path, page: Path, *options: object, code: int = 0) -> HtmlPage:
     """The page that `regcache report` writes."""

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.staging import names, write_artifact
 
@@ -19,6 +20,7 @@ from regcache.compiler.job.staging import (
     write_text,
 )
 from regcache.passes.errors import InputError
+from regcache.passes.external_weights import keep_weights
 
 
 def test_a_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -35,6 +37,14 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_weights_that_are_mapped_still_are_no_part_of_it(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "artifact") as staging:
+        (staging / "manifest.json").write_text("{}")
+        (mapped,) = keep_weights([np.arange(4)], staging)
+    assert names(tmp_path / "artifact") == ["manifest.json"]
+    assert mapped.tolist() == [0, 1, 2, 3]
 
 
 def test_an_artifact_is_replaced_whole(tmp_path: Path) -> None:

@@ -4,14 +4,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from regcache.passes.detach_weights import Weights, detach_weights
-
-_LARGE = 1 << 14  # numbers
+from regcache.passes.detach_weights import lend_weights
 
 
 def run_graph(
@@ -43,32 +40,11 @@ def _open(graph: gs.Graph, optimize: bool) -> ort.InferenceSession:
     options.intra_op_num_threads = 1
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    model, weights = _lend_weights(graph)
-    lent = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(w)) for w in weights.values()]
-    if lent:
-        options.add_external_initializers(list(weights), lent)
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    session.lent = lent  # it reads them while it lives
+    lent = lend_weights(graph)
+    arrays = map(np.ascontiguousarray, lent.weights.values())
+    values = list(map(ort.OrtValue.ortvalue_from_numpy, arrays))
+    if values:
+        options.add_external_initializers(list(lent.weights), values)
+    session = ort.InferenceSession(lent.content, options, providers=["CPUExecutionProvider"])
+    session.lent = values  # it reads them while it lives
     return session
-
-
-def _lend_weights(graph: gs.Graph) -> tuple[onnx.ModelProto, Weights]:
-    """A graph's message without its large weights, and these, which are copied four times else."""
-    bare, weights = detach_weights(graph, _LARGE)
-    if not weights or any(values.dtype.kind not in "fiu" for values in weights.values()):
-        return gs.export_onnx(graph), {}
-    model = gs.export_onnx(bare)
-    inputs = [item for item in model.graph.input if item.name not in weights]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    for name, values in weights.items():
-        stored = model.graph.initializer.add(
-            name=name,
-            dims=values.shape,
-            data_type=onnx.helper.np_dtype_to_tensor_dtype(values.dtype),
-            data_location=onnx.TensorProto.EXTERNAL,
-        )
-        stored.external_data.add(key="location", value="lent")
-    return model, weights

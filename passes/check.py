@@ -54,12 +54,7 @@ def check_and_infer(graph: gs.Graph) -> None:
     model = _without_weights(graph)
     check_message(model)
     _refuse_long_rows(model)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(
-            model, check_type=True, strict_mode=True, data_prop=True
-        )
-    except (RuntimeError, ValueError) as error:  # a type that there is not, a size that overflows
-        raise onnx.shape_inference.InferenceError(str(error)) from error
+    inferred = _infer(model)
     found = {
         info.name: info.type.tensor_type
         for info in (*inferred.graph.value_info, *inferred.graph.output)
@@ -73,6 +68,24 @@ def check_and_infer(graph: gs.Graph) -> None:
         if node.op == "Reshape":
             _check_reshape(node)
     _refuse_perms(graph)
+
+
+def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its tensors' types and shapes; raises InferenceError where it is not valid.
+
+    Data propagation, which follows the numbers that shapes are made of, has errors of its own: it
+    takes the vectors behind an outer product for vectors of one length. Where nothing but it has
+    something to say, the node is right, and what follows it is inferred from its shape.
+    """
+    infer = onnx.shape_inference.infer_shapes
+    try:
+        try:
+            return infer(model, check_type=True, strict_mode=True, data_prop=True)
+        except onnx.shape_inference.InferenceError:
+            infer(model, check_type=True, strict_mode=True)
+            return infer(model, check_type=True, data_prop=True)
+    except (RuntimeError, ValueError) as error:  # a type that there is not, a size that overflows
+        raise onnx.shape_inference.InferenceError(str(error)) from error
 
 
 def _check_reshape(node: gs.Node) -> None:

@@ -184,6 +184,7 @@ def test_ellipses() -> None:
         ("...id,...jd", [(2, 3, 5, 4), (2, 3, 6, 4)], []),
         ("b...d,b...d->b...", [(2, 3, 5, 4), (2, 3, 5, 4)], []),
         ("...,...->...", [(2, 3), (1, 3)], []),
+        ("a,b->ab", [(2,), (3,)], []),
     ):
         lowered(equation, [draw_array(random, *shape) for shape in shapes], constant=constant)
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Pass, run
+from regcache.passes.clean_up import clean_up
 from regcache.passes.copy_graph import copy_graph
 from regcache.passes.drop_neutral import DropNeutral, fill_masks
 from regcache.passes.errors import InputError
@@ -22,7 +23,7 @@ from regcache.passes.free_batch import BATCH, FreeBatch
 from regcache.passes.image_input import ImageInput, find_image
 from regcache.passes.keep_vision import KeepVision, other_inputs
 from regcache.passes.lower_einsum import LowerEinsum
-from regcache.passes.pin_image import PinImage
+from regcache.passes.pin_image import PinImage, forget_shapes
 from regcache.passes.read_graph import read_graph
 from regcache.passes.settle import check_settled, loops, settle
 from regcache.passes.to_float32 import ToFloat32
@@ -103,7 +104,7 @@ def _edit(step: Pass, graph: gs.Graph) -> tuple[gs.Graph, tuple[Edit, ...]]:
     step.requires(graph)
     after = copy_graph(graph)
     log = step.rewrite(after)
-    after.cleanup().toposort()
+    clean_up(after)
     step.ensures(graph, after)
     return after, log.edits
 
@@ -223,7 +224,9 @@ def _leads(graph: gs.Graph, batch: int) -> bool:
 
 
 def _settled(graph: gs.Graph, shape: tuple[int | str, ...]) -> gs.Graph:
-    return settle(_edit(PinImage(shape), graph)[0])
+    pinned, _ = _edit(PinImage(shape), graph)
+    forget_shapes(pinned)  # what the file says of them may be wrong
+    return settle(pinned)
 
 
 def _batches(graph: gs.Graph, declared: int | str) -> Iterator[int]:

@@ -11,6 +11,7 @@ from typing import Protocol
 import onnx_graphsurgeon as gs
 
 from regcache.passes.check import check_and_infer
+from regcache.passes.clean_up import clean_up
 from regcache.passes.copy_graph import copy_graph
 
 
@@ -78,7 +79,11 @@ class Pass(Protocol):
         """Raise InputError where the graph does not meet the precondition."""
 
     def rewrite(self, graph: gs.Graph) -> Log:
-        """Edit the graph in place. Weight arrays are shared: replace constants, never write."""
+        """Edit the graph in place. Weight arrays are shared: replace constants, never write.
+
+        Without edits in the log, what the graph computes and its names stay as they are: the next
+        pass of several may be given the same copy.
+        """
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
         """Raise AssertionError where the postcondition does not hold (a bug in the pass)."""
@@ -103,15 +108,20 @@ def run(step: Pass, graph: gs.Graph) -> Result:
     Returns the graph itself when the pass edits nothing. Raises InputError when the precondition
     fails and onnx's ValidationError or InferenceError when the pass broke the graph.
     """
+    return _run(step, graph, None)[0]
+
+
+def _run(step: Pass, graph: gs.Graph, spare: gs.Graph | None) -> tuple[Result, gs.Graph | None]:
+    """As `run`, on `spare` where there is such a copy already; also the copy if it is one still."""
     step.requires(graph)
-    after = copy_graph(graph)
+    after = copy_graph(graph) if spare is None else spare
     log = step.rewrite(after)
     if not log.edits:
-        return Result(graph, log)
-    after.cleanup().toposort()
+        return Result(graph, log), after
+    clean_up(after)
     check_and_infer(after)
     step.ensures(graph, after)
-    return Result(after, log)
+    return Result(after, log), None
 
 
 @dataclass(frozen=True)
@@ -127,9 +137,10 @@ def run_all(steps: Iterable[Pass], graph: gs.Graph) -> tuple[gs.Graph, list[Pass
 
     A pass that neither edited nor refused anything has no log there. Raises as `run` does.
     """
-    ran = []
+    ran: list[PassRun] = []
+    spare = None
     for step in steps:
-        result = run(step, graph)
+        result, spare = _run(step, graph, spare)
         graph = result.graph
         if result.log.edits or result.log.skips:
             ran.append(PassRun(step.name, result.log))

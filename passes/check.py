@@ -5,6 +5,7 @@ from functools import cache
 from math import prod
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
@@ -62,8 +63,9 @@ def check_and_infer(graph: gs.Graph) -> None:
     }
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, gs.Variable) and name in found and tensor.inputs:
-            tensor.shape = _dims(found[name])
-            tensor.dtype = onnx.helper.tensor_dtype_to_np_dtype(found[name].elem_type)
+            # Not through its properties, which take as long as the inference.
+            tensor.__dict__["shape"] = _dims(found[name])
+            tensor.__dict__["dtype"] = _numpy_type(found[name].elem_type)
     for node in graph.nodes:
         if node.op == "Reshape":
             _check_reshape(node)
@@ -162,6 +164,13 @@ def _declare(
     else:  # a tenth of the time
         info = model.graph.value_info.add(name=tensor.name)
         info.type.tensor_type.elem_type = _element_type(tensor.dtype)
+
+
+@cache
+def _numpy_type(number: int) -> np.dtype[Any]:
+    """NumPy's type for onnx.TensorProto's number."""
+    found: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(number)
+    return found
 
 
 @cache

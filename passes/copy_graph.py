@@ -17,7 +17,7 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
     """
     if any(isinstance(value, gs.Graph) for node in graph.nodes for value in node.attrs.values()):
         return graph.copy()
-    tensors = {name: _without_edges(tensor) for name, tensor in graph.tensors().items()}
+    tensors = {name: _without_edges(tensor) for name, tensor in _named(graph).items()}
     nodes = []
     for node in graph.nodes:
         new = _without_edges(node)
@@ -31,8 +31,7 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
             list.append(new.outputs, tensor)
             list.append(tensor.inputs, new)
         nodes.append(new)
-    return gs.Graph(
-        nodes=nodes,
+    copied = gs.Graph(
         inputs=[tensors[item.name] for item in graph.inputs],
         outputs=[tensors[item.name] for item in graph.outputs],
         name=graph.name,
@@ -42,6 +41,22 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
         functions=list(graph.functions),
         ir_version=graph.ir_version,
     )
+    copied.nodes = nodes  # only now: the class's constructor looks for graphs inside each
+    return copied
+
+
+def _named(graph: gs.Graph) -> dict[str, gs.Tensor]:
+    """What `graph.tensors()` gives, with no word of two tensors of one name."""
+    named: dict[str, gs.Tensor] = {}
+    for items in (
+        graph.inputs,
+        *(edges for node in graph.nodes for edges in (node.inputs, node.outputs)),
+        graph.outputs,
+    ):
+        for item in items:
+            named[item.name] = item
+    named.pop("", None)
+    return named
 
 
 def _without_edges(item: T) -> T:

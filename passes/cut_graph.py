@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from regcache.passes.clean_up import clean_up
 from regcache.passes.copy_graph import copy_graph
 from regcache.passes.errors import InputError
 from regcache.passes.walk import is_constant
@@ -35,7 +36,7 @@ def cut_graph(
     part.outputs = [tensors[name] for name in outputs]
     for tensor in part.outputs:
         tensor.dtype = tensor.dtype or np.dtype(np.float32)
-    part.cleanup().toposort()
+    clean_up(part)
     _check_closed(part, before)
     return part
 

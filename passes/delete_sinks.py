@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Log, Lossy, Parity
 from regcache.passes.check import check_and_infer
+from regcache.passes.clean_up import clean_up
 from regcache.passes.copy_graph import copy_graph
 from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
@@ -72,7 +73,7 @@ class DeleteSinks:
         if self.count:
             self._rewrite(trial)
         try:
-            check_and_infer(trial.cleanup().toposort())
+            check_and_infer(clean_up(trial))
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             lines = [line for line in str(error).splitlines() if "node name" in line]
             reason = (lines or str(error).splitlines())[0].strip()

@@ -39,16 +39,22 @@ class PinImage:
     def rewrite(self, graph: gs.Graph) -> Log:
         """Write the shape; the other tensors' shapes are inferred anew after it."""
         (image,) = graph.inputs
-        edits: tuple[Edit, ...] = ()
-        if image.shape != list(self.shape):
-            edits = (Edit(image.name, f"{image.shape} -> {list(self.shape)}"),)
-        for tensor in graph.tensors().values():
-            if isinstance(tensor, gs.Variable):
-                tensor.shape = None
+        if image.shape == list(self.shape):
+            return Log()
+        edit = Edit(image.name, f"{image.shape} -> {list(self.shape)}")
+        forget_shapes(graph)
         image.shape = list(self.shape)
-        return Log(edits)
+        return Log((edit,))
 
     def ensures(self, before: gs.Graph, after: gs.Graph) -> None:
         """The input has the shape, and no node is new."""
         assert after.inputs[0].shape == list(self.shape)
         assert len(after.nodes) <= len(before.nodes)
+
+
+def forget_shapes(graph: gs.Graph) -> None:
+    """Take their shapes from all tensors but constants and the inputs, in place."""
+    given = [id(item) for item in graph.inputs]
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Variable) and id(tensor) not in given:
+            tensor.shape = None

@@ -6,6 +6,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.passes.check import check_and_infer
+from regcache.passes.clean_up import clean_up
 from regcache.passes.copy_graph import copy_graph
 from regcache.passes.encoder import Attention, Block, EncoderView
 from regcache.passes.errors import InputError, first_line
@@ -38,7 +39,7 @@ def register_graph(view: EncoderView, start: int, end: int) -> gs.Graph:
     graph.outputs = [
         item for block in blocks for item in (block.attention.key, block.attention.value)
     ]
-    graph.cleanup().toposort()
+    clean_up(graph)
     try:
         if view.tokens is not None:
             _infer(graph, tokens, view.tokens)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import onnx
 import onnx_graphsurgeon as gs
 
-from regcache.passes.base import Pass, run
+from regcache.passes.base import Pass, run_all
 from regcache.passes.check import check_and_infer
 from regcache.passes.drop_identities import DropIdentities
 from regcache.passes.errors import InputError, first_line
@@ -34,11 +34,9 @@ def settle(graph: gs.Graph) -> gs.Graph:
     """
     try:
         check_and_infer(graph)
-        idle = 0
-        for step in _STEPS * _MOST_ROUNDS:
-            before, graph = graph, run(step, graph).graph
-            idle = idle + 1 if graph is before else 0
-            if idle == len(_STEPS):
+        for _ in range(_MOST_ROUNDS):
+            before, (graph, _) = graph, run_all(_STEPS, graph)
+            if graph is before:
                 return graph
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise InputError(f"the graph's shapes do not fit: {first_line(error)}") from error

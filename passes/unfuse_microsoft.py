@@ -72,7 +72,9 @@ class UnfuseMicrosoft:
 
     def rewrite(self, graph: gs.Graph) -> Log:
         """Write the operators that take a fused one's place; it falls to the clean-up."""
-        edits = []
+        edits: list[Edit] = []
+        if not any(_is_foreign(graph, node) for node in graph.nodes):
+            return Log()
         # From the inputs on: what one is written as tells the next one its sizes.
         graph.toposort()
         for node in [node for node in graph.nodes if _is_foreign(graph, node)]:

@@ -9,9 +9,11 @@ import onnx_graphsurgeon as gs
 import pytest
 from support.pass_contracts import CONTRACTS
 from support.spellings import SPELLINGS
+from support.untouched import told
 
 from regcache import passes
 from regcache.passes.base import Pass, Result, run
+from regcache.passes.copy_graph import copy_graph
 from regcache.passes.errors import InputError
 
 
@@ -61,14 +63,18 @@ def assert_valid(before: gs.Graph, graph: gs.Graph) -> None:
 
 def run_named(step: Pass, graph: gs.Graph) -> Result | None:
     """The result; None where the pass refuses the graph as a whole. All refusals are named."""
-    original = gs.export_onnx(graph).SerializeToString()
+    original = told(graph)
     try:
         result = run(step, graph)
     except InputError as error:
         assert_named(str(error))
         return None
     finally:
-        assert gs.export_onnx(graph).SerializeToString() == original
+        assert told(graph) == original
+    if not result.changed:
+        spare = copy_graph(graph)
+        step.rewrite(spare)
+        assert told(spare) == original
     for skip in result.log.skips:
         assert_named(skip.site)
         assert_named(skip.reason)

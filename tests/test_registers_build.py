@@ -9,9 +9,8 @@ from support import zoo
 from support.building import assert_builds, int8_products, needs_tensorrt
 from support.quantized_graphs import signed_linears
 from support.registers import FORMS, with_registers
-from support.sample import canonical_sample
+from support.sample import sample_blocks
 
-from regcache.passes.cut_graph import cut_graph
 from regcache.passes.find_blocks import view_encoder
 
 
@@ -30,8 +29,7 @@ def check(encoder: gs.Graph, form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_dinov2_builds(form: str, folder: Path) -> None:
     """Four of its blocks, two without and two with."""
-    graph = canonical_sample(folder)
-    check(cut_graph(graph, None, [view_encoder(graph).blocks[4].input.name]), form)
+    check(sample_blocks(folder, 4), form)
 
 
 @pytest.mark.torch

@@ -28,7 +28,7 @@ def test_the_sample_equals_its_pytorch_original(tmp_path: Path) -> None:
     assert reference is not None
     assert (recipe.height, recipe.resize_to) == (224, (256, 256))
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    for batch in (1, 3, 8):
+    for batch in (1, 2, 3):
         images = np.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=np.float32)
         outputs = session.run(None, {"pixel_values": images})
         for ours, theirs in zip(outputs, reference(images), strict=True):

@@ -16,7 +16,7 @@ FUSED = ("qkv", "out", "fc1", "fc2")
 EXPECTED = {
     "clip-b16": (2, 1, 12, "quick_gelu", SEPARATE),
     "siglip-b16": (2, 0, 12, "gelu_tanh", SEPARATE),
-    "siglip2-so400m14": (2, 0, 16, "gelu_tanh", SEPARATE),
+    "siglip2-so400m14": (2, 0, 8, "gelu_tanh", SEPARATE),
     "dinov2-s14": (2, 1, 6, "gelu", SEPARATE),
     "dinov2-s14-swiglu": (2, 1, 6, "swiglu", GATED),
     "dinov2-s14-registers": (2, 5, 6, "gelu", SEPARATE),

@@ -11,6 +11,8 @@ from regcache.compiler.reporter import Reporter
 from regcache.export.cache import written_whole
 from regcache.export.onnx_file import sidecar
 from regcache.passes.canonicalize import canonicalize
+from regcache.passes.cut_graph import cut_graph
+from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import load_model
 
 
@@ -32,6 +34,7 @@ def _canonical(path: Path) -> gs.Graph:
     return canonicalize(load_model(path))
 
 
-def canonical_sample(folder: Path) -> gs.Graph:
-    """Its canonical graph, a copy of one's own; only the weights' arrays are shared."""
-    return _canonical(sample_file(folder)).copy()
+def sample_blocks(folder: Path, count: int) -> gs.Graph:
+    """Its canonical graph up to behind the first `count` of its 12 blocks, which are alike."""
+    graph = _canonical(sample_file(folder))
+    return cut_graph(graph, None, [view_encoder(graph).blocks[count].input.name])

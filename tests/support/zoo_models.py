@@ -1,4 +1,7 @@
-"""Random encoders of the released architectures, real in all but depth and number of patches."""
+"""Random encoders of the released architectures, real in all but depth and number of patches.
+
+The largest is of half its width too.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -195,7 +198,7 @@ def _open_clip(architecture: str) -> Callable[[Path], Source]:
 FAMILIES: dict[str, Callable[[Path], Source]] = {
     "clip-b16": _clip_b16,
     "siglip-b16": _siglip(SIDE, 768, 12, 16),
-    "siglip2-so400m14": _siglip(SIDE, 1152, 16, 14),
+    "siglip2-so400m14": _siglip(SIDE, 576, 8, 14),  # half its width, in heads of its 72 channels
     "dinov2-s14": _dinov2(swiglu=False),
     "dinov2-s14-swiglu": _dinov2(swiglu=True),
     "dinov2-s14-registers": _dinov2_registers,

@@ -11,6 +11,7 @@ from support.running import run_graph
 from support.scales import linear_scales
 from support.spellings import SPELLINGS, ops
 from support.tiny_vit import Spec, TinyVit
+from support.untouched import told
 
 from regcache.passes.base import Edit, Result, run
 from regcache.passes.correct_bias import CorrectBias
@@ -34,10 +35,10 @@ def corrections_of(graph: gs.Graph, seed: int = 0) -> dict[str, Floats]:
 
 def apply(graph: gs.Graph, corrections: dict[str, Floats]) -> Result:
     """Correct, check the graph with onnx in full, and that the one given is untouched."""
-    original = gs.export_onnx(graph).SerializeToString()
+    original = told(graph)
     result = run(CorrectBias(corrections), graph)
     onnx.checker.check_model(gs.export_onnx(result.graph), full_check=True)
-    assert gs.export_onnx(graph).SerializeToString() == original
+    assert told(graph) == original
     assert not result.log.skips
     return result
 

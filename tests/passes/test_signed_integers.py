@@ -23,6 +23,7 @@ from support.running import run_graph
 from support.scales import linear_scales
 from support.spellings import SPELLINGS, ops
 from support.tiny_vit import Spec, TinyVit
+from support.untouched import told
 
 from regcache.passes.base import Result, run
 from regcache.passes.errors import InputError
@@ -41,10 +42,10 @@ SOME = ("plain", "fused qkv", "swiglu", "gemm, dynamic", "attention operator")
 
 def apply(graph: gs.Graph) -> Result:
     """Run the pass, check the graph with onnx in full, and that the one given is untouched."""
-    original = gs.export_onnx(graph).SerializeToString()
+    original = told(graph)
     result = run(SignedIntegers(), graph)
     onnx.checker.check_model(gs.export_onnx(result.graph), full_check=True)
-    assert gs.export_onnx(graph).SerializeToString() == original
+    assert told(graph) == original
     names = [node.name for node in result.graph.nodes]
     assert len(set(names)) == len(names)
     again = run(SignedIntegers(), result.graph)
@@ -294,11 +295,11 @@ def test_nothing_to_move() -> None:
     symmetric = run(QuantizeLinears(linear_scales(graph, "int8")), graph).graph
     packed = run(PackWeights(block_weights(graph)), graph).graph
     for one in (graph, symmetric, packed):
-        before = gs.export_onnx(one).SerializeToString()
+        before = told(one)
         result = run(SignedIntegers(), one)
         assert not result.changed
         assert result.graph is one
-        assert gs.export_onnx(one).SerializeToString() == before
+        assert told(one) == before
 
 
 def refusals() -> dict[str, tuple[gs.Graph, str]]:

@@ -13,6 +13,7 @@ from support.canonical import canonical_graph
 from support.running import run_graph
 from support.spellings import SPELLINGS
 from support.tiny_vit import Spec, TinyVit
+from support.untouched import told
 
 from regcache.passes.base import Pass, Result, run
 from regcache.passes.observe import Observe
@@ -42,10 +43,10 @@ def _canonical(spec: Spec) -> gs.Graph:
 
 def apply(step: Pass, graph: gs.Graph) -> Result:
     """Run a pass; the result is valid, of known shapes and unique names, its input untouched."""
-    original = gs.export_onnx(graph).SerializeToString()
+    original = told(graph)
     result = run(step, graph)
     onnx.checker.check_model(gs.export_onnx(result.graph), full_check=True)
-    assert gs.export_onnx(graph).SerializeToString() == original
+    assert told(graph) == original
     names = [node.name for node in result.graph.nodes]
     assert len(set(names)) == len(names)
     assert all(tensor.shape is not None for tensor in result.graph.tensors().values())

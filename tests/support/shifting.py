@@ -5,6 +5,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from support.equalizing import site_of
+from support.untouched import told
 
 from regcache.passes.base import Result, run
 from regcache.passes.find_blocks import view_encoder
@@ -29,10 +30,10 @@ def random_shifts(graph: gs.Graph, seed: int = 0, size: float = 3) -> dict[str, 
 
 def apply(graph: gs.Graph, shifts: dict[str, Floats] | None = None) -> Result:
     """Shift, randomly where nothing is given, check with onnx, and that the graph is untouched."""
-    original = gs.export_onnx(graph).SerializeToString()
+    original = told(graph)
     result = run(ShiftActivations(random_shifts(graph) if shifts is None else shifts), graph)
     onnx.checker.check_model(gs.export_onnx(result.graph), full_check=True)
-    assert gs.export_onnx(graph).SerializeToString() == original
+    assert told(graph) == original
     names = [node.name for node in result.graph.nodes]
     assert len(set(names)) == len(names)
     return result

@@ -154,7 +154,8 @@ def test_quantize_static_gains_by_it(
         errors[name] = error(wanted, embed(quantized, images[8:]))
         graph = onnx.load(quantized).graph
         scales = {item.name: item for item in graph.initializer if item.name.endswith("_scale")}
-        into = next(node for node in graph.node if node.name == fc2_of(model)).input[0]
+        fc2 = fc2_of(model)
+        into = next(node for node in graph.node if node.name == fc2).input[0]
         dequantize = next(node for node in graph.node if into in node.output)
         ranges[name] = float(onnx.numpy_helper.to_array(scales[dequantize.input[1]]))
         if name == "with":

@@ -221,13 +221,13 @@ def test_tensorrt_keeps_the_linears_behind_rotations_in_int8(artifact: Path) -> 
 @pytest.mark.parametrize(
     "setting",
     [
-        Setting(candidates=(0, 1), start=1, end=3),
-        Setting(candidates=(0, 1), start=0, end=3),
-        Setting(candidates=(0, 1), start=1, end=3, mode="token"),
-        Setting(candidates=(0, 1), start=0, end=2, mode="token"),
+        Setting(candidates=(0, 1), start=1, end=2),
+        Setting(candidates=(0, 1), start=0, end=2),
+        Setting(candidates=(0, 1), start=1, end=2, mode="token"),
+        Setting(candidates=(0, 1), start=0, end=1, mode="token"),
         Setting(delete_at=1, delete_count=2),
         Setting(delete_at=0, delete_count=2),
-        Setting(candidates=(0,), start=1, end=3, delete_at=1, delete_count=2),
+        Setting(candidates=(0,), start=1, end=2, delete_at=1, delete_count=2),
     ],
     ids=str,
 )
@@ -240,9 +240,9 @@ def test_registers_ship_in_a_rotated_encoder(
     curated = Curated(setting, tokens, CurationRecord(reason="chosen by the test", setting=setting))
     monkeypatch.setattr(pipeline, "find_registers", lambda *_: curated)
     chosen = ("--target", target, "--int8-share", str(SHARE), "--equalize", "--registers", "auto")
-    opened = Artifact.open(tiny_artifact(tmp_path, *chosen, depth=DEPTH))
+    opened = Artifact.open(tiny_artifact(tmp_path, *chosen, depth=2))
     edits = {record.name: record.edits for record in opened.manifest.passes}
-    assert (edits["rotate_stream"], edits["rotate_hidden"]) == (1, DEPTH)
+    assert (edits["rotate_stream"], edits["rotate_hidden"]) == (1, 2)
     (batch,) = ImageFolder(list_images(tmp_path / "calibration"), opened.recipe, 8)
     graph = canonicalize(load_model(opened.float_model))
     placed, _ = place_registers(graph, view_encoder(graph), setting, tokens)

@@ -68,18 +68,43 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("output")
 
 
+def export_here(
+    source: str,
+    path: Path,
+    resolution: int | None,
+    reporter: Reporter,
+    *,
+    file: Path | None,
+    recipe: Preprocess | None,
+    verify: bool,
+    threads: int | None,
+) -> Preprocess | None:
+    """Export in this process, which has PyTorch already and knows the tiny architectures."""
+    assert file is None
+    assert recipe is None  # the source's own is taken
+    assert verify
+    return open_source(source).export(path, resolution=resolution)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "export_source", export_here)
+
+
 @pytest.fixture(scope="module")
 def everything(
     clip_folder: Path, files: Files, output: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
     """Every task of a CLIP model at three bit-widths; writes table.json and table.md."""
-    return run_cli(
-        *("--model", f"hf:{clip_folder}", "--imagenet", files.val, "--train", files.train),
-        *("--classnames", files.names, "--templates", files.prompts),
-        *("--captions", files.captions, "--bits", "8,4, w4a16", "--calibrators", "min-max"),
-        *("--json", output / "table.json", "--markdown", output / "table.md"),
-        scratch=tmp_path_factory.mktemp("scratch"),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "export_source", export_here)
+        return run_cli(
+            *("--model", f"hf:{clip_folder}", "--imagenet", files.val, "--train", files.train),
+            *("--classnames", files.names, "--templates", files.prompts),
+            *("--captions", files.captions, "--bits", "8,4, w4a16", "--calibrators", "min-max"),
+            *("--json", output / "table.json", "--markdown", output / "table.md"),
+            scratch=tmp_path_factory.mktemp("scratch"),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -175,29 +200,6 @@ def test_what_cannot_be_read_is_left_out_and_said(everything: Run, table: Table)
 
 def test_nothing_is_left_in_the_scratch_folder(everything: Run) -> None:
     assert everything.left_behind == []
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export in this process, where open_clip knows the tiny architectures."""
-
-    def export(
-        source: str,
-        path: Path,
-        resolution: int | None,
-        reporter: Reporter,
-        *,
-        file: Path | None,
-        recipe: Preprocess | None,
-        verify: bool,
-        threads: int | None,
-    ) -> Preprocess | None:
-        assert file is None
-        assert recipe is None  # the source's own is taken
-        assert verify
-        return open_source(source).export(path, resolution=resolution)
-
-    monkeypatch.setattr(prepare, "export_source", export)
 
 
 def float_row(source: str, images: Path, tasks: Tasks) -> dict[str, float]:

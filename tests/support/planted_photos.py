@@ -20,8 +20,7 @@ from support.torchlib import share_torchlib
 from torch import Tensor
 
 from regcache.export.sample_weights import load_sample_model
-from regcache.export.to_onnx import write_onnx
-from regcache.export.tower import Tower
+from regcache.export.source import open_source
 from regcache.export.vit_families import FAMILIES
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.onnx_file import load_model
@@ -78,11 +77,11 @@ def model_graph(model: Any) -> gs.Graph:
 def _exported() -> tuple[onnx.ModelProto, dict[str, tuple[str, bool]]]:
     """The un-planted encoder's file, and what each initializer holds: a weight, as it is or turned.
 
-    Exporting takes ten times as long as all else, and only weights are planted.
+    Exporting takes ten times as long as all else, and this file is kept in the cache.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write_onnx(lambda: _tower(copy.deepcopy(natural())), path)
+        open_source("sample:dinov2-small").export(path, resolution=SIDE)
         file = onnx.load(path)
     held: dict[bytes, tuple[str, bool]] = {}
     for name, weight in _frozen(natural()).items():
@@ -99,14 +98,10 @@ def _exported() -> tuple[onnx.ModelProto, dict[str, tuple[str, bool]]]:
 
 def _frozen(model: Any) -> dict[str, NDArray[np.float32]]:
     """All weights of a model whose positions are made for these photographs."""
-    tower = _tower(copy.deepcopy(model))  # freezing is in place
-    tower.freeze()
+    tower = FAMILIES["dinov2"].tower(copy.deepcopy(model), SIDE, SIDE)
+    tower.freeze()  # in place
     tensors = (*tower.module.named_parameters(), *tower.module.named_buffers())
     return {name: tensor.detach().numpy() for name, tensor in tensors}
-
-
-def _tower(model: Any) -> Tower:
-    return FAMILIES["dinov2"].tower(model, SIDE, SIDE)
 
 
 def planted_graph(planting: Planting) -> gs.Graph:

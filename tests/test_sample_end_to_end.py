@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc"),
 ]
 
+SIDE = 126  # of the planted encoder, too: exported once
 PURPOSES = ("calibration", "evaluation")
 # Prints the peak memory of the process in kB once the command is done. Not ru_maxrss: a child
 # inherits that of the process it was forked from.
@@ -86,11 +87,12 @@ def parity(artifact: Path, images: Path, *more: str) -> dict[str, float]:
 
 
 def test_the_sample_compiles_close_to_pytorch(photos: Path, tmp_path: Path) -> None:
-    """In the memory that it may take, too."""
+    """In the memory that it may take, too: 140 MB less than at 224 pixels."""
     artifact = tmp_path / "artifact"
-    command = ("compile", "sample:dinov2-small", "--images", photos / "calibration")
+    images = ("--images", photos / "calibration", "--resolution", SIDE)
+    command = ("compile", "sample:dinov2-small", *images)
     peak = float(in_a_process(*command, "-o", artifact).split("peak")[1]) / 1e3
-    assert 100 < peak <= 3 * (artifact / "float.onnx").stat().st_size / 1e6 + 1000
+    assert 100 < peak <= 3 * (artifact / "float.onnx").stat().st_size / 1e6 + 860
     found = parity(artifact, photos / "evaluation", "--reference", "pytorch")
     assert found["cosine_mean"] >= 0.995
     assert found["cosine_min"] >= 0.95

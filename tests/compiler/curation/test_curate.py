@@ -94,7 +94,8 @@ class _Again(NamedTuple):
 
 @pytest.fixture(scope="module")
 def again(study: Study, tmp_path_factory: pytest.TempPathFactory) -> _Again:
-    folder, made = tmp_path_factory.mktemp("again"), []
+    folder = tmp_path_factory.mktemp("again")
+    made: list[weakref.ref[Workbench]] = []
 
     class Watched(Workbench):
         def __init__(self, study: Study) -> None:

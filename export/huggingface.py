@@ -11,7 +11,7 @@ from regcache.export.recipe import at_resolution, from_image_processor
 from regcache.export.reference import Processor, Reference
 from regcache.export.suggest import suggest_checkpoint
 from regcache.export.to_onnx import write_onnx
-from regcache.export.tower import Tower, as_reference
+from regcache.export.tower import Tower, as_reference, check_patches
 from regcache.export.vit_families import FAMILIES
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
@@ -148,8 +148,7 @@ class HuggingFaceSource:
         height, width = (size, size) if isinstance(size, int) else size
         if recipe is not None:
             height, width = recipe.height, recipe.width
-        if min(height, width) < config.patch_size:
-            raise InputError(f"{self.name}: {height} x {width} is smaller than one patch")
+        check_patches(self.name, (height, width), (config.patch_size, config.patch_size))
         family = FAMILIES[config.model_type]
         options = {"add_pooling_layer": False} if family.has_unused_pooler else {}
         return family.tower(self.load(family.model_class, config, **options), height, width)

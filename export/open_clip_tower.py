@@ -16,7 +16,7 @@ from regcache.export.reference import Processor, Reference
 from regcache.export.static_forward import freeze_multihead, freeze_tokens
 from regcache.export.suggest import did_you_mean
 from regcache.export.to_onnx import write_onnx
-from regcache.export.tower import Tower, as_reference
+from regcache.export.tower import Tower, as_reference, check_patches
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 
@@ -126,6 +126,8 @@ class OpenClipSource:
         plain = _is_plain(visual)
         if not plain:
             self._check_timm(visual)
+        patch = visual.conv1.kernel_size if plain else visual.trunk.patch_embed.patch_size
+        check_patches(self.name, size, patch)
         self._load(visual, self.checkpoint_file(tag))
         if not plain:
             visual.trunk.set_input_size(size)

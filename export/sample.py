@@ -11,7 +11,7 @@ from regcache.export.own_processor import processor_of_transformers
 from regcache.export.recipe import at_resolution
 from regcache.export.reference import Processor, Reference
 from regcache.export.sample_wheel import fetch_sample_onnx
-from regcache.export.tower import Tower, as_reference
+from regcache.export.tower import Tower, as_reference, check_patches
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 
@@ -19,6 +19,7 @@ __all__ = ["SampleSource", "fetch_sample_onnx"]
 
 _NAME = "dinov2-small"
 _WHAT = "exporting sample: sources"
+_PATCH = 14
 _RECIPE = Preprocess(
     height=224,
     width=224,
@@ -53,7 +54,7 @@ class SampleSource:
         and torch is imported only when it is not there. Raises InputError when the weights cannot
         be fetched or the resolution is smaller than a patch.
         """
-        recipe = at_resolution(_RECIPE, resolution)
+        recipe = self._recipe(resolution)
         made_with = versions(_WHAT, "regcache", "torch", "transformers", "onnxscript")
         stored = cache_folder() / f"{_NAME}_{recipe.height}_{made_with}.onnx"
         if not stored.is_file():
@@ -66,7 +67,7 @@ class SampleSource:
 
     def reference(self, *, resolution: int | None = None) -> Reference | None:
         """transformers' Dinov2Model; see Source. Raises InputError as `export` does."""
-        return as_reference(_tower(at_resolution(_RECIPE, resolution)))
+        return as_reference(_tower(self._recipe(resolution)))
 
     def processor(self, *, resolution: int | None = None) -> Processor | None:
         """transformers' own for DINOv2, which its checkpoint names; see Source."""
@@ -77,8 +78,13 @@ class SampleSource:
             image_mean=list(_RECIPE.mean),
             image_std=list(_RECIPE.std),
         )
-        asked = None if resolution is None else at_resolution(_RECIPE, resolution)
+        asked = None if resolution is None else self._recipe(resolution)
         return processor_of_transformers(own, asked)
+
+    def _recipe(self, resolution: int | None) -> Preprocess:
+        recipe = at_resolution(_RECIPE, resolution)
+        check_patches(self.name, (recipe.height, recipe.width), (_PATCH, _PATCH))
+        return recipe
 
 
 def _tower(recipe: Preprocess) -> Tower:

@@ -18,7 +18,7 @@ from regcache.export.suggest import did_you_mean, timm_names
 from regcache.export.timm_name import TimmName
 from regcache.export.timm_saved import SavedModel, find_weights, read_saved
 from regcache.export.to_onnx import write_onnx
-from regcache.export.tower import Tower, as_reference
+from regcache.export.tower import Tower, as_reference, check_patches
 from regcache.passes.errors import InputError
 from regcache.passes.preprocess import Preprocess
 
@@ -112,6 +112,7 @@ class TimmSource:
     def _tower(self, recipe: Preprocess) -> Tower:
         model = self._create((recipe.height, recipe.width))
         check_plain(model, self.name)
+        _check_size(model.patch_embed, (recipe.height, recipe.width), self.name)
         if not model.global_pool:
             raise InputError(f"{self.name}: it pools no tokens, so there is no embedding")
         return Tower(
@@ -178,6 +179,21 @@ def check_plain(model: Any, name: str) -> None:
         raise InputError(
             f"{name}: {type(model).__name__} is not supported; "
             "of timm's models only those built on VisionTransformer with PatchEmbed are"
+        )
+
+
+def _check_size(patches: Any, size: tuple[int, int], name: str) -> None:
+    """Raises InputError for images that timm's PatchEmbed refuses or cannot cut into patches."""
+    if patches.dynamic_img_pad:
+        return
+    check_patches(name, size, patches.patch_size)
+    if patches.strict_img_size:  # such convolutions drop what is left over
+        return
+    if any(side % patch for side, patch in zip(size, patches.patch_size, strict=True)):
+        (height, width), patch = size, patches.patch_size
+        raise InputError(
+            f"{name}: with dynamic_img_size {height} x {width} has to be a multiple "
+            f"of {patch[0]} x {patch[1]}"
         )
 
 

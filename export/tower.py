@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.export.reference import Reference
+from regcache.passes.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,3 +39,10 @@ def as_reference(tower: Tower) -> Reference:
         return [output.numpy() for output in outputs]
 
     return run
+
+
+def check_patches(name: str, size: tuple[int, int], patch: tuple[int, int]) -> None:
+    """Raise InputError, in the source's name, where an image is smaller than one patch."""
+    if any(side < least for side, least in zip(size, patch, strict=True)):
+        height, width = size
+        raise InputError(f"{name}: {height} x {width} is smaller than one patch")

@@ -11,6 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from support import zoo, zoo_models
 
+from regcache.passes.errors import InputError
+
 BATCHES = (1, 2, 3)
 # Ops of graphs that depend on the image's size, on data, or on attention masks.
 UNWANTED = {"Resize", "Shape", "Range", "If", "Loop", "Expand", "Where", "IsNaN", "Cast"}
@@ -89,6 +91,13 @@ def test_resolution_is_honoured(name: str, side: int, folder: Path, tmp_path: Pa
     actual = run_onnx(tmp_path / "m.onnx", images(2, side))
     for ours, theirs in zip(actual, reference(images(2, side)), strict=True):
         assert np.abs(ours - theirs).max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["siglip-b16", "openclip-b16"])
+def test_an_image_smaller_than_a_patch(name: str, folder: Path, tmp_path: Path) -> None:
+    source = zoo.family_source(name, folder)
+    with pytest.raises(InputError, match="15 x 15 is smaller than one patch"):
+        source.export(tmp_path / "m.onnx", resolution=15)
 
 
 def test_resolution_defaults_to_the_recipe(folder: Path, tmp_path: Path) -> None:

@@ -36,6 +36,13 @@ def test_the_sample_equals_its_pytorch_original(tmp_path: Path) -> None:
     onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
 
 
+def test_an_image_smaller_than_a_patch(tmp_path: Path) -> None:
+    source = open_source("sample:dinov2-small")
+    for use in (lambda **size: source.export(tmp_path / "m.onnx", **size), source.reference):
+        with pytest.raises(InputError, match="13 x 13 is smaller than one patch"):
+            use(resolution=13)
+
+
 @pytest.mark.sample
 def test_the_weights_were_checked_against_the_wheel() -> None:
     from safetensors import safe_open

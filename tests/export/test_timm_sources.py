@@ -314,6 +314,21 @@ def test_what_only_timm_can_tell(tmp_path: Path) -> None:
         open_source(f"timm:{NAME}?img_size=96").export(tmp_path / "m.onnx", resolution=64)
 
 
+def test_sizes_that_are_no_patches(tmp_path: Path) -> None:
+    """PyTorch would raise from within the convolution, timm assert."""
+    for options, side, reason in (
+        ("", 7, "7 x 7 is smaller than one patch"),
+        ("&dynamic_img_size=true", 7, "7 x 7 is smaller than one patch"),
+        ("&dynamic_img_size=true", 40, "40 x 40 has to be a multiple of 16 x 16"),
+    ):
+        source = open_source(f"timm:{NAME}?pretrained=false&depth=1{options}")
+        with pytest.raises(InputError, match=reason):
+            source.export(tmp_path / "m.onnx", resolution=side)
+        with pytest.raises(InputError, match=reason):
+            source.reference(resolution=side)
+    assert not (tmp_path / "m.onnx").exists()
+
+
 def test_a_name_is_parsed() -> None:
     assert TimmName.parse("", "a.b") == TimmName("a.b")
     assert TimmName.parse("", "hf-hub:o/m@1?depth=2&mlp_ratio=3.5&qk_norm=true") == TimmName(

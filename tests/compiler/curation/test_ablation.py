@@ -8,7 +8,7 @@ import onnx
 import pytest
 from support.command_line import assert_refused, run_regcache
 from support.sinking import BLOCK, write_sinking
-from support.tiny_source import photos
+from support.tiny_source import SPEC, photos
 
 from regcache.compiler.curation.record import AblationRecord, CurationRecord
 
@@ -87,6 +87,7 @@ def test_the_table_is_printed(asked: tuple[CurationRecord, str]) -> None:
 
 
 def test_a_manifest_and_its_report_hold_it(folder: Path) -> None:
+    """And what ships, which is registers here, is in the graph and in the file beside it."""
     fast = ("--rounding", "nearest", "--no-equalize", "--int8-share", "1", "--accept-slower")
     command = ("compile", folder / "sinking.onnx", "--images", folder / "photos")
     artifact, page = folder / "artifact", folder / "report.html"
@@ -97,6 +98,14 @@ def test_a_manifest_and_its_report_hold_it(folder: Path) -> None:
     assert "norms behind block 1" in outcome.out
     manifest = json.loads((artifact / "manifest.json").read_text())
     assert len(manifest["curation"]["ablation"]) == 4
+    setting = manifest["curation"]["setting"]
+    assert setting["candidates"]
+    names = [node.name for node in onnx.load(artifact / "model.onnx").graph.node]
+    registers = [name for name in names if name.startswith("regcache.registers/")]
+    assert any("/kv/" in name or "/token/" in name for name in registers)
+    assert bool(setting["delete_count"]) == any("/delete/" in name for name in registers)
+    tokens = np.load(artifact / "registers.npz")["tokens"]
+    assert tokens.shape == (len(setting["candidates"]), SPEC.width)
     assert run_regcache("report", artifact, "-o", page).code == 0
     text = page.read_text()
     assert "Registers and deletion, apart and together" in text

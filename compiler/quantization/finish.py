@@ -34,6 +34,8 @@ from regcache.passes.keep_norm_apart import KeepNormApart
 from regcache.passes.merge_qkv import MergeQkv
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.passes.quantize_patches import QuantizePatches
+from regcache.passes.round_before_moving import RoundBeforeMoving
+from regcache.passes.turn_keys_last import TurnKeysLast
 
 Floats = NDArray[np.float32]
 
@@ -137,14 +139,15 @@ def _rest(
 ) -> Iterator[Pass]:
     """The passes behind the linears.
 
-    Attention becomes int8 and the rest FP16 where they shall. For ONNX Runtime the rotation's first
-    product goes, and what it fuses is written so.
+    Attention becomes int8 and the rest FP16 where they shall. For OpenVINO attention moves bytes. For
+    ONNX Runtime the rotation's first product goes, and what it fuses is written so.
     """
     options, view = context.options, equalized.encoder.view
     images = (batch.images for batch in context.images.some(_ATTENTION_IMAGES))
     scores, patches = options.attention_in is AttentionChoice.SCORES, options.quantizes_patches
     if scores or patches:
         yield from _beside_linears(context, view, images, scores, patches)
+        yield from (RoundBeforeMoving(), TurnKeysLast())
     if options.attention_in is AttentionChoice.INT8:
         yield QuantizeAttention(
             attention_scales(view, images, threads=context.threads, device=context.device)

@@ -16,7 +16,9 @@ from regcache.passes.onnx_file import save_graph
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.passes.quantize_patches import QuantizePatches
+from regcache.passes.round_before_moving import RoundBeforeMoving
 from regcache.passes.split_qkv import SplitQkv
+from regcache.passes.turn_keys_last import TurnKeysLast
 from regcache.runtime.openvino_options import InferencePrecision, OpenVinoOptions
 from regcache.runtime.openvino_primitives import Primitives, count_primitives
 from regcache.runtime.openvino_session import OpenVinoSession
@@ -39,6 +41,8 @@ def executed(spec: Spec, path: Path, registers: int) -> tuple[list[tuple[str, st
         BalanceScores({} if registers else random_balances(split)),
         QuantizeAttention(attention_scales(split), only_scores=True),
         QuantizePatches(image_scales(split)),
+        RoundBeforeMoving(),
+        TurnKeysLast(),
     ]
     save_graph(run_all(steps, split)[0], path)
     options = OpenVinoOptions(InferencePrecision.F32)
@@ -65,6 +69,9 @@ def test_everything_that_multiplies_is_fused_in_int8(
     attention = [kind for layer, kind in kernels if layer in ("Subgraph", "MatMul")]
     assert attention[:1] == ["i8"]
     assert counts.float_products == 0
+    moved = {kernel for layer, kernel in layers if layer == "Transpose" and registers == 0}
+    assert {kernel.rpartition("_")[2].lower() for kernel in moved} <= {"i8", "u8", "f32"}
+    assert sum(layer == "FakeQuantize" for layer, _ in layers) <= 1  # the image's
     assert counts.precision == "f32"
     assert (counts.bf16, counts.f16) == (0, 0)
     assert counts.int8 + counts.f32 == sum(layer != "Reshape" for layer, _ in layers)

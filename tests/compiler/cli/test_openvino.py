@@ -115,7 +115,8 @@ class TestTarget:
         assert primitives["float_products"] == 0
         assert primitives["int8"] >= 8  # six linears, attention, the convolution
         edits = {record["name"]: record["edits"] for record in manifest["passes"]}
-        for name in ("balance_scores", "quantize_attention", "quantize_patches"):
+        one = ("balance_scores", "quantize_attention", "quantize_patches")
+        for name in (*one, "round_before_moving", "turn_keys_last"):
             assert edits[name] == 1
         graph = onnx.load(compiled / "model.onnx").graph
         assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 4 + 2 + 1

@@ -35,6 +35,7 @@ Place registers and delete sinks:
 Make activations easier to quantize:
     RotateStream           the residual stream is rotated
     FoldStreamRotation     the patch embedding makes the stream rotated
+    RotateValues           attention's values are rotated within each head
     RotateHidden           what the MLPs' second linears read is rotated
     ShiftActivations       channels are shifted so that symmetric integers fit them
     Equalize               channels are divided by a factor each
@@ -53,6 +54,8 @@ Fit a runtime:
     FoldBiases             q, k and v in float lose their biases to their weights
     MergeQkv               quantized q, k and v become one linear that TensorRT leaves whole
     HalfPrecision          what is not quantized computes in FP16
+    RoundBeforeMoving      what attention hands on is rounded before its heads are put together
+    TurnKeysLast           quantized keys are turned in the product that reads them
     FuseAttention          attention in float becomes ONNX Runtime's MultiHeadAttention
     FuseBiases             quantized linears take their biases: MatMulIntegerToFloat
     ExpandBlockFloats      those floats become arithmetic that ONNX Runtime runs

@@ -10,6 +10,7 @@ from regcache.passes.base import Pass
 from regcache.passes.encoder import EncoderView
 from regcache.passes.rotate_hidden import RotateHidden, hidden_sites, rotated_channels
 from regcache.passes.rotate_stream import RotateStream
+from regcache.passes.rotate_values import RotateValues
 from regcache.passes.rotated_stream import rotated_stream
 
 # Of the work that may be float, the most that goes into rotations; linears get the rest.
@@ -22,8 +23,8 @@ _SIZES = (64, 16)
 class Rotations:
     """Which activations are rotated.
 
-    `stream`: whether the residual stream is. `hidden`: how many channels at a time of what each fc2
-    reads; None for none.
+    `stream`: whether the residual stream is, and attention's values, which costs nothing. `hidden`:
+    how many channels at a time of what each fc2 reads; None for none.
     """
 
     stream: bool = False
@@ -31,7 +32,7 @@ class Rotations:
 
     def steps(self, seed: int) -> list[Pass]:
         """The passes, in order."""
-        steps: list[Pass] = [RotateStream(seed)] if self.stream else []
+        steps: list[Pass] = [RotateStream(seed), RotateValues(seed)] if self.stream else []
         return steps if self.hidden is None else [*steps, RotateHidden(self.hidden)]
 
 

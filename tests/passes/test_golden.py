@@ -31,12 +31,15 @@ from regcache.passes.quantize_float8 import QuantizeFloat8
 from regcache.passes.quantize_patches import QuantizePatches
 from regcache.passes.rotate_hidden import RotateHidden
 from regcache.passes.rotate_stream import RotateStream
+from regcache.passes.rotate_values import RotateValues
+from regcache.passes.round_before_moving import RoundBeforeMoving
 from regcache.passes.shift_activations import ShiftActivations
 from regcache.passes.signed_integers import SignedIntegers
 from regcache.passes.splice_register_tokens import SpliceRegisterTokens
 from regcache.passes.splice_registers import SpliceRegisters
 from regcache.passes.split_gemm import SplitGemm
 from regcache.passes.split_qkv import SplitQkv
+from regcache.passes.turn_keys_last import TurnKeysLast
 
 FOLDER = Path(__file__).parents[1] / "golden"
 SPELLING = {
@@ -61,12 +64,15 @@ SPELLING = {
     QuantizePatches: "plain",
     RotateHidden: "plain",
     RotateStream: "plain",
+    RotateValues: "plain",
+    RoundBeforeMoving: "plain",
     ShiftActivations: "plain",
     SignedIntegers: "plain",
     SpliceRegisterTokens: "plain",
     SpliceRegisters: "plain",
     SplitGemm: "gemm",
     SplitQkv: "fused qkv",
+    TurnKeysLast: "plain",
 }
 
 

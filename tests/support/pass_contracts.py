@@ -71,6 +71,8 @@ from regcache.passes.raise_opset import raise_opset
 from regcache.passes.resolve_shapes import ResolveShapes
 from regcache.passes.rotate_hidden import RotateHidden
 from regcache.passes.rotate_stream import RotateStream
+from regcache.passes.rotate_values import RotateValues
+from regcache.passes.round_before_moving import RoundBeforeMoving
 from regcache.passes.round_weights import RoundWeights
 from regcache.passes.shift_activations import ShiftActivations
 from regcache.passes.signed_integers import SignedIntegers
@@ -80,6 +82,7 @@ from regcache.passes.split_gemm import SplitGemm
 from regcache.passes.split_qkv import SplitQkv
 from regcache.passes.strip_registers import StripRegisters
 from regcache.passes.to_float32 import ToFloat32
+from regcache.passes.turn_keys_last import TurnKeysLast
 from regcache.passes.unfuse_microsoft import UnfuseMicrosoft
 
 Prepare = Callable[[str], gs.Graph]
@@ -120,6 +123,12 @@ def canonical(spelling: str) -> gs.Graph:
 def integers(spelling: str) -> gs.Graph:
     """With Q/DQ pairs for ONNX Runtime."""
     return copy_graph(_integers(spelling))
+
+
+def integer_scores(spelling: str) -> gs.Graph:
+    """With Q/DQ pairs before q k^T, as for OpenVINO."""
+    graph = canonical(spelling)
+    return run(QuantizeAttention(attention_scales(graph), only_scores=True), graph).graph
 
 
 def nvfp4(_: str, graph: gs.Graph) -> Pass:
@@ -229,6 +238,8 @@ CONTRACTS: dict[type, Contract] = {
     ResolveShapes: on(written, ResolveShapes),
     RotateHidden: Contract(canonical, lambda _spelling, _graph: RotateHidden(4)),
     RotateStream: on(canonical, RotateStream),
+    RotateValues: Contract(canonical, lambda _spelling, _graph: RotateValues(), adds=True),
+    RoundBeforeMoving: on(integers, RoundBeforeMoving),
     RoundWeights: on(canonical, RoundWeights),
     ShiftActivations: Contract(
         canonical, lambda _, graph: ShiftActivations(random_shifts(graph)), adds=True
@@ -243,5 +254,6 @@ CONTRACTS: dict[type, Contract] = {
     SplitQkv: on(canonical, SplitQkv),
     StripRegisters: on(registers, StripRegisters),
     ToFloat32: on(written, ToFloat32),
+    TurnKeysLast: on(integer_scores, TurnKeysLast),
     UnfuseMicrosoft: on(written, UnfuseMicrosoft),
 }

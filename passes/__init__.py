@@ -36,6 +36,7 @@ Make activations easier to quantize:
     RotateStream           the residual stream is rotated
     FoldStreamRotation     the patch embedding makes the stream rotated
     RotateValues           attention's values are rotated within each head
+    FactorRotation         the product that turns the stream back becomes two small ones
     RotateHidden           what the MLPs' second linears read is rotated
     ShiftActivations       channels are shifted so that symmetric integers fit them
     Equalize               channels are divided by a factor each
@@ -56,6 +57,7 @@ Fit a runtime:
     HalfPrecision          what is not quantized computes in FP16
     RoundBeforeMoving      what attention hands on is rounded before its heads are put together
     TurnKeysLast           quantized keys are turned in the product that reads them
+    PatchesAsLinear        quantized patches are rows that a linear multiplies
     FuseAttention          attention in float becomes ONNX Runtime's MultiHeadAttention
     FuseBiases             quantized linears take their biases: MatMulIntegerToFloat
     ExpandBlockFloats      those floats become arithmetic that ONNX Runtime runs

@@ -23,6 +23,7 @@ from regcache.passes.encoder import Block, EncoderView, Linear
 from regcache.passes.equalize_sources import norm_behind, refusal
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.rotated_stream import STREAM, rotated_stream
+from regcache.passes.rotation_matrix import rotation_of_stream
 from regcache.passes.walk import (
     consumers,
     data_inputs,
@@ -86,19 +87,6 @@ class RotateStream:
         biases = [sum(one.bias_add is not None for one in view.linears) for view in (old, new)]
         grown = 2 + biases[1] - biases[0] - len(list(_scales(old)))
         assert len(after.nodes) - len(before.nodes) == grown
-
-
-def rotation_of_stream(width: int, seed: int = 0) -> Floats:
-    """A random orthogonal matrix [width, width] that leaves the vector of ones where it is.
-
-    So the mean of a token's channels stays what it is, and a layer norm does what it did.
-    """
-    random = np.random.default_rng(seed)
-    ones = np.full((width, 1), width**-0.5)
-    # The first column of Q is the vector of ones, the others are a basis of what is left.
-    basis = np.linalg.qr(np.hstack([ones, random.standard_normal((width, width - 1))]))[0][:, 1:]
-    turn = np.linalg.qr(random.standard_normal((width - 1, width - 1)))[0]
-    return np.asarray(ones @ ones.T + basis @ turn @ basis.T, np.float32)
 
 
 def _why_not(view: EncoderView) -> str | None:

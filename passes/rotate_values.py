@@ -1,8 +1,8 @@
 """Rotate attention's values within each head, so that no channel of its output holds an outlier.
 
 Attention adds up tokens, each channel by itself. A rotation of a head's channels therefore passes
-through it: it goes into the weights that make the values, and its transpose into those of the output
-projection. It costs nothing when the encoder runs.
+through it: it goes into the weights that make the values, and its transpose into those of the
+output projection. It costs nothing when the encoder runs.
 """
 
 from dataclasses import dataclass

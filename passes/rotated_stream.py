@@ -12,6 +12,8 @@ Floats = NDArray[np.float32]
 
 # What the names of the two products begin with, before the first block and in the last.
 STREAM = f"{ROTATION}/stream"
+ACROSS, WITHIN = f"{STREAM}/out/across", f"{STREAM}/out/within"
+"""The names of the two products that FactorRotation makes of the last."""
 
 
 def rotated_stream(view: EncoderView) -> bool:
@@ -45,17 +47,29 @@ def first_product(graph: gs.Graph) -> gs.Node | None:
     return next(filter(_is_first, graph.nodes), None)
 
 
+def last_product(graph: gs.Graph) -> gs.Node | None:
+    """The MatMul that rotates back in the last block, as one product; None where there is none."""
+    return next((node for node in graph.nodes if node.name == f"{STREAM}/out"), None)
+
+
 def matrix_in(model: onnx.ModelProto) -> Floats | None:
     """What a file's residual stream is rotated by [width, width], from the right; None: it is not.
 
     The outputs of all its blocks but the last are rotated then. Told by the product that rotates
     back: the first may be folded into weights.
     """
-    last = next((node for node in model.graph.node if node.name == f"{STREAM}/out"), None)
-    if last is None:
-        return None
+    found = {node.name: node for node in model.graph.node if node.name.startswith(STREAM)}
     stored = {item.name: item for item in model.graph.initializer}
-    return np.asarray(onnx.numpy_helper.to_array(stored[last.input[1]]).T, np.float32)
+
+    def constant(name: str, slot: int) -> Floats:
+        values = onnx.numpy_helper.to_array(stored[found[name].input[slot]])
+        return np.asarray(values, np.float32)
+
+    if f"{STREAM}/out" in found:
+        return constant(f"{STREAM}/out", 1).T
+    if {ACROSS, WITHIN} <= found.keys():
+        return np.kron(constant(ACROSS, 0), constant(WITHIN, 1).T)
+    return None
 
 
 def _is_first(node: gs.Node | onnx.NodeProto) -> bool:

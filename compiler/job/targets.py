@@ -207,7 +207,7 @@ def _cpu(name: TargetName) -> TargetProfile:
     saturating = Target(
         name, "uint8", False, "uint8", "U8U8: this CPU's U8S8 kernels saturate in 16 bits"
     )
-    return TargetProfile(formats, 0.95, False, True, name.value, saturating)
+    return TargetProfile(formats, 0.95, False, True, name.value, saturating, patches=True)
 
 
 def _openvino(name: TargetName) -> TargetProfile:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import open_graph
+from regcache.compiler.quantization.patches import PatchMoments
 from regcache.passes.affine import Affine
 from regcache.passes.balance_scores import Balance, ScoreLinears, score_linears
 from regcache.passes.base import run
@@ -46,12 +47,13 @@ class Ends:
 class BesideLinears:
     """What is quantized beside the linears: q k^T's operands and patches' images, by tensor.
 
-    `balances`: how queries and keys are evened out before, by block.
+    `balances`: how queries and keys are evened out before, by block. `moments`: of the patches.
     """
 
     operands: dict[str, Affine] = field(default_factory=dict)
     balances: dict[int, Balance] = field(default_factory=dict)
     images: dict[str, Affine] = field(default_factory=dict)
+    moments: PatchMoments = field(default_factory=lambda: PatchMoments({}))
 
 
 def attention_scales(
@@ -95,9 +97,12 @@ def beside_linears(
         if isinstance(found, ScoreLinears):
             names += [found.query.output.name, found.key.output.name]
     convolutions = patch_convolutions(view.graph) if patches else []
-    images = [node.inputs[0].name for node in convolutions]
-    ends = observed_ends(view, [*names, *images], batches, threads=threads, device=device)
+    images, moments = [node.inputs[0].name for node in convolutions], PatchMoments.of(convolutions)
+    ends = observed_ends(
+        *(view, [*names, *images], batches), threads=threads, device=device, moments=moments
+    )
     result = BesideLinears(
+        moments=moments,
         images={
             name: Affine.from_range(
                 min(0.0, float(ends[name].low.min())),
@@ -106,7 +111,7 @@ def beside_linears(
                 symmetric=False,
             )
             for name in images
-        }
+        },
     )
     for index, four in operands.items():
         found = linears[index]
@@ -124,8 +129,9 @@ def observed_ends(
     *,
     threads: int | None,
     device: Device,
+    moments: PatchMoments | None = None,
 ) -> dict[str, Ends]:
-    """The ends of tensors over `batches`, by name."""
+    """The ends of tensors over `batches`, by name; `moments` are added to of those it knows."""
     wanted, ends = dict.fromkeys(names), dict[str, Ends]()
     image = view.graph.inputs[0].name
     observed = run(Observe(tuple(name for name in wanted if name != image)), view.graph).graph
@@ -136,6 +142,8 @@ def observed_ends(
                 if name in wanted:
                     seen = Ends.of(values)
                     ends[name] = ends[name].union(seen) if name in ends else seen
+                if moments is not None and name in moments.sides:
+                    moments.add(name, values)
     return ends
 
 

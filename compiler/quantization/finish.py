@@ -14,16 +14,18 @@ from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.calibration.statistics import ChannelRange
 from regcache.compiler.encoder.pass_record import PassRecord, pass_records
 from regcache.compiler.job.context import Context
-from regcache.compiler.job.options import AttentionChoice
+from regcache.compiler.job.options import AttentionChoice, Rounding
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.quantization.attention import attention_scales, beside_linears
 from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.int8_share import Placement
 from regcache.compiler.quantization.layer_input import LayerInput
+from regcache.compiler.quantization.patches import round_patches
 from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.balance_scores import BalanceScores
-from regcache.passes.base import Pass, run_all
+from regcache.passes.base import Pass, run, run_all
 from regcache.passes.encoder import EncoderView, Site, by_tensor
+from regcache.passes.factor_rotation import FactorRotation
 from regcache.passes.fold_biases import FoldBiases
 from regcache.passes.fold_stream_rotation import FoldStreamRotation
 from regcache.passes.fuse_attention import FuseAttention
@@ -32,8 +34,9 @@ from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.keep_bias_apart import KeepBiasApart
 from regcache.passes.keep_norm_apart import KeepNormApart
 from regcache.passes.merge_qkv import MergeQkv
+from regcache.passes.patches_as_linear import PatchesAsLinear, as_rows
 from regcache.passes.quantize_attention import QuantizeAttention
-from regcache.passes.quantize_patches import QuantizePatches
+from regcache.passes.quantize_patches import QuantizePatches, patch_convolutions
 from regcache.passes.round_before_moving import RoundBeforeMoving
 from regcache.passes.turn_keys_last import TurnKeysLast
 
@@ -47,7 +50,8 @@ _ATTENTION_IMAGES = 128
 class Quantized:
     """The quantized graph, and what passes did.
 
-    `scales`: of its activations, by the site's name; `linears`: how many linears read these.
+    `scales`: of its activations, by the site's name; `linears`: how many linears read these, with
+    those that patches became.
     """
 
     graph: gs.Graph
@@ -111,6 +115,7 @@ def write_integers(
     steps += _rest(context, equalized, calibrated.streams)
     graph, ran = run_all(steps, equalized.encoder.graph)
     linears = sum(len(site.linears) for site in sites if site.name in scales)
+    linears += sum(len(one.log.edits) for one in ran if one.name == PatchesAsLinear.name)
     return Quantized(graph, scales, linears, pass_records(ran))
 
 
@@ -139,15 +144,14 @@ def _rest(
 ) -> Iterator[Pass]:
     """The passes behind the linears.
 
-    Attention becomes int8 and the rest FP16 where they shall. For OpenVINO attention moves bytes. For
-    ONNX Runtime the rotation's first product goes, and what it fuses is written so.
+    Attention becomes int8 and the rest FP16 where they shall. For OpenVINO attention moves bytes.
+    For ONNX Runtime the rotation's products shrink, and what it fuses is written so.
     """
     options, view = context.options, equalized.encoder.view
     images = (batch.images for batch in context.images.some(_ATTENTION_IMAGES))
-    scores, patches = options.attention_in is AttentionChoice.SCORES, options.quantizes_patches
+    scores, patches = options.attention_in is AttentionChoice.SCORES, _patches(context, view)
     if scores or patches:
         yield from _beside_linears(context, view, images, scores, patches)
-        yield from (RoundBeforeMoving(), TurnKeysLast())
     if options.attention_in is AttentionChoice.INT8:
         yield QuantizeAttention(
             attention_scales(view, images, threads=context.threads, device=context.device)
@@ -168,11 +172,25 @@ def _rest(
             yield FoldBiases()
         yield HalfPrecision(ranges)
     if options.fuses:
-        # Not for OpenVINO: a turned patch embedding loses more in int8 (DINOv2-S: a tenth of all).
-        yield from (FoldStreamRotation(), FuseAttention(), FuseBiases(), KeepNormApart())
+        yield from (FoldStreamRotation(), FactorRotation(), PatchesAsLinear())
+        yield from (FuseAttention(), FuseBiases(), KeepNormApart())
+    elif options.quantizes_patches:
+        yield from (RoundBeforeMoving(), TurnKeysLast())
     # MatMulNBits takes no Gemm's place.
     if context.target.profile.timed and not isinstance(number_format(context.target), BlockWeights):
         yield KeepBiasApart()
+
+
+def _patches(context: Context, view: EncoderView) -> bool:
+    """Whether the patch convolution is quantized.
+
+    For ONNX Runtime it is where it can be a linear, of signed weights.
+    """
+    options, convolutions = context.options, patch_convolutions(view.graph)
+    if not options.fuses:
+        return options.quantizes_patches
+    linear = [as_rows(view.graph, node) is not None for node in convolutions]
+    return options.quantizes_patches and context.target.weight_dtype == "int8" and all(linear)
 
 
 def _beside_linears(
@@ -182,7 +200,10 @@ def _beside_linears(
     scores: bool,
     patches: bool,
 ) -> Iterator[Pass]:
-    """The passes that quantize q k^T, the patch convolution, or both, as OpenVINO fuses them."""
+    """The passes that quantize q k^T, the patch convolution, or both.
+
+    The stream's rotation is in the convolution before its weights are rounded.
+    """
     found = beside_linears(
         *(view, images),
         scores=scores,
@@ -194,7 +215,16 @@ def _beside_linears(
         yield BalanceScores(found.balances)
         yield QuantizeAttention(found.operands, only_scores=True)
     if patches:
-        yield QuantizePatches(found.images)
+        folded = run(FoldStreamRotation(), view.graph).graph
+        by_error = context.options.rounding is Rounding.GPTQ
+        weights = round_patches(
+            patch_convolutions(folded),
+            found.images,
+            found.moments if by_error else None,
+            context.target.weight_bits,
+        )
+        yield FoldStreamRotation()
+        yield QuantizePatches(found.images, weights)
 
 
 def _rounded(

@@ -9,9 +9,10 @@ from support.tiny_artifact import SPEC, tiny_artifact
 def test_every_linear_computes_in_integers(tmp_path: Path) -> None:
     artifact = tiny_artifact(tmp_path, batch=2)
     manifest = json.loads((artifact / "manifest.json").read_text())
-    assert manifest["speed"]["integer_matmuls"] == 6 * SPEC.depth
+    # The patch embedding is a linear, too.
+    assert manifest["speed"]["integer_matmuls"] == 6 * SPEC.depth + 1
     edits = {record["name"]: record["edits"] for record in manifest["passes"]}
-    assert edits["fuse_biases"] == 6 * SPEC.depth
+    assert (edits["fuse_biases"], edits["patches_as_linear"]) == (6 * SPEC.depth + 1, 1)
 
 
 def test_so_do_those_of_fewer_bits(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from support.untouched import told
 from regcache.passes.base import Result, run
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.fold_stream_rotation import FoldStreamRotation
-from regcache.passes.rotate_stream import RotateStream, rotation_of_stream
+from regcache.passes.rotate_stream import RotateStream
 from regcache.passes.rotated_stream import matrix_in
+from regcache.passes.rotation_matrix import rotation_of_stream
 
 
 def rotated(graph: gs.Graph) -> gs.Graph:

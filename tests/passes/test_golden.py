@@ -15,6 +15,7 @@ from regcache.passes.bound_hidden import BoundHidden
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.equalize import Equalize
 from regcache.passes.expand_block_floats import ExpandBlockFloats
+from regcache.passes.factor_rotation import FactorRotation
 from regcache.passes.fold_biases import FoldBiases
 from regcache.passes.fuse_attention import FuseAttention
 from regcache.passes.fuse_biases import FuseBiases
@@ -25,6 +26,7 @@ from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.merge_qkv import MergeQkv
 from regcache.passes.pack_weights import PackWeights
+from regcache.passes.patches_as_linear import PatchesAsLinear
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.passes.quantize_block_floats import QuantizeBlockFloats
 from regcache.passes.quantize_float8 import QuantizeFloat8
@@ -48,6 +50,7 @@ SPELLING = {
     DeleteSinks: "plain",
     Equalize: "plain",
     ExpandBlockFloats: "plain",
+    FactorRotation: "plain",
     FoldBiases: "plain",
     FuseAttention: "plain",
     FuseBiases: "plain",
@@ -58,6 +61,7 @@ SPELLING = {
     LowerEinsum: "einsum",
     MergeQkv: "plain",
     PackWeights: "plain",
+    PatchesAsLinear: "plain",
     QuantizeAttention: "plain",
     QuantizeBlockFloats: "plain",
     QuantizeFloat8: "plain",

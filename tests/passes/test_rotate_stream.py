@@ -21,8 +21,9 @@ from support.tiny_vit import Spec, TinyVit
 from regcache.passes.base import Edit, run
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.half_precision import HalfPrecision
-from regcache.passes.rotate_stream import RotateStream, rotation_of_stream
+from regcache.passes.rotate_stream import RotateStream
 from regcache.passes.rotated_stream import matrix_in, rotated_stream, stream_ends
+from regcache.passes.rotation_matrix import rotation_of_stream
 from regcache.passes.walk import is_constant, is_linear, keeps_channels
 
 Floats = NDArray[Any]

@@ -26,7 +26,9 @@ def test_the_encoder_computes_the_same(spelling: str) -> None:
         *(run_graph(one, images) for one in (result.graph, graph)), strict=True
     ):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
-    for one, other in zip(view_encoder(graph).blocks, view_encoder(result.graph).blocks, strict=True):
+    for one, other in zip(
+        view_encoder(graph).blocks, view_encoder(result.graph).blocks, strict=True
+    ):
         assert not np.allclose(one.attention.out.weight, other.attention.out.weight, atol=0.01)
         np.testing.assert_array_equal(one.mlp.fc2.weight, other.mlp.fc2.weight)
 
@@ -50,10 +52,8 @@ def test_an_outlier_is_spread_over_its_head_and_no_other() -> None:
     after = context(run(RotateValues(), graph).graph, vit.images(2))
     size = spec.width // spec.heads
     assert np.abs(after).max() < np.abs(before).max()
-    by_head = [
-        np.linalg.norm(one.reshape(len(one), -1, size), axis=2) for one in (before, after)
-    ]
-    np.testing.assert_allclose(*by_head, rtol=1e-3, atol=1e-5)
+    old, new = (np.linalg.norm(one.reshape(len(one), -1, size), axis=2) for one in (before, after))
+    np.testing.assert_allclose(new, old, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from regcache.passes.drop_masks import DropMasks
 from regcache.passes.drop_neutral import DropNeutral
 from regcache.passes.equalize import Equalize
 from regcache.passes.expand_block_floats import ExpandBlockFloats
+from regcache.passes.factor_rotation import FactorRotation
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.fold_biases import FoldBiases
 from regcache.passes.fold_constants import FoldConstants
@@ -61,6 +62,7 @@ from regcache.passes.merge_transposes import MergeTransposes
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import import_graph
 from regcache.passes.pack_weights import PackWeights
+from regcache.passes.patches_as_linear import PatchesAsLinear
 from regcache.passes.pin_image import PinImage
 from regcache.passes.quantize_attention import QuantizeAttention
 from regcache.passes.quantize_block_floats import QuantizeBlockFloats
@@ -129,6 +131,12 @@ def integer_scores(spelling: str) -> gs.Graph:
     """With Q/DQ pairs before q k^T, as for OpenVINO."""
     graph = canonical(spelling)
     return run(QuantizeAttention(attention_scales(graph), only_scores=True), graph).graph
+
+
+def integer_patches(spelling: str) -> gs.Graph:
+    """With Q/DQ pairs around the patch convolution."""
+    graph = canonical(spelling)
+    return run(QuantizePatches(image_scales(graph)), graph).graph
 
 
 def nvfp4(_: str, graph: gs.Graph) -> Pass:
@@ -202,6 +210,7 @@ CONTRACTS: dict[type, Contract] = {
     ),
     Equalize: Contract(canonical, lambda _, graph: Equalize(random_factors(graph)), adds=True),
     ExpandBlockFloats: on(in_blocks, ExpandBlockFloats),
+    FactorRotation: on(turned, FactorRotation),
     FoldBiases: on(canonical, FoldBiases),
     FoldConstants: on(written, FoldConstants),
     FoldIf: on(written, FoldIf),
@@ -224,6 +233,7 @@ CONTRACTS: dict[type, Contract] = {
     MergeTransposes: on(written, MergeTransposes),
     Observe: Contract(canonical, observe_sites),
     PackWeights: Contract(canonical, lambda _, graph: PackWeights(block_weights(graph))),
+    PatchesAsLinear: on(integer_patches, PatchesAsLinear),
     PinImage: Contract(
         written,
         lambda _, graph: PinImage((2, *graph.inputs[0].shape[1:])),

@@ -41,9 +41,9 @@ def test_load_embeds_as_onnx_runtime_does(artifact: Path, images: Path, tmp_path
         ) as encoder:
             found = encoder.embed(paths, batch_size=2, on_error="nan")
             assert encoder.output_names == ("pooled", "last_hidden_state")
-        # Both round to 8 bits, and a value between two integers may go either way.
+        # Both round to 8 bits, images too, and a value between two integers may go either way.
         np.testing.assert_allclose(found, wanted, atol=0.05, equal_nan=True)
-        assert np.abs(found - wanted)[:5].mean() < 0.005
+        assert np.abs(found - wanted)[:5].mean() < 0.01
     assert list((tmp_path / "cache").iterdir())
 
 

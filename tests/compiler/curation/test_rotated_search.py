@@ -20,8 +20,9 @@ from regcache.compiler.curation.study import ReferenceImages, Study
 from regcache.compiler.curation.workbench import HeldStudy, Workbench
 from regcache.passes.base import run
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.rotate_stream import RotateStream, rotation_of_stream
+from regcache.passes.rotate_stream import RotateStream
 from regcache.passes.rotated_stream import as_stream
+from regcache.passes.rotation_matrix import rotation_of_stream
 
 Floats = NDArray[np.float32]
 

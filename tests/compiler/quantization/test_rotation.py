@@ -149,6 +149,7 @@ def test_says_what_it_did(tiny: FloatEncoder) -> None:
     found = rotate(context(), tiny, SHARE)
     assert [(log.name, log.edits) for log in found.passes] == [
         ("rotate_stream", 1),
+        ("rotate_values", 3),
         ("rotate_hidden", 3),
     ]
     assert rotated_stream(found.view)

@@ -17,6 +17,7 @@ from regcache.passes.errors import one_line
 from regcache.runtime.images import Batch, Skipped
 
 T = TypeVar("T")
+B = TypeVar("B", bound=Batch)
 
 # Seconds between two lines that say how far a command is, where there are no bars.
 INTERVAL = 8.0
@@ -195,7 +196,7 @@ class Reporter:
         elif not self.console.is_terminal:
             self.step(f"{course.place()} {detail}" if detail else course.place())
 
-    def images(self, batches: Iterable[Batch], total: int, label: str) -> Iterator[Batch]:
+    def images(self, batches: Iterable[B], total: int, label: str) -> Iterator[B]:
         """Pass batches through, counting their images."""
         return self._count(batches, total, f"{label}: {total} images", label, _images_in)
 

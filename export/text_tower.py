@@ -44,6 +44,17 @@ def embed_texts(source: str, texts: Sequence[str], batch_size: int = 64) -> NDAr
         return np.concatenate([encode(batch).float().numpy() for batch in batches])
 
 
+def has_texts(source: str) -> bool:
+    """Whether a source has a text encoder that we know, as far as its configuration tells.
+
+    Raises InputError for a source that cannot be read.
+    """
+    opened = open_source(source)
+    if isinstance(opened, HuggingFaceSource):
+        return opened.read_config().model_type in _TEXT_FAMILIES
+    return isinstance(opened, OpenClipSource)
+
+
 def _open_encoder(source: str) -> _Encode:
     opened = open_source(source)
     if isinstance(opened, HuggingFaceSource):

@@ -1,7 +1,7 @@
 """Threads that work some items ahead of whoever takes the results."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 def map_ahead(
     compute: Callable[[T], R], items: Iterable[T], *, ahead: int, workers: int
-) -> Iterator[R]:
+) -> Generator[R]:
     """What `compute` makes of each item, in order, computed by threads before it is asked for.
 
     `items` is read in the thread that takes the results, at most `ahead` items before these. An

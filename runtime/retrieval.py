@@ -95,19 +95,20 @@ def nearest_ranks(
             f"embeddings of {queries.shape[1]} and of {gallery.shape[1]} numbers are not "
             "of the same space"
         )
-    queries, gallery = unit_rows(queries), unit_rows(gallery)
+    gallery = unit_rows(gallery)
     muted = ~gallery.any(axis=1)
     step = max(1, min(ROWS_AT_A_TIME, _ENTRIES // max(1, len(gallery))))
     ranks = np.full(len(queries), len(gallery), dtype=np.int64)
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
-        cosines = queries[block] @ gallery.T
+        units = unit_rows(queries[block])
+        cosines = units @ gallery.T
         cosines[:, muted] = -np.inf
         own = np.where(query_groups[block, None] == gallery_groups, cosines, -np.inf)
         nearest = own.argmax(axis=1, keepdims=True)
         best = np.take_along_axis(own, nearest, axis=1)
         before = (cosines > best) | ((cosines == best) & (np.arange(len(gallery)) < nearest))
-        usable = queries[block].any(axis=1) & (best[:, 0] > -np.inf)
+        usable = units.any(axis=1) & (best[:, 0] > -np.inf)
         ranks[block] = np.where(usable, before.sum(axis=1), len(gallery))
     return ranks
 

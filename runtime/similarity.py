@@ -111,11 +111,11 @@ def knn_top1(
     names, classes = np.unique(np.asarray(gallery_labels), return_inverse=True)
     truth, answerable = np.asarray(query_labels), finite_rows(query)
     muted = ~finite_rows(gallery)
-    gallery, query = unit_rows(gallery), unit_rows(query)
+    gallery = unit_rows(gallery)
     right = 0
     for start in range(0, len(query), ROWS_AT_A_TIME):
         block = slice(start, start + ROWS_AT_A_TIME)
-        cosines = query[block] @ gallery.T
+        cosines = unit_rows(query[block]) @ gallery.T
         rows = np.arange(len(cosines))
         cosines[:, muted] = -np.inf
         if same:

@@ -26,6 +26,7 @@ from regcache.compiler.job.breadth import LEAST_IMAGES
 from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.staging import write_text
 from regcache.compiler.job.targets import Precision, Simulation, TargetName, resolve_target
+from regcache.compiler.reproduce.kept import work_folder
 from regcache.compiler.reproduce.reproduce import Plan, reproduce
 from regcache.compiler.reproduce.tasks import Tasks
 from regcache.passes.errors import InputError
@@ -34,11 +35,19 @@ T = TypeVar("T")
 
 
 _File = Path | None
-_ModelOption = Annotated[str, typer.Option(metavar="SOURCE", help="As SOURCE of compile.")]
+_ModelsOption = Annotated[
+    list[str],
+    typer.Option(
+        "--models", "--model", metavar="LIST", help="As SOURCE of compile; a table for each."
+    ),
+]
 _ImagenetOption = Annotated[
     _File, typer.Option(help="Folder of class folders whose images are classified.")
 ]
-_NamesOption = Annotated[_File, typer.Option(help="Names of the classes, for zero-shot.")]
+_NamesOption = Annotated[
+    _File,
+    typer.Option(help="Names of the classes, for zero-shot; `imagenet`: OpenAI's, and prompts."),
+]
 _TemplatesOption = Annotated[
     _File, typer.Option(help="Prompts, one a line, with {} for the class name.")
 ]
@@ -88,7 +97,7 @@ _BOTH = ",".join((Calibrator.MIN_MAX, Calibrator.OUTPUT_ERROR))
 
 
 def reproduce_command(
-    model: _ModelOption,
+    models: _ModelsOption,
     imagenet: _ImagenetOption = None,
     classnames: _NamesOption = None,
     templates: _TemplatesOption = None,
@@ -122,30 +131,51 @@ def reproduce_command(
     reporter = CommandReporter()
     if folder == imagenet:
         reporter.warn("calibrating on images that are evaluated too (give --images or --train)")
-    options = CompileOptions(
-        source=model,
-        images=str(folder),
-        target=target,
-        resolution=resolution,
-        output=output,
-        preprocess=None if preprocess is None else str(preprocess),
-        batch_size=batch_size,
-        threads=threads,
-        device=device,
-        seed=seed,
-        search_budget=None if search_budget is None else parse_duration(search_budget),
-        scheduler=scheduler,
-    )
-    formats = _listed(bits, lambda text: _format(text, target))
-    plan = Plan(options, formats, _listed(calibrators, _calibrator), calibration_images)
+    sources = list(dict.fromkeys(listed(models)))
+    _check_one({"--output": output, "--preprocess": preprocess}, sources)
     tasks = Tasks(imagenet, classnames, templates, train, captions, limit, train_limit)
-    table = reproduce(plan, tasks, reporter)
-    if Path("-") not in (json, markdown):  # before a file is written, which may fail
-        print_lines([table.markdown()])
-    if json is not None:
-        write_text(json, table.model_dump_json(indent=2) + "\n")
-    if markdown is not None:
-        write_text(markdown, table.markdown())
+    formats = _listed(bits, lambda text: _format(text, target))
+    base = _listed(calibrators, _calibrator)
+    plans = []
+    for source in sources:
+        options = CompileOptions(
+            source=source,
+            images=str(folder),
+            target=target,
+            resolution=resolution,
+            output=output,
+            preprocess=None if preprocess is None else str(preprocess),
+            batch_size=batch_size,
+            threads=threads,
+            device=device,
+            seed=seed,
+            search_budget=None if search_budget is None else parse_duration(search_budget),
+            scheduler=scheduler,
+        )
+        plans.append(Plan(options, formats, base, tasks, calibration_images))
+    _run(plans, json, markdown, reporter)
+
+
+def _run(
+    plans: list[Plan], json: Path | None, markdown: Path | None, reporter: CommandReporter
+) -> None:
+    """Reproduce, print and write the tables. Work is kept beside a file until it is written."""
+    output = next((path for path in (json, markdown) if path not in (None, Path("-"))), None)
+    with work_folder(output) as work:
+        found = reproduce(plans, work, reporter)
+        if Path("-") not in (json, markdown):  # before a file is written, which may fail
+            print_lines([found.markdown()])
+        if json is not None:
+            write_text(json, found.model_dump_json(indent=2) + "\n")
+        if markdown is not None:
+            write_text(markdown, found.markdown())
+
+
+def _check_one(given: dict[str, object], sources: list[str]) -> None:
+    """Refuse options that are of one model where there are several."""
+    for option, value in given.items():
+        if value is not None and len(sources) > 1:
+            raise InputError(f"{option} is of one model: --models names {len(sources)}")
 
 
 def _listed(text: str, parse: Callable[[str], T]) -> list[T]:

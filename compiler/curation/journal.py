@@ -32,6 +32,10 @@ class Journal:
     def __len__(self) -> int:
         return len(self._results)
 
+    def get(self, key: str, default: Any) -> Any:
+        """The result that was noted under a key; `default` where none was."""
+        return self._results.get(key, default)
+
     def put(self, key: str, value: Any) -> None:
         """Note a result: anything that JSON can hold. Floats come back bit for bit."""
         self._results[key] = value

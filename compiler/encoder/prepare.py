@@ -79,6 +79,39 @@ def prepare(
         verify=verify,
         threads=threads,
     )
+    recipe_from: RecipeFrom = "option" if given else "source" if own else "assumed"
+    encoder = _understand(options, path, given or own, recipe_from, reporter)
+    view = encoder.view
+    reporter.step(
+        f"found {len(view.blocks)} blocks of width {view.width}, {view.heads} heads, "
+        f"{len(view.linears)} linears"
+    )
+    reporter.step(encoder.outputs.describe())
+    return encoder
+
+
+def reopen(
+    options: SourceOptions,
+    folder: Path,
+    recipe: Preprocess,
+    recipe_from: RecipeFrom,
+    reporter: Reporter,
+) -> FloatEncoder:
+    """The encoder that `prepare` left in `folder`, with its recipe; nothing is exported again."""
+    return _understand(options, folder / FLOAT, recipe, recipe_from, reporter)
+
+
+def _understand(
+    options: SourceOptions,
+    path: Path,
+    known: Preprocess | None,
+    recipe_from: RecipeFrom,
+    reporter: Reporter,
+) -> FloatEncoder:
+    """Canonicalise an exported file and find its blocks. `known`: its recipe; None to assume one.
+
+    Raises InputError, naming the source, where it cannot be understood.
+    """
     try:
         graph, ran = canonicalize_logged(read_graph(path))
         image = find_image(graph)
@@ -87,19 +120,13 @@ def prepare(
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise InputError(f"{options.source}: {reason}") from error
-    recipe_from: RecipeFrom = "option" if given else "source" if own else "assumed"
-    recipe = given or own or _assumed(options.source, image, reporter)
+    recipe = known or _assumed(options.source, image, reporter)
     recipe = for_input(recipe, image.layout, image.dtype)
     if (recipe.height, recipe.width) != image.size:
         raise InputError(
             f"{options.source}: takes {image.size[0]} x {image.size[1]} pixels, but the "
             f"preprocessing recipe makes {recipe.height} x {recipe.width}"
         )
-    reporter.step(
-        f"found {len(view.blocks)} blocks of width {view.width}, {view.heads} heads, "
-        f"{len(view.linears)} linears"
-    )
-    reporter.step(outputs.describe())
     passes = (*pass_records(ran), *outside_blocks(view))
     return FloatEncoder(path, graph, view, recipe, recipe_from, outputs, passes)
 

@@ -3,266 +3,266 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
-from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from regcache.compiler.calibration.calibrate import calibrate
-from regcache.compiler.calibration.folds import Observed
-from regcache.compiler.calibration.quantizer import Quantizer
-from regcache.compiler.curation.find import find_registers, splice
-from regcache.compiler.encoder.float_encoder import FloatEncoder
-from regcache.compiler.encoder.prepare import prepare
+from regcache.compiler.encoder.prepare import FLOAT, prepare, reopen
 from regcache.compiler.encoder.split import split_for_target
 from regcache.compiler.job.context import Context, choose_target
-from regcache.compiler.job.options import Calibrator, CompileOptions
+from regcache.compiler.job.options import Calibrator, CompileOptions, Rounding
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.targets import Precision, Simulation
-from regcache.compiler.quantization.plain import quantize_plainly
 from regcache.compiler.reporter import Reporter, Step
-from regcache.compiler.reproduce.table import Recipe, Row, Table
-from regcache.compiler.reproduce.tasks import (
-    Embedded,
-    Tasks,
-    load_tasks,
-    measure,
-)
+from regcache.compiler.reproduce.embed import EmbedOnce, Encoders
+from regcache.compiler.reproduce.estimate import SEARCH_MOST, Work, measure_pace, tell_time
+from regcache.compiler.reproduce.kept import Kept, digest, stamps
+from regcache.compiler.reproduce.scores import measure
+from regcache.compiler.reproduce.table import Recipe, Reproduction, Row, Table
+from regcache.compiler.reproduce.tasks import Loaded, Tasks, load_tasks, tasks_for
+from regcache.compiler.reproduce.workshop import Variant, Workshop, variants_of
 from regcache.export.text_tower import embed_texts
-from regcache.passes.onnx_file import save_graph
+from regcache.passes.model_files import remove_model
 from regcache.passes.preprocess import Preprocess
 from regcache.passes.temporary import temporary_folder
-from regcache.runtime.device import computing_on, find_device
+from regcache.runtime.device import Device, computing_on, find_device
 from regcache.runtime.images import ImageFolder, evenly
 from regcache.runtime.list_images import list_images
-from regcache.runtime.session import OrtSession
-from regcache.runtime.similarity import row_cosines
-
-Floats = NDArray[np.float32]
+from regcache.runtime.stored_images import AnyImage
 
 _READ, _MEASURE = "reading the tasks", "measuring all encoders"
-# Images through the float model that take as long as a search.
-_SEARCH = 700.0
-# What the table calls the base quantizer of floats whose scales are found as they are rounded.
-_BLOCK_SCALES = "block scales"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to reproduce: every number format of `formats` with every base quantizer.
+    """What to reproduce of one model: every number format of `formats` with every base quantizer.
 
     Floats that share a scale in blocks have ranges that no calibrator chooses: one quantizer alone.
-    `options.images`: the calibration folder, of which `calibration_images` are used.
+    `options.images`: the calibration folder, of which `calibration_images` are used. `tasks`: what
+    is measured.
     """
 
     options: CompileOptions
     formats: Sequence[Simulation | Precision]
     calibrators: Sequence[Calibrator]
+    tasks: Tasks
     calibration_images: int = 128
 
     @property
+    def variants(self) -> list[Variant]:
+        """Every way to quantize."""
+        return variants_of(self.formats, self.calibrators)
+
+    @property
+    def start(self) -> list[Step]:
+        """What takes long before anything is quantized, in order."""
+        return [Step(_READ), Step(Stage.EXPORT)]
+
+    @property
     def steps(self) -> list[Step]:
-        """What takes long, in order."""
-        variants = [
-            Step(_variant(form, calibrator), images=_SEARCH)
-            for form in self.formats
-            if form is not Simulation.W4A16
-            for calibrator in self.quantizers(form)
+        """What takes long then, in order."""
+        searched = [
+            Step(str(one), images=SEARCH_MOST) for one in self.variants if not one.weights_only
         ]
         calibrate = Step(Stage.CALIBRATE, images=self.calibration_images)
-        return [Step(_READ), Step(Stage.EXPORT), calibrate, *variants, Step(_MEASURE)]
-
-    def quantizers(self, form: Simulation | Precision) -> Sequence[Calibrator | None]:
-        """The calibrators for a number format; None where none has a say."""
-        return (None,) if isinstance(form, Precision) else self.calibrators
+        return [calibrate, *searched, Step(_MEASURE)]
 
 
-def _variant(form: Simulation | Precision, calibrator: Calibrator | None) -> str:
-    return f"{form.value}, {_BLOCK_SCALES if calibrator is None else calibrator.value}"
+def reproduce(plans: Sequence[Plan], work: Path, reporter: Reporter) -> Reproduction:
+    """Quantize each source in every way and measure its encoders in one pass over the images.
 
-
-def reproduce(plan: Plan, tasks: Tasks, reporter: Reporter) -> Table:
-    """Quantize the source in every way and measure all encoders in one pass over the images.
-
-    In memory are every encoder, in float, and its embeddings. Raises InputError on bad input,
-    where no task is given, and where a task needs texts but the source has no text encoder.
+    `work`: a folder that keeps what is done; with the same plans a run goes on where a stopped one
+    was. Memory holds the encoders of one model, in float, and what a metric needs of embeddings,
+    which lie in files. Raises InputError on bad input, where no task is given, and where a task
+    needs texts but the source has no text encoder.
     """
-    options = plan.options
-    device = find_device(options.device, algebra=True)
-    available = list_images(Path(options.images), reporter.warn)
-    paths = evenly(available, plan.calibration_images)
-    with (
-        reporter.command(*plan.steps),
-        temporary_folder() as scratch,
-        ExitStack() as stack,
-    ):
-        stack.enter_context(computing_on(device))
-        reporter.begin(_READ)
-        loaded = load_tasks(tasks, lambda texts: embed_texts(options.source, texts), reporter)
-        encoder = prepare(options, scratch, reporter)
-        target = choose_target(options)
-        encoder = split_for_target(encoder, target)
-        batch = encoder.batch(options.batch_size)
-        folder = ImageFolder(paths, encoder.recipe, batch, reporter.skipped)
-        journal = scratch / "search.jsonl"
-        context = Context(options, target, folder, scratch, journal, reporter, device)
-        workshop = _Workshop.of(context, encoder)
-        variants = list(workshop.make(plan))
-        files = list(dict.fromkeys(path for _, path in variants))
-        sessions = [
-            OrtSession(
-                path,
-                threads=options.threads,
-                integers=False,
-                outputs=encoder.outputs.first,
-                device=device,
-            )
-            for path in files
+    device = find_device(plans[0].options.device, algebra=True)
+    if len(plans) > 1:
+        plans = [
+            replace(plan, tasks=tasks_for(plan.options.source, plan.tasks, reporter))
+            for plan in plans
         ]
-        for session in sessions:
-            stack.enter_context(session)
-        passes = _OnePass(sessions, encoder.recipe, batch, reporter)
-        reporter.begin(_MEASURE)
-        metrics = measure(loaded, passes, reporter, options.seed)
-    measured = dict(zip(files, zip(passes.cosines, metrics, strict=True), strict=True))
-    rows = []
-    for recipe, path in variants:
-        cosine, shares = measured[path]
-        rows.append(Row(**recipe.model_dump(), cosine=cosine, metrics=shares))
-    return Table(
-        source=options.source,
-        target=options.target.value,
-        evaluated=[str(item) for item in (tasks.labelled, tasks.captions) if item is not None],
-        n_images=passes.count,
-        n_available=loaded.available,
-        limit=tasks.limit,
-        train=None if tasks.train is None else str(tasks.train),
-        train_limit=tasks.train_limit,
-        calibration=options.images,
-        n_calibration=len(workshop.context.images.paths),
-        rows=rows,
-    )
+    steps = [step for plan in plans for step in plan.start]
+    steps += [step for plan in plans for step in plan.steps]
+    with reporter.command(*steps), computing_on(device), ExitStack() as stack:
+        models = []
+        for plan in plans:
+            available = list_images(Path(plan.options.images), reporter.warn)
+            images = evenly(available, plan.calibration_images)
+            kept = stack.enter_context(Kept.of(work, _key(plan, images)))
+            models.append(_Model.open(plan, kept, images, device, reporter))
+        _tell_estimates(models, reporter)
+        return Reproduction(tables=[model.table() for model in models])
+
+
+def _key(plan: Plan, images: Sequence[AnyImage]) -> str:
+    """What decides which encoders are measured."""
+    options = plan.options.model_dump(mode="json", exclude={"threads", "scheduler"})
+    variants = [str(variant) for variant in plan.variants]
+    source = stamps([plan.options.source])
+    return digest(version("regcache"), options, variants, source, stamps(images))
+
+
+def _tell_estimates(models: Sequence["_Model"], reporter: Reporter) -> None:
+    """Say how long each model will take, by a few images, and all of them."""
+    spans = []
+    for model in models:
+        work = model.left
+        pace = measure_pace(model.encoders([FLOAT]), model.loaded.paths) if work.images else None
+        if pace is not None:
+            spans.append(work.seconds(pace))
+            reporter.step(f"{model.source} takes about {tell_time(*spans[-1])}: {work}")
+    if len(spans) > 1:
+        least, most = (sum(span[end] for span in spans) for end in (0, 1))
+        reporter.step(f"all models take about {tell_time(least, most)}")
 
 
 @dataclass(frozen=True)
-class _Workshop:
-    """Makes the graphs to measure, as files in the context's scratch folder.
+class _Model:
+    """A model whose tasks are read and whose float encoder is kept. `images`: to calibrate on."""
 
-    `statistics`: of the encoder's activations, by the name of the site.
-    """
-
-    context: Context
-    encoder: FloatEncoder
-    statistics: dict[str, Observed]
+    plan: Plan
+    kept: Kept
+    images: Sequence[AnyImage]
+    loaded: Loaded
+    device: Device
+    reporter: Reporter
 
     @classmethod
-    def of(cls, context: Context, encoder: FloatEncoder) -> Self:
-        """A workshop for an encoder, which is calibrated for it."""
-        calibrated = calibrate(context, encoder)
-        statistics = {name: activation.whole for name, activation in calibrated.statistics.items()}
-        return cls(replace(context, images=calibrated.images), encoder, statistics)
-
-    def make(self, plan: Plan) -> Iterator[tuple[Recipe, Path]]:
-        """Every row of the table with its graph's file; without registers, two rows share it."""
-        yield Recipe(bits="float"), self.encoder.path
-        for form in plan.formats:
-            if form is Simulation.W4A16:
-                yield self._weights_only(form)
-                continue
-            for calibrator in plan.quantizers(form):
-                yield from self._off_and_on(form, calibrator)
-
-    def _weights_only(self, simulation: Simulation) -> tuple[Recipe, Path]:
-        recipe = Recipe(
-            bits=simulation.value,
-            quantizer="round to nearest",
-            reason="Registers: none (activations stay float)",
+    def open(
+        cls,
+        plan: Plan,
+        kept: Kept,
+        images: Sequence[AnyImage],
+        device: Device,
+        reporter: Reporter,
+    ) -> "_Model":
+        """Read the tasks of a model and export it, as far as that is not done."""
+        source = plan.options.source
+        reporter.begin(_READ)
+        loaded = load_tasks(
+            plan.tasks,
+            lambda texts: kept.rows(digest(texts), lambda: embed_texts(source, texts)),
+            reporter,
         )
-        context = self._simulating(simulation)
-        return recipe, self._save(recipe, self.encoder, self.statistics, context)
-
-    def _off_and_on(
-        self, form: Simulation | Precision, calibrator: Calibrator | None
-    ) -> Iterator[tuple[Recipe, Path]]:
-        """The base quantizer without registers, then with those that the search decides on."""
-        off = Recipe(bits=form.value, quantizer=calibrator or _BLOCK_SCALES)
-        self.context.reporter.begin(_variant(form, calibrator))
-        context = self._simulating(form, calibrator)
-        without = self._save(off, self.encoder, self.statistics, context)
-        yield off, without
-        curated = find_registers(context, self.encoder)
-        shipped = {"registers": str(curated.setting), "reason": curated.record.reason}
-        on = off.model_copy(update=shipped)
-        if not curated.setting.changes:
-            yield on, without
-            return
-        placed = splice(self.encoder, curated)
-        again = self.of(context, placed)
-        yield on, self._save(on, placed, again.statistics, context)
-
-    def _simulating(
-        self, form: Simulation | Precision, calibrator: Calibrator | None = None
-    ) -> Context:
-        """The context with another number format, and maybe another calibrator."""
-        key = "precision" if isinstance(form, Precision) else "simulate"
-        update: dict[str, StrEnum] = {key: form}
-        if calibrator is not None:
-            update["calibrator"] = calibrator
-        options = self.context.options.model_copy(update=update)
-        journal = self.context.scratch / f"{form}-{options.calibrator}.jsonl"
-        return replace(
-            self.context, options=options, target=choose_target(options), journal=journal
-        )
-
-    def _save(
-        self,
-        recipe: Recipe,
-        encoder: FloatEncoder,
-        statistics: dict[str, Observed],
-        context: Context,
-    ) -> Path:
-        kind = "off" if recipe.registers == "off" else "on"
-        path = context.scratch / f"{recipe.bits}-{recipe.quantizer}-{kind}.onnx"
-        save_graph(quantize_plainly(encoder, statistics, Quantizer.of(context)), path)
-        return path
-
-
-class _OnePass:
-    """Runs each image once through every encoder, the float one first; keeps pooled outputs."""
-
-    def __init__(
-        self, sessions: Sequence[OrtSession], recipe: Preprocess, batch: int, reporter: Reporter
-    ) -> None:
-        self._sessions, self._recipe, self._batch = sessions, recipe, batch
-        self._reporter = reporter
-        self._cosines = np.zeros(len(sessions))
-        self.count = 0
+        model = cls(plan, kept, images, loaded, device, reporter)
+        kept.result("encoder", model._export)
+        return model
 
     @property
-    def cosines(self) -> list[float]:
-        """The mean cosine to float of each encoder, over the `count` images evaluated."""
-        return [float(total / self.count) for total in self._cosines]
+    def source(self) -> str:
+        """The source, as it was named."""
+        return self.plan.options.source
 
-    def __call__(self, paths: list[Path], label: str, *, evaluated: bool = True) -> Embedded:
-        """The images' embeddings; those that are not `evaluated` do not count in the cosine."""
-        folder = ImageFolder(paths, self._recipe, self._batch, self._reporter.skipped)
-        kept: list[Floats] = []
-        read: list[Path] = []
-        for batch in self._reporter.images(folder, len(paths), label):
-            outputs = [session.run(batch.images)[0] for session in self._sessions]
-            pooled = [output.reshape(len(batch.paths), -1) for output in outputs]
-            if not kept:
-                kept = [np.empty((len(paths), part.shape[1]), np.float32) for part in pooled]
-            for rows, part in zip(kept, pooled, strict=True):
-                rows[len(read) : len(read) + len(part)] = part
-            read += [path for path in batch.paths if isinstance(path, Path)]  # all of them are
-            if evaluated:
-                self._add_cosines(pooled)
-        return Embedded(read, [rows[: len(read)] for rows in kept])
+    @property
+    def left(self) -> Work:
+        """What is not done yet."""
+        if self._done in self.kept.journal:
+            return Work(0, 0, 0, 0)
+        least, most, searches = 1, 1, 0
+        for variant in self.plan.variants:
+            if str(variant) in self.kept.journal:
+                files = {file for _, file in self.kept.journal[str(variant)]}
+                least, most = least + len(files), most + len(files)
+            else:
+                least, most = least + 1, most + 1 + (not variant.weights_only)
+                searches += not variant.weights_only
+        budget = self.plan.options.search_budget
+        return Work(len(self.loaded.paths), least, most, searches, budget)
 
-    def _add_cosines(self, pooled: list[Floats]) -> None:
-        reference, *_ = wide = [part.astype(np.float64) for part in pooled]
-        self._cosines += [row_cosines(reference, part).sum() for part in wide]
-        self.count += len(reference)
+    def encoders(self, names: Sequence[str]) -> Encoders:
+        """Files of the kept folder as encoders of this model, the float one first."""
+        known = self.kept.journal["encoder"]
+        return Encoders(
+            [self.kept.folder / name for name in names],
+            Preprocess.from_fields(known["recipe"]),
+            known["outputs"],
+            known["batch"],
+            self.plan.options.threads,
+            self.device,
+        )
+
+    def table(self) -> Table:
+        """Everything measured, as far as it is not known yet."""
+        found = self.kept.result(self._done, lambda: self._measure().model_dump(mode="json"))
+        return Table.model_validate(found)
+
+    @cached_property
+    def _done(self) -> str:
+        """What the table is kept by: all that was evaluated."""
+        tasks = vars(self.plan.tasks)
+        files = [value for value in tasks.values() if isinstance(value, Path)]
+        return f"table {digest(tasks, stamps(files), stamps(self.loaded.paths))}"
+
+    @property
+    def _calibrated(self) -> int:
+        """How many images were calibrated on; none where nothing was to be quantized."""
+        return int(self.kept.journal.get("calibrated", 0))
+
+    def _export(self) -> dict[str, object]:
+        remove_model(self.kept.folder / FLOAT)  # of a run that was killed just then
+        options = self.plan.options
+        encoder = prepare(options, self.kept.folder, self.reporter, threads=options.threads)
+        return {
+            "recipe": vars(encoder.recipe),
+            "recipe_from": encoder.recipe_from,
+            "outputs": encoder.outputs.first,
+            "batch": encoder.batch(options.batch_size),
+        }
+
+    def _measure(self) -> Table:
+        with temporary_folder() as scratch:
+            rows = list(self._rows(scratch))
+        names = list(dict.fromkeys(name for _, name in rows))
+        self.reporter.begin(_MEASURE)
+        with EmbedOnce(self.encoders(names), self.kept, self.reporter) as embed:
+            metrics = measure(self.loaded, embed, self.reporter, self.plan.options.seed)
+            measured = dict(zip(names, zip(embed.cosines, metrics, strict=True), strict=True))
+        tasks, options = self.plan.tasks, self.plan.options
+        table = Table(
+            source=options.source,
+            target=options.target.value,
+            evaluated=[str(item) for item in (tasks.labelled, tasks.captions) if item is not None],
+            n_images=embed.count,
+            n_available=self.loaded.available,
+            limit=tasks.limit,
+            train=None if tasks.train is None else str(tasks.train),
+            train_limit=tasks.train_limit,
+            calibration=options.images,
+            n_calibration=self._calibrated,
+            rows=[
+                Row(**recipe.model_dump(), cosine=measured[name][0], metrics=measured[name][1])
+                for recipe, name in rows
+            ],
+        )
+        return table.beside_paper(self.loaded.classes)
+
+    def _rows(self, scratch: Path) -> Iterator[tuple[Recipe, str]]:
+        """Every row of the table with its graph's file; a variant that is done is not made anew."""
+        yield Recipe(bits="float"), FLOAT
+        journal, workshop = self.kept.journal, None
+        for variant in self.plan.variants:
+            key = str(variant)
+            if key not in journal:
+                workshop = workshop or self._workshop(scratch)
+                if not variant.weights_only:
+                    self.reporter.begin(key)
+                made = workshop.make(variant)
+                journal.put(key, [(recipe.model_dump(mode="json"), name) for recipe, name in made])
+            for recipe, name in journal[key]:
+                yield Recipe.model_validate(recipe), name
+
+    def _workshop(self, scratch: Path) -> Workshop:
+        """What quantizes the float encoder that is kept."""
+        # Weights are rounded to the nearest, which needs no rows of activations.
+        options = self.plan.options.model_copy(update={"rounding": Rounding.NEAREST})
+        target, known = choose_target(options), self.kept.journal["encoder"]
+        recipe, recipe_from = Preprocess.from_fields(known["recipe"]), known["recipe_from"]
+        encoder = reopen(options, self.kept.folder, recipe, recipe_from, self.reporter)
+        encoder = split_for_target(encoder, target)
+        folder = ImageFolder(self.images, recipe, known["batch"], self.reporter.skipped)
+        journal = scratch / "search.jsonl"
+        context = Context(options, target, folder, scratch, journal, self.reporter, self.device)
+        workshop = Workshop.of(context, encoder, self.kept)
+        self.kept.journal.put("calibrated", len(workshop.context.images.paths))
+        return workshop

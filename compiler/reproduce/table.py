@@ -1,6 +1,12 @@
-"""The table of `regcache reproduce`, as JSON and Markdown."""
+"""The tables of `regcache reproduce`, as JSON and Markdown."""
 
+from collections.abc import Collection, Sequence
+from typing import Self
+
+from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.record import Record
+from regcache.compiler.job.targets import Simulation
+from regcache.compiler.reproduce.paper import METRIC, PaperFigures, paper_figures
 
 
 class Recipe(Record):
@@ -23,6 +29,19 @@ class Row(Recipe):
     """Mean cosine of its embeddings to float, over images."""
     metrics: dict[str, float]
     """Results of the tasks by name, as shares of 1."""
+    paper: float | None = None
+    """Zero-shot top-1 that the paper reports of the same; None where no figure of it is known."""
+    difference: float | None = None
+    """Ours less the paper's; None without."""
+
+    def beside(self, figures: PaperFigures) -> Self:
+        """The row with the paper's figure, where it is of what the row is."""
+        alike = self.bits == Simulation.W8A8 and self.quantizer == Calibrator.MIN_MAX
+        if not alike or METRIC not in self.metrics:
+            return self
+        paper = figures.naive if self.registers == "off" else figures.both
+        known = {"paper": paper, "difference": self.metrics[METRIC] - paper}
+        return self.model_copy(update=known)
 
 
 class Table(Record):
@@ -54,13 +73,24 @@ class Table(Record):
     rows: list[Row]
     """The encoders: float first."""
 
+    def beside_paper(self, classes: Collection[str]) -> Self:
+        """The table with the paper's figures of its source, if the `classes` are the paper's."""
+        figures = paper_figures(self.source, classes)
+        if figures is None:
+            return self
+        return self.model_copy(update={"rows": [row.beside(figures) for row in self.rows]})
+
     def markdown(self) -> str:
         """The table as Markdown, metrics in percent, and the reasons below it."""
         metrics = list(self.rows[0].metrics)
-        head = ["bits", "base quantizer", "registers", *metrics, "cosine to float"]
+        paper = [row.paper for row in self.rows if row.paper is not None]
+        beside = ["the paper's", "difference"] if paper else []
+        head = ["bits", "base quantizer", "registers", *metrics, *beside, "cosine to float"]
         lines = [head, ["---"] * len(head)]
         for row in self.rows:
             shares = [f"{100 * row.metrics[name]:.2f}" for name in metrics]
+            if paper:
+                shares += [_percent(row.paper), _percent(row.difference, sign=True)]
             lines.append([row.bits, row.quantizer, row.registers, *shares, f"{row.cosine:.5f}"])
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         reasons = [
@@ -84,3 +114,18 @@ class Table(Record):
 
 def _at_most(limit: int | None) -> str:
     return "" if limit is None else f" (at most {limit} of each: spread evenly, classes balanced)"
+
+
+def _percent(share: float | None, *, sign: bool = False) -> str:
+    return "" if share is None else f"{100 * share:{'+' if sign else ''}.2f}"
+
+
+class Reproduction(Record):
+    """Everything that a run measured: a table for each model, in the order of `--models`."""
+
+    tables: Sequence[Table]
+    """The tables."""
+
+    def markdown(self) -> str:
+        """The tables as Markdown, one below the other."""
+        return "\n".join(table.markdown() for table in self.tables)

@@ -1,32 +1,30 @@
 """The tasks of `regcache reproduce`: images with labels and captions, checked in advance."""
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regcache.compiler.reporter import Reporter
+from regcache.export.imagenet_texts import imagenet_texts
+from regcache.export.text_tower import has_texts
 from regcache.passes.errors import InputError, MissingExtraError
 from regcache.runtime.images import evenly
-from regcache.runtime.linear_probe import linear_probe_top1
 from regcache.runtime.list_images import labelled_images
-from regcache.runtime.retrieval import read_captions, retrieval_recall
-from regcache.runtime.similarity import knn_top1
+from regcache.runtime.retrieval import read_captions
 from regcache.runtime.zero_shot import (
     TEMPLATES,
     class_prototypes,
     read_class_names,
     read_templates,
-    zero_shot_top1,
 )
 
-T = TypeVar("T")
-Floats = NDArray[np.float32]
+IMAGENET = Path("imagenet")
+"""In place of a file of class names: the names and prompts of CLIP's own evaluation."""
 EmbedTexts = Callable[[list[str]], NDArray[np.floating]]
 """Texts -> their embeddings [N, D]."""
 
@@ -37,8 +35,9 @@ class Tasks:
 
     `labelled` holds class folders. With `class_names` its images are classified zero-shot, with
     `train` by nearest neighbours and a linear probe, with neither by their nearest neighbours
-    among one another. `captions` names images below its own folder. `limit` and `train_limit`: at
-    most that many images of each task and of `train`, as many of every class as can be.
+    among one another. `class_names` may be IMAGENET. `captions` names images below its own folder.
+    `limit` and `train_limit`: at most that many images of each task and of `train`, as many of
+    every class as can be.
     """
 
     labelled: Path | None = None
@@ -84,22 +83,21 @@ class Loaded:
         tasks = (self.classification, self.retrieval)
         return sum(task.available for task in tasks if task is not None)
 
+    @property
+    def paths(self) -> list[Path]:
+        """All images, those to evaluate first; one of two tasks comes twice."""
+        evaluated, train = list[Path](), list[Path]()
+        if self.classification is not None:
+            evaluated += self.classification.labels
+            train += self.classification.train
+        if self.retrieval is not None:
+            evaluated += self.retrieval.images
+        return evaluated + train
 
-@dataclass(frozen=True)
-class Embedded:
-    """The images that could be read, and each encoder's embeddings of them, [N, D] each."""
-
-    paths: list[Path]
-    embeddings: list[Floats]
-
-
-class EmbedImages(Protocol):
-    """One pass over images for all encoders.
-
-    `evaluated`: whether they count in the mean cosine to float.
-    """
-
-    def __call__(self, paths: list[Path], label: str, *, evaluated: bool = True) -> Embedded: ...
+    @property
+    def classes(self) -> list[str]:
+        """The names of the class folders; none without a classification."""
+        return self.classification.classes if self.classification is not None else []
 
 
 def load_tasks(tasks: Tasks, embed_texts: EmbedTexts, reporter: Reporter) -> Loaded:
@@ -130,18 +128,20 @@ def load_tasks(tasks: Tasks, embed_texts: EmbedTexts, reporter: Reporter) -> Loa
     return Loaded(classification, retrieval)
 
 
-def measure(
-    loaded: Loaded, embed: EmbedImages, reporter: Reporter, seed: int
-) -> list[dict[str, float]]:
-    """The metrics of every encoder, shares of 1, by their names in the table."""
-    measured = []
-    if loaded.classification is not None:
-        measured.append(_classify(loaded.classification, embed, reporter, seed))
-    if loaded.retrieval is not None:
-        measured.append(_retrieve(loaded.retrieval, embed, reporter))
-    return [
-        dict(item for part in row for item in part.items()) for row in zip(*measured, strict=True)
-    ]
+def tasks_for(source: str, tasks: Tasks, reporter: Reporter) -> Tasks:
+    """The tasks of one of several models: zero-shot where it has a text encoder.
+
+    One without is measured by the training images. Raises InputError where there are none, for
+    captions, and for a source that cannot be read.
+    """
+    if (tasks.class_names is None and tasks.captions is None) or has_texts(source):
+        return tasks
+    if tasks.train is None or tasks.captions is not None:
+        raise InputError(
+            f"{source}: it has no text encoder: leave it out, or --captions, and give --train"
+        )
+    reporter.step(f"{source} has no text encoder and is measured by --train")
+    return replace(tasks, class_names=None, templates=None)
 
 
 def balanced(labels: dict[Path, str], limit: int) -> dict[Path, str]:
@@ -181,8 +181,7 @@ def _classification(
         train = _training_images(tasks.train, folder, classes, tasks, reporter)
     prototypes = None
     if tasks.class_names is not None:
-        names = list(read_class_names(tasks.class_names, classes).values())
-        templates = TEMPLATES if tasks.templates is None else read_templates(tasks.templates)
+        names, templates = _names_and_prompts(tasks.class_names, tasks.templates, classes)
         reporter.step(f"embedding {len(names)} class names in {len(templates)} prompts each")
         prototypes = class_prototypes(embed_texts, names, templates)
     elif not train:
@@ -193,6 +192,21 @@ def _classification(
                 "its class can classify (give --train or a larger --limit)"
             )
     return Classification(labels, len(everything), classes, prototypes, train)
+
+
+def _names_and_prompts(
+    file: Path, prompts: Path | None, classes: list[str]
+) -> tuple[list[str], Sequence[str]]:
+    """The names of the classes, in their order, and the prompts to put them into."""
+    given = None if prompts is None else read_templates(prompts)
+    if file != IMAGENET or file.exists():
+        return list(read_class_names(file, classes).values()), given or TEMPLATES
+    if len(classes) != 1000:
+        raise InputError(
+            f"--classnames {IMAGENET}: there are {len(classes)} class folders, not ImageNet's 1,000"
+        )
+    names, templates = imagenet_texts()
+    return names, given or templates
 
 
 def _training_images(
@@ -213,52 +227,3 @@ def _training_images(
     if limit < len(set(everything.values())):
         raise InputError(f"--train-limit {limit}: leaves classes of {train} without an image")
     return balanced(everything, limit)
-
-
-def _classify(
-    task: Classification, embed: EmbedImages, reporter: Reporter, seed: int
-) -> list[dict[str, float]]:
-    found = embed(list(task.labels), "evaluating")
-    labels = [task.labels[path] for path in found.paths]
-    known = Embedded([], [np.zeros((0, 0), np.float32)] * len(found.embeddings))
-    if task.train:
-        known = embed(list(task.train), "training set", evaluated=False)
-    owners = [task.train[path] for path in known.paths]
-    number_of = {name: number for number, name in enumerate(task.classes)}
-    numbers = [number_of[label] for label in labels]
-
-    def score(images: Floats, gallery: Floats) -> dict[str, float]:
-        row: dict[str, float] = {}
-        if task.prototypes is not None:
-            row["zero-shot top-1"] = zero_shot_top1(images, task.prototypes, numbers)
-        if owners:
-            row["kNN top-1"] = knn_top1(gallery, owners, images, labels, same=False)
-            row["linear probe top-1"] = linear_probe_top1(
-                gallery, owners, images, labels, seed=seed
-            )
-        elif task.prototypes is None:
-            row["kNN top-1"] = knn_top1(images, labels, images, labels, same=True)
-        return row
-
-    pairs = zip(found.embeddings, known.embeddings, strict=True)
-    counted = reporter.progress(pairs, len(found.embeddings), "scoring")
-    return [score(images, gallery) for images, gallery in counted]
-
-
-def _retrieve(task: Retrieval, embed: EmbedImages, reporter: Reporter) -> list[dict[str, float]]:
-    found = embed(task.images, "retrieving")
-    read = set(found.paths)
-    kept = np.array([path in read for path in task.images])
-    described = kept[task.owners]
-    texts, owners = task.texts[described], (np.cumsum(kept) - 1)[task.owners[described]]
-    rows = []
-    for images in reporter.progress(found.embeddings, len(found.embeddings), "scoring"):
-        recalls = retrieval_recall(images, texts, owners)
-        rows.append(
-            {
-                f"{way.replace('_', ' ')} R@{rank}": share
-                for way, by_rank in recalls.items()
-                for rank, share in by_rank.items()
-            }
-        )
-    return rows

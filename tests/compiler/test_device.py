@@ -71,7 +71,11 @@ COMMANDS = {
     "dry run": ("compile", "none.onnx", "--images", "none", "-o", "none", "--dry-run"),
     "inspect": ("inspect", "none.onnx", "--images", "none"),
     "parity": ("parity", "none", "--images", "none"),
-    "reproduce": ("reproduce", "--model", "none.onnx", "--imagenet", "none", "--images", "more"),
+    "reproduce": ("reproduce", "--models", "none.onnx", "--imagenet", "none", "--images", "more"),
+    "reproduce two": (
+        *("reproduce", "--models", "none.onnx,more.onnx", "--imagenet", "none", "--images", "more"),
+        *("--classnames", "none"),
+    ),
 }
 
 

@@ -27,7 +27,7 @@ def test_no_more_is_read_than_ahead() -> None:
     found = map_ahead(str, items(), ahead=3, workers=2)
     assert next(found) == "0"
     assert len(taken) == 4
-    found.close()  # type: ignore[attr-defined]
+    found.close()
     assert len(taken) == 4
 
 

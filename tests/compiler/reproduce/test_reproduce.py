@@ -36,9 +36,10 @@ from regcache.compiler.encoder import prepare
 from regcache.compiler.job.options import Calibrator, CompileOptions
 from regcache.compiler.job.targets import Precision, Simulation, TargetName
 from regcache.compiler.reporter import Reporter
-from regcache.compiler.reproduce import reproduce
+from regcache.compiler.reproduce import reproduce, workshop
+from regcache.compiler.reproduce.kept import work_folder
 from regcache.compiler.reproduce.reproduce import Plan
-from regcache.compiler.reproduce.table import Table
+from regcache.compiler.reproduce.table import Reproduction, Table
 from regcache.compiler.reproduce.tasks import Tasks
 from regcache.export.source import open_source
 from regcache.passes.preprocess import Preprocess
@@ -110,7 +111,8 @@ def everything(
 @pytest.fixture(scope="module")
 def table(everything: Run, output: Path) -> Table:
     assert everything.code == 0, everything
-    return Table.model_validate_json((output / "table.json").read_text())
+    (table,) = Reproduction.model_validate_json((output / "table.json").read_text()).tables
+    return table
 
 
 def cells(markdown: str) -> list[list[str]]:
@@ -202,9 +204,15 @@ def test_nothing_is_left_in_the_scratch_folder(everything: Run) -> None:
     assert everything.left_behind == []
 
 
+def table_of(plan: Plan) -> Table:
+    with work_folder(None) as work:
+        (table,) = reproduce.reproduce([plan], work, Reporter()).tables
+    return table
+
+
 def float_row(source: str, images: Path, tasks: Tasks) -> dict[str, float]:
-    plan = Plan(CompileOptions(source=source, images=str(images)), [], [], 6)
-    (row,) = reproduce.reproduce(plan, tasks, Reporter()).rows
+    plan = Plan(CompileOptions(source=source, images=str(images)), [], [], tasks, 6)
+    (row,) = table_of(plan).rows
     return row.metrics
 
 
@@ -257,8 +265,8 @@ def test_nearest_neighbours_of_dino_leave_one_out(files: Files, tmp_path: Path) 
         source=f"hf:{tmp_path}", images=str(files.train), target=TargetName.TENSORRT
     )
     calibrators = [Calibrator.OUTPUT_ERROR, Calibrator.MIN_MAX]
-    plan = Plan(options, [Simulation.W8A8], calibrators)
-    table = reproduce.reproduce(plan, Tasks(files.val), Reporter())
+    plan = Plan(options, [Simulation.W8A8], calibrators, Tasks(files.val))
+    table = table_of(plan)
     images = features(tmp_path, files.readable, transformers.Dinov2Model)
     expected = vote(images, files.labels, images, files.labels, alone=True)
     assert table.rows[0].metrics == {"kNN top-1": expected}
@@ -277,8 +285,8 @@ def test_floats_in_blocks_have_one_base_quantizer(encoder: Path, files: Files) -
     source, train = str(encoder), str(files.train)
     options = CompileOptions(source=source, images=train, target=TargetName.TENSORRT)
     both = [Calibrator.OUTPUT_ERROR, Calibrator.MIN_MAX]
-    plan = Plan(options, [Precision.NVFP4, Precision.MXFP8], both)
-    table = reproduce.reproduce(plan, Tasks(files.val), Reporter())
+    plan = Plan(options, [Precision.NVFP4, Precision.MXFP8], both, Tasks(files.val))
+    table = table_of(plan)
     assert [(row.bits, row.quantizer) for row in table.rows] == [
         ("float", ""),
         *[("nvfp4", "block scales")] * 2,
@@ -294,10 +302,10 @@ def test_registers_that_ship_are_in_the_measured_graph(
     tokens = np.random.default_rng(0).standard_normal((2, SPEC.width)).astype(np.float32)
     setting = Setting(candidates=(0, 1), start=1, end=3, delete_at=1, delete_count=3)
     curated = Curated(setting, tokens, CurationRecord(reason="because", setting=setting))
-    monkeypatch.setattr(reproduce, "find_registers", lambda *_: curated)
+    monkeypatch.setattr(workshop, "find_registers", lambda *_: curated)
     options = CompileOptions(source=str(encoder), images=str(files.train))
-    plan = Plan(options, [Simulation.W8A8], [Calibrator.MIN_MAX])
-    _, off, on = reproduce.reproduce(plan, Tasks(files.val), Reporter()).rows
+    plan = Plan(options, [Simulation.W8A8], [Calibrator.MIN_MAX], Tasks(files.val))
+    _, off, on = table_of(plan).rows
     assert (off.registers, off.reason) == ("off", "")
     assert on.registers == "R = 2 (kv) in blocks [1, 3) and 3 sinks deleted at block 1"
     assert on.reason == "because"

@@ -1,14 +1,20 @@
 """The tasks of `regcache reproduce`: limits, even choices, and bad input refused at once."""
 
+import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from support.reproducing import CLASSES, Files, run_cli, write_encoder, write_files
 
+from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce import tasks as reproduce_tasks
-from regcache.compiler.reproduce.table import Table
-from regcache.compiler.reproduce.tasks import balanced
+from regcache.compiler.reproduce.table import Reproduction
+from regcache.compiler.reproduce.tasks import Tasks, balanced, tasks_for
+from regcache.export.imagenet_texts import imagenet_texts
+from regcache.passes.errors import InputError
 from regcache.runtime.images import evenly
 
 pytestmark = pytest.mark.xdist_group("reproduce")  # one worker runs the command for all
@@ -31,7 +37,7 @@ def test_a_limit_is_spread_over_classes_and_said(encoder: Path, files: Files) ->
         *("--calibration-images", 16),
     )
     assert run.code == 0, run
-    table = Table.model_validate_json(run.out)
+    (table,) = Reproduction.model_validate_json(run.out).tables
     assert (table.n_images, table.n_available, table.limit) == (7, 16, 7)
     assert (table.n_calibration, table.train_limit) == (12, 6)
     chosen = Counter(path.parent.name for path in run.reads if path.is_relative_to(files.val))
@@ -63,6 +69,32 @@ def test_even_choices() -> None:
         chosen = Counter(balanced(labels, limit).values())
         assert sum(chosen.values()) == min(limit, 23)
         assert sorted(chosen.values()) == sorted(expected)
+
+
+def test_of_several_models_one_without_texts_is_measured_by_the_training_images(
+    encoder: Path,
+) -> None:
+    reported = io.StringIO()
+    reporter, source = Reporter(Console(file=reported, soft_wrap=True)), str(encoder)
+    tasks = Tasks(Path("val"), Path("names"), Path("prompts"), train=Path("train"))
+    told = tasks_for(source, tasks, reporter)
+    assert told == Tasks(Path("val"), train=Path("train"))
+    assert reported.getvalue() == f"{source} has no text encoder and is measured by --train\n"
+    assert tasks_for("openclip:ViT-B-32/openai", tasks, reporter) is tasks
+    assert tasks_for(source, told, reporter) is told
+    for other in (replace(tasks, train=None), replace(tasks, captions=Path("captions"))):
+        with pytest.raises(InputError, match="it has no text encoder"):
+            tasks_for(source, other, reporter)
+    with pytest.raises(InputError, match="no such file"):
+        tasks_for("missing.onnx", tasks, reporter)
+
+
+def test_the_names_and_prompts_of_imagenet() -> None:
+    names, prompts = imagenet_texts()
+    assert (len(names), len(prompts)) == (1000, 80)
+    assert (names[0], names[-1]) == ("tench", "toilet paper")
+    assert prompts[0] == "a bad photo of a {}."
+    assert all(prompt.count("{}") == 1 for prompt in prompts)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""Makes the encoders that a table measures: quantized in every way, without and with registers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple, Self
+
+from regcache.compiler.calibration.calibrate import calibrate
+from regcache.compiler.calibration.folds import Observed
+from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.curation.find import find_registers, splice
+from regcache.compiler.encoder.float_encoder import FloatEncoder
+from regcache.compiler.job.context import Context, choose_target
+from regcache.compiler.job.options import Calibrator
+from regcache.compiler.job.targets import Precision, Simulation
+from regcache.compiler.quantization.plain import quantize_plainly
+from regcache.compiler.reproduce.kept import Kept
+from regcache.compiler.reproduce.table import Recipe
+from regcache.passes.onnx_file import save_graph
+
+# What the table calls the base quantizer of floats whose scales are found as they are rounded.
+_BLOCK_SCALES = "block scales"
+
+
+class Variant(NamedTuple):
+    """A number format, and the calibrator that chooses ranges in it; None where none has a say."""
+
+    form: Simulation | Precision
+    calibrator: Calibrator | None
+
+    def __str__(self) -> str:
+        by = _BLOCK_SCALES if self.calibrator is None else self.calibrator.value
+        return self.form.value if self.weights_only else f"{self.form.value}, {by}"
+
+    @property
+    def weights_only(self) -> bool:
+        """Whether activations stay float, so that there is nothing that registers could help."""
+        return self.form is Simulation.W4A16
+
+    @property
+    def recipe(self) -> Recipe:
+        """The table's row without registers."""
+        if self.weights_only:
+            reason = "Registers: none (activations stay float)"
+            return Recipe(bits=self.form.value, quantizer="round to nearest", reason=reason)
+        return Recipe(bits=self.form.value, quantizer=self.calibrator or _BLOCK_SCALES)
+
+
+def variants_of(
+    formats: Sequence[Simulation | Precision], calibrators: Sequence[Calibrator]
+) -> list[Variant]:
+    """Every number format with every calibrator that has a say in it."""
+    found = []
+    for form in formats:
+        alone = isinstance(form, Precision) or form is Simulation.W4A16
+        found += [Variant(form, one) for one in ([None] if alone else calibrators)]
+    return found
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Makes the graphs to measure, as files that are kept.
+
+    `statistics`: of the encoder's activations, by the name of the site.
+    """
+
+    context: Context
+    encoder: FloatEncoder
+    statistics: dict[str, Observed]
+    kept: Kept
+
+    @classmethod
+    def of(cls, context: Context, encoder: FloatEncoder, kept: Kept) -> Self:
+        """A workshop for an encoder, which is calibrated for it."""
+        calibrated = calibrate(context, encoder)
+        statistics = {name: activation.whole for name, activation in calibrated.statistics.items()}
+        return cls(replace(context, images=calibrated.images), encoder, statistics, kept)
+
+    def make(self, variant: Variant) -> list[tuple[Recipe, str]]:
+        """The rows of a variant, each with its graph's file; without registers, two share it."""
+        context = self._simulating(variant)
+        off = variant.recipe
+        without = self._save(off, self.encoder, self.statistics, context)
+        if variant.weights_only:
+            return [(off, without)]
+        curated = find_registers(context, self.encoder)
+        shipped = {"registers": str(curated.setting), "reason": curated.record.reason}
+        on = off.model_copy(update=shipped)
+        if not curated.setting.changes:
+            return [(off, without), (on, without)]
+        placed = splice(self.encoder, curated)
+        again = self.of(context, placed, self.kept)
+        return [(off, without), (on, self._save(on, placed, again.statistics, context))]
+
+    def _simulating(self, variant: Variant) -> Context:
+        """The context with another number format, and maybe another calibrator."""
+        key = "precision" if isinstance(variant.form, Precision) else "simulate"
+        update: dict[str, StrEnum] = {key: variant.form}
+        if variant.calibrator is not None:
+            update["calibrator"] = variant.calibrator
+        options = self.context.options.model_copy(update=update)
+        journal = self.kept.folder / f"{variant.form}-{options.calibrator}.jsonl"
+        return replace(
+            self.context, options=options, target=choose_target(options), journal=journal
+        )
+
+    def _save(
+        self,
+        recipe: Recipe,
+        encoder: FloatEncoder,
+        statistics: dict[str, Observed],
+        context: Context,
+    ) -> str:
+        kind = "off" if recipe.registers == "off" else "on"
+        path = self.kept.folder / f"{recipe.bits}-{recipe.quantizer}-{kind}.onnx"
+        save_graph(quantize_plainly(encoder, statistics, Quantizer.of(context)), path)
+        return path.name

@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -23,7 +24,6 @@ from regcache.compiler.artifact.manifest import (
 from regcache.compiler.artifact.model_card import with_card
 from regcache.compiler.artifact.signature import check_signing_key, sign
 from regcache.compiler.artifact.speed_check import check_speed
-from regcache.compiler.calibration.calibrate import Calibrated, calibrate
 from regcache.compiler.calibration.mapped import go_on_with, let_graph_go, return_memory
 from regcache.compiler.calibration.side_by_side import one_blas_thread
 from regcache.compiler.calibration.stored_rows import stored_bytes, stores_rows
@@ -41,19 +41,20 @@ from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.job.staging import staged_folder
 from regcache.compiler.job.targets import Precision
+from regcache.compiler.parity.both_ways import Way, choose_way
 from regcache.compiler.parity.first_look import FIRST_LOOK_IMAGES, first_look
 from regcache.compiler.parity.keep_bound import keep_bound
 from regcache.compiler.plan.model_size import bytes_of
 from regcache.compiler.plan.steps import TOKENS, planned_steps
 from regcache.compiler.quantization.equalize import (
     Equalized,
-    as_it_is,
-    equalize,
+    Even,
+    calibrate_and_equalize,
     without_shifts,
 )
 from regcache.compiler.quantization.fastest import gpus_for, predicted_half
-from regcache.compiler.quantization.finish import Quantized, quantize
-from regcache.compiler.quantization.int8_share import BoundRecord, Placement, keep_float
+from regcache.compiler.quantization.finish import Quantized, get_ready
+from regcache.compiler.quantization.int8_share import BoundRecord, Placement
 from regcache.compiler.quantization.rotation import rotate
 from regcache.compiler.quantization.unquantized import leave_unquantized
 from regcache.compiler.reporter import Reporter
@@ -67,6 +68,7 @@ from regcache.runtime.made_pictures import draw_pictures
 from regcache.runtime.openvino_options import check_openvino, computes_bf16
 
 REGISTERS = "registers.npz"
+_UNASKED = "they were not asked for"
 
 
 def compile_encoder(
@@ -177,27 +179,43 @@ def _compile(
     """
     options, skipped = context.options, list[Skipped]()
     context = replace(context, images=context.images.telling(skipped.append))
+    held = None if held is None else held.telling(skipped.append)
     rotated = rotate(context, encoder, options.share) if options.rotates else encoder
-    even, curated = _even(context, rotated), no_registers(encoder, "they were not asked for")
+    even, curated = calibrate_and_equalize(context, rotated), no_registers(encoder, _UNASKED)
     context = replace(context, images=even.calibrated.images)
     if options.registers is RegisterChoice.AUTO:
         curated = find_registers(context, without_shifts(context, rotated, even.equalized))
-    placed, sensitivity = splice(rotated, curated), curated.record.sensitivity
-    if placed.graph is not rotated.graph:
-        even, sensitivity = _even(context, placed), []  # known is only what was without registers
-    placement = keep_float(context, placed, even, sensitivity, options.share)
-    bound: BoundRecord | None = None
-    if held is None or options.min_cosine is None:
-        quantized = quantize(context, even.equalized, placement, even.calibrated)
-        save_graph(quantized.graph, folder / MODEL)
-    else:
-        held = held.telling(skipped.append)
-        known, least = (even.calibrated, even.equalized), options.min_cosine
-        kept = keep_bound(context, encoder, known, placement, held, least)
-        placement, quantized, bound = kept.placement, kept.quantized, kept.record
-    made = _Made(curated, even.equalized, placement, quantized, bound)
-    _put_down(quantized, curated, (encoder, placed, even.equalized.encoder), folder)
+    made = _quantize(context, encoder, (rotated, even), curated, held, folder)
+    _put_down(made, (encoder, rotated), folder)
     return _finish(context, encoder, made, skipped, folder, held)
+
+
+def _quantize(
+    context: Context,
+    encoder: FloatEncoder,
+    rotated: tuple[FloatEncoder, Even],
+    curated: Curated,
+    held: ImageFolder | None,
+    folder: Path,
+) -> "_Made":
+    """The stages from splicing on, into `folder`. `rotated`: what is without registers, even."""
+    plain = partial(get_ready, context, *rotated, curated.record.sensitivity)
+    placed, least = splice(rotated[0], curated), context.options.min_cosine
+    if curated.setting.changes:  # what is known is of the encoder without registers
+        ready = get_ready(context, placed, calibrate_and_equalize(context, placed), [])
+    else:
+        ready = plain()
+    way = Way(curated, ready)
+    if held is None or curated.setting.changes:
+        way = way.written(context, folder)
+    if curated.setting.changes:
+        way = choose_way(context, encoder, way, plain, folder)
+    placement, bound = way.ready.placement, None
+    if held is not None and least is not None:
+        kept = keep_bound(context, encoder, way.ready, held, least)
+        way, placement, bound = replace(way, quantized=kept.quantized), kept.placement, kept.record
+    let_graph_go(placed.graph)
+    return _Made(way.curated, way.ready.equalized, placement, way.quantized, bound)
 
 
 def _compile_float(context: Context, encoder: FloatEncoder, folder: Path, reason: str) -> Manifest:
@@ -207,7 +225,7 @@ def _compile_float(context: Context, encoder: FloatEncoder, folder: Path, reason
     curated = no_registers(encoder, reason)
     made = _Made(curated, *leave_unquantized(context, encoder))
     save_graph(made.quantized.graph, folder / MODEL)
-    _put_down(made.quantized, curated, (encoder,), folder)
+    _put_down(made, (encoder,), folder)
     return _finish(context, encoder, made, skipped, folder)
 
 
@@ -251,30 +269,13 @@ def _shown(context: Context) -> Literal["calibration", "given", "drawn"]:
     return "calibration" if context.options.precision.quantizes else "given"
 
 
-class _Even(NamedTuple):
-    """The calibration of an encoder, and the encoder that equalizing made of it."""
-
-    calibrated: Calibrated
-    equalized: Equalized
-
-
-def _even(context: Context, encoder: FloatEncoder) -> _Even:
-    options = context.options
-    calibrated = calibrate(context, encoder)
-    if options.equalize:
-        return _Even(calibrated, equalize(context, encoder, calibrated))
-    return _Even(calibrated, as_it_is(encoder, calibrated.statistics))
-
-
-def _put_down(
-    quantized: Quantized, curated: Curated, done: Sequence[FloatEncoder], folder: Path
-) -> None:
+def _put_down(made: _Made, done: Sequence[FloatEncoder], folder: Path) -> None:
     """Write the registers; free the memory of the encoders in `done`, no longer needed."""
-    if curated.setting.changes:
-        np.savez(folder / REGISTERS, tokens=curated.tokens)
-    for encoder in done:
+    if made.curated.setting.changes:
+        np.savez(folder / REGISTERS, tokens=made.curated.tokens)
+    for encoder in (*done, made.equalized.encoder):
         let_graph_go(encoder.graph)  # what follows runs files
-    return_memory(quantized.graph)
+    return_memory(made.quantized.graph)
 
 
 def _speed(

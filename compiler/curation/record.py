@@ -141,6 +141,9 @@ class CurationRecord(Record):
     errors on the ranking images; empty where no other library had the last word."""
     improvement: Improvement | None = None
     """The best setting beside none, on images new to the search; None where none was better."""
+    finished: Improvement | None = None
+    """The finished model with the setting beside the one without, on the same images; None where
+    the search found none to ship. Registers ship where both gains are certain."""
     ablation: list[AblationRecord] = Field(default_factory=list)
     """The parts of the best setting, each alone and both; empty where `--ablate` did not ask."""
     out_of_time: bool = False

@@ -17,6 +17,7 @@ class Stage(StrEnum):
     RANGES = "choosing ranges"
     ROUND = "rounding weights"
     WRITE = "writing the model"
+    BOTH_WAYS = "comparing with the model without registers"
     BOUND = "keeping to --min-cosine"
     PARITY = "taking a first look at parity"
     SPEED = "comparing the speed with float"

@@ -10,18 +10,12 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.artifact.artifact import MODEL
-from regcache.compiler.calibration.calibrate import Calibrated
 from regcache.compiler.calibration.mapped import return_memory
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.parity.first_look import open_candidate, open_float
-from regcache.compiler.quantization.equalize import Equalized
-from regcache.compiler.quantization.finish import (
-    Quantized,
-    choose_integers,
-    write_integers,
-)
+from regcache.compiler.quantization.finish import Quantized, Ready
 from regcache.compiler.quantization.int8_share import BoundRecord, Placement, TriedShare, leave_more
 from regcache.passes.errors import FallsShortError
 from regcache.passes.model_files import model_files, remove_model
@@ -47,20 +41,19 @@ class Bounded:
 def keep_bound(
     context: Context,
     encoder: FloatEncoder,
-    even: tuple[Calibrated, Equalized],
-    placement: Placement,
+    ready: Ready,
     held: ImageFolder,
     least: float,
 ) -> Bounded:
-    """Leave more linears float than `placement` does, until the mean cosine on `held` is `least`.
+    """Leave more linears float than `ready` does, until the mean cosine on `held` is `least`.
 
-    `encoder`: as exported; `even`: the calibration of what is quantized, and what equalizing made
-    of it. Weights are rounded once; for each share that is tried a model is written and run. Its
-    files lie in the context's scratch folder when this returns. Raises FallsShortError where all
-    linears but one site's in float are not close enough.
+    `encoder`: as exported; `ready`: what is quantized, whose weights are rounded. For each share
+    that is tried a model is written and run. Its files lie in the context's scratch folder when
+    this returns. Raises FallsShortError where all linears but one site's in float are not close
+    enough.
     """
-    names, damage = _order(placement)
-    trials = _Trials(context, encoder, even, placement, names, held, least)
+    names, damage = _order(ready.placement)
+    trials = _Trials(context, encoder, ready, names, held, least)
     most = max(len(names) - 1, 0)  # one site stays quantized: this is to be no float model
     if not trials.passes(0):
         guess = _guess(damage, 1 - trials.tried[0].cosine, 1 - least)
@@ -120,16 +113,14 @@ class _Trials:
         self,
         context: Context,
         encoder: FloatEncoder,
-        even: tuple[Calibrated, Equalized],
-        placement: Placement,
+        ready: Ready,
         names: Sequence[str],
         held: ImageFolder,
         least: float,
     ) -> None:
         self._context, self._encoder, self._names = context, encoder, names
         self._least = least
-        self._placement, (self._calibrated, self._equalized) = placement, even
-        self._integers = choose_integers(context, self._equalized, placement, self._calibrated)
+        self._ready = ready
         context.reporter.begin(Stage.BOUND, str(least))
         with open_float(context, encoder) as original:
             skipped = list[Skipped]()
@@ -142,11 +133,9 @@ class _Trials:
 
     def passes(self, count: int) -> bool:
         """Whether the model with so many more sites in float keeps to the bound."""
-        context, view = self._context, self._equalized.encoder.view
-        placement = leave_more(context, view, self._placement, self._names[:count])
-        quantized = write_integers(
-            context, self._equalized, placement, self._calibrated, self._integers
-        )
+        context, view = self._context, self._ready.equalized.encoder.view
+        placement = leave_more(context, view, self._ready.placement, self._names[:count])
+        quantized = replace(self._ready, placement=placement).write(context)
         with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
             model = Path(folder, MODEL)
             save_graph(quantized.graph, model)

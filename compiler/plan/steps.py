@@ -15,6 +15,8 @@ from regcache.compiler.reporter import Step
 _CALIBRATE, _EQUALIZE, _SEARCH, _ROTATE, _PLACE = 1.3, 32.0, 3.6, 9.0, 56.0
 _RANGES, _ROUND, _WRITE, _PARITY, _SPEED = 7.0, 37.0, 6.0, 15.0, 6.0
 _BOUND = 60.0
+# Quantizing without registers, too, and the images that decide, in float and through both models.
+_BOTH_WAYS = _RANGES + _ROUND + _WRITE + 3 * 24.0
 # Of the search and of the placement, what grows with the images that sensitivity is measured on.
 _SENSITIVITY = 0.4
 # Of what looks at a fixed number of tokens, images have this many there.
@@ -56,9 +58,12 @@ def _steps(options: CompileOptions, images: int, fewer: float) -> Iterator[Step]
     yield Step(Stage.RANGES, images=_RANGES * fewer)
     if stores_rows(target, options.rounding):
         yield Step(Stage.ROUND, images=_ROUND * fewer)
-    if options.min_cosine is None:
-        yield Step(Stage.WRITE, images=_WRITE)
-    else:
+    bounded = options.min_cosine is not None
+    if searches or not bounded:
+        yield Step(Stage.WRITE, images=_WRITE, sure=not bounded)
+    if searches:
+        yield Step(Stage.BOTH_WAYS, images=_BOTH_WAYS, sure=False)
+    if bounded:
         yield Step(Stage.BOUND, images=_BOUND)
     yield Step(Stage.PARITY, images=_PARITY)
     if options.profile.timed and options.simulate is None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration.calibrate import Calibrated
+from regcache.compiler.calibration.calibrate import Calibrated, calibrate
 from regcache.compiler.calibration.folds import Folded, Halved, Observed
 from regcache.compiler.calibration.mapped import go_on_with
 from regcache.compiler.calibration.quantizer import Quantizer
@@ -56,6 +57,21 @@ class Equalized:
 
     encoder: FloatEncoder
     activations: Mapping[str, Activation]
+
+
+class Even(NamedTuple):
+    """The calibration of an encoder, and the encoder that equalizing made of it."""
+
+    calibrated: Calibrated
+    equalized: Equalized
+
+
+def calibrate_and_equalize(context: Context, encoder: FloatEncoder) -> Even:
+    """Calibrate an encoder, and equalize it if the options ask for that."""
+    calibrated = calibrate(context, encoder)
+    if context.options.equalize:
+        return Even(calibrated, equalize(context, encoder, calibrated))
+    return Even(calibrated, as_it_is(encoder, calibrated.statistics))
 
 
 def equalize(context: Context, encoder: FloatEncoder, calibrated: Calibrated) -> Equalized:

@@ -12,13 +12,15 @@ from regcache.compiler.calibration.number_format import Rounded, Scale
 from regcache.compiler.calibration.number_formats import BlockWeights, number_format
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.calibration.statistics import ChannelRange
+from regcache.compiler.curation.record import SensitivityRecord
+from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.pass_record import PassRecord, pass_records
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.options import AttentionChoice, Rounding
 from regcache.compiler.job.stages import Stage
 from regcache.compiler.quantization.attention import attention_scales, beside_linears
-from regcache.compiler.quantization.equalize import Equalized
-from regcache.compiler.quantization.int8_share import Placement
+from regcache.compiler.quantization.equalize import Equalized, Even
+from regcache.compiler.quantization.int8_share import Placement, keep_float
 from regcache.compiler.quantization.layer_input import LayerInput
 from regcache.compiler.quantization.patches import round_patches
 from regcache.compiler.quantization.rounding import round_weights
@@ -68,19 +70,36 @@ class Integers:
     rounded: Rounded
 
 
-def quantize(
-    context: Context,
-    equalized: Equalized,
-    placement: Placement,
-    calibrated: Calibrated,
-) -> Quantized:
-    """Choose scales, round weights, quantize the linears and correct their biases.
+@dataclass(frozen=True)
+class Ready:
+    """An encoder that only has to be written: what stays float is chosen, the rest is rounded."""
 
-    `calibrated`: of the encoder before it was equalized.
+    even: Even
+    placement: Placement
+    integers: Integers
+
+    @property
+    def equalized(self) -> Equalized:
+        """The encoder in float, equalized."""
+        return self.even.equalized
+
+    def write(self, context: Context) -> Quantized:
+        """The quantized graph."""
+        calibrated, equalized = self.even
+        return write_integers(context, equalized, self.placement, calibrated, self.integers)
+
+
+def get_ready(
+    context: Context, encoder: FloatEncoder, even: Even, known: Sequence[SensitivityRecord]
+) -> Ready:
+    """Choose what stays float, choose scales and round weights.
+
+    `even`: what calibrating and equalizing made of `encoder`; `known`: its sensitivity, empty where
+    it was not measured.
     """
-    integers = choose_integers(context, equalized, placement, calibrated)
-    context.reporter.begin(Stage.WRITE)
-    return write_integers(context, equalized, placement, calibrated, integers)
+    placement = keep_float(context, encoder, even, known, context.options.share)
+    integers = choose_integers(context, even.equalized, placement, even.calibrated)
+    return Ready(even, placement, integers)
 
 
 def choose_integers(

@@ -39,6 +39,8 @@ def search_section(subject: Subject) -> Section:
         parts.append(Sentence("--search-budget ended the search before it was through."))
     if curation.improvement is not None:
         parts.append(_decision(curation.improvement))
+    if curation.finished is not None:
+        parts.append(_finished(curation.finished))
     if curation.ablation:
         parts.append(_ablation(curation))
     measured = [item for item in curation.tried if item.error is not None]
@@ -49,6 +51,15 @@ def search_section(subject: Subject) -> Section:
     if curation.candidates:
         parts.append(_candidates(curation))
     return Section("registers", "The search for registers", parts)
+
+
+def _finished(found: Improvement) -> Sentence:
+    """What registers do for the model as it ships."""
+    verdict = "helps for certain" if found.certain else "does not help for certain, so none ship"
+    return Sentence(
+        f"The finished model was compared on the same images, too: error {short(found.without)} "
+        f"without and {short(found.with_setting)} with the best setting, which {verdict}."
+    )
 
 
 def _sentence(text: str) -> str:

@@ -30,16 +30,18 @@ def test_the_default_command_takes_every_step() -> None:
     """What was measured before the search is measured again where registers ship."""
     even = [Stage.CALIBRATE, Stage.EQUALIZE]
     again = [f"[{name}]" for name in (*even, Stage.PLACE)]
+    compared = f"[{Stage.BOTH_WAYS}]"
     assert names() == [
         Stage.EXPORT, Stage.ROTATE, *even, Stage.SEARCH, *again, Stage.RANGES,
-        Stage.ROUND, Stage.WRITE, Stage.PARITY, Stage.SPEED, Stage.SEAL,
+        Stage.ROUND, Stage.WRITE, compared, Stage.PARITY, Stage.SPEED, Stage.SEAL,
     ]  # fmt: skip
 
 
 def test_without_room_for_rotations_the_search_decides_on_the_rest() -> None:
     found = names(target="tensorrt-rtx")
     assert found[3:6] == [Stage.SEARCH, f"[{Stage.CALIBRATE}]", f"[{Stage.EQUALIZE}]"]
-    assert found[6:] == [Stage.RANGES, Stage.ROUND, Stage.WRITE, Stage.PARITY, Stage.SEAL]
+    end = [f"[{Stage.BOTH_WAYS}]", Stage.PARITY, Stage.SEAL]
+    assert found[6:] == [Stage.RANGES, Stage.ROUND, Stage.WRITE, *end]
 
 
 @pytest.mark.parametrize(

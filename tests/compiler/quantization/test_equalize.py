@@ -31,7 +31,7 @@ from regcache.compiler.quantization.equalize import (
     equalize_encoder,
     without_shifts,
 )
-from regcache.compiler.quantization.finish import quantize
+from regcache.compiler.quantization.finish import choose_integers, write_integers
 from regcache.compiler.quantization.int8_share import Placement
 from regcache.compiler.reporter import Reporter
 from regcache.export.onnx_file import sidecar
@@ -314,7 +314,9 @@ def test_scales_survive_quantization(tmp_path: Path, left_float: tuple[str, ...]
     shifted = scales_of(equalized)
     assert {"blocks.0.fc2", "blocks.1.fc2"} <= shifted.keys()
     assert set(shifted) == {site for site, how in how_of(equalized).items() if ZERO_POINT in how}
-    quantized = quantize(told, equalized, Placement(left_float, 1.0), calibrated(tmp_path, case))
+    placement, known = Placement(left_float, 1.0), calibrated(tmp_path, case)
+    integers = choose_integers(told, equalized, placement, known)
+    quantized = write_integers(told, equalized, placement, known, integers)
     stored = quantized.graph.tensors()
     kept = [site for name, site in sites.items() if name not in left_float]
     assert quantized.linears == sum(len(site.linears) for site in kept)

@@ -240,6 +240,7 @@ def test_registers_ship_in_a_rotated_encoder(
     tokens = np.random.default_rng(0).standard_normal((setting.count, 32)).astype(np.float32)
     curated = Curated(setting, tokens, CurationRecord(reason="chosen by the test", setting=setting))
     monkeypatch.setattr(pipeline, "find_registers", lambda *_: curated)
+    monkeypatch.setattr(pipeline, "choose_way", lambda _context, _encoder, way, *_: way)
     chosen = ("--target", target, "--int8-share", str(SHARE), "--equalize", "--registers", "auto")
     opened = Artifact.open(tiny_artifact(tmp_path, *chosen, depth=2))
     edits = {record.name: record.edits for record in opened.manifest.passes}

@@ -31,6 +31,7 @@ Place registers and delete sinks:
     SpliceRegisterTokens   registers run along as tokens for some blocks
     StripRegisters         spliced registers go again
     DeleteSinks            patch tokens of largest norm go
+    MoveHidden             a few hidden units have their largest activation at an appended token
     BoundHidden            what fc1 computes goes no further below zero than GELU needs
 Make activations easier to quantize:
     RotateStream           the residual stream is rotated

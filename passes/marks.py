@@ -9,6 +9,7 @@ KEYS_AND_VALUES = f"{REGISTERS}/kv/"
 TOKENS = f"{REGISTERS}/token/"
 DELETED = f"{REGISTERS}/delete/"
 BOUNDED = f"{REGISTERS}/bound"
+MOVED = f"{REGISTERS}/move/"
 
 ROTATION = "regcache.rotation"
 """Begins the name of every node that a rotation pass adds."""

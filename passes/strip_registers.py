@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from regcache.passes.base import Edit, Log, Lossy, Parity
 from regcache.passes.errors import InputError
-from regcache.passes.marks import KEYS_AND_VALUES, TOKENS
+from regcache.passes.marks import KEYS_AND_VALUES, MOVED, TOKENS
 from regcache.passes.walk import is_constant, replace_everywhere
 
 
@@ -26,7 +26,9 @@ class StripRegisters:
     parity: ClassVar[Parity] = Lossy()
 
     def requires(self, graph: gs.Graph) -> None:
-        """Nothing: a graph without registers is left alone."""
+        """No hidden units that MoveHidden has moved; a graph without registers is left alone."""
+        if any(node.name.startswith(MOVED) for node in graph.nodes):
+            raise InputError("registers: hidden units that were moved are not put back")
 
     def rewrite(self, graph: gs.Graph) -> Log:
         """Rewire around the nodes that the splices added."""

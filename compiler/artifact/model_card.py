@@ -97,7 +97,7 @@ def _number_formats(manifest: Manifest) -> list[str]:
     left = len(record.left_float)
     groups = "1 group of linears stays" if left == 1 else f"{left} groups of linears stay"
     kept = f"; {groups} float" if left else ""
-    registers = len(manifest.curation.setting.candidates)
+    registers = manifest.curation.setting.carried
     added = f"it carries {registers or 'no'} register{'' if registers == 1 else 's'}"
     return [
         f"Activations of {record.activation_bits} bits, weights of {record.weight_bits}, in "

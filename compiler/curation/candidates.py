@@ -1,5 +1,6 @@
 """Register candidates: the tokens of largest l-infinity norm around the sensitive block."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ EARLIER = 3
 # after one before it.
 _SAME = 0.9
 _KEPT, _KEPT_EARLIER = 3, 2
+# What stands out is so many times the median (arXiv 2410.05265).
+_OUTLYING = 64.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,20 @@ def find_candidates(workbench: Workbench, sensitive: int) -> tuple[list[Candidat
     for block in range(sensitive, max(sensitive - EARLIER, 0) - 1, -1):
         candidates += _after(workbench, block, _KEPT if block == sensitive else _KEPT_EARLIER)
     return candidates, _universality(workbench, sensitive)
+
+
+def usual_outliers(workbench: Workbench, sensitive: int) -> int:
+    """How many patches of an image stand out, as PrefixQuant counts them (arXiv 2410.05265).
+
+    That many times the norm of the image's median token, on average over images, after the block
+    where there are most; rounded up. The blocks are those that candidates come from.
+    """
+    most, prefix = 0.0, workbench.view.prefix_tokens or 0
+    for block in range(max(sensitive - EARLIER, 0), sensitive + 1):
+        norms = np.abs(_after_block(workbench, block)[:, prefix:]).max(axis=-1)
+        standing_out = norms > _OUTLYING * np.median(norms, axis=1, keepdims=True)
+        most = max(most, float(standing_out.sum(axis=1).mean()))
+    return math.ceil(most)
 
 
 def _after_block(workbench: Workbench, block: int) -> Floats:

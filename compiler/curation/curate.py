@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.statistics import TokenNorms, token_kind
 from regcache.compiler.curation.ablation import ablate
-from regcache.compiler.curation.candidates import find_candidates
+from regcache.compiler.curation.candidates import find_candidates, usual_outliers
 from regcache.compiler.curation.decision import Improvement
 from regcache.compiler.curation.held_out import HeldOut
 from regcache.compiler.curation.journal import Journal
+from regcache.compiler.curation.moved_units import try_moved_units
 from regcache.compiler.curation.other_quantizer import OtherQuantizer
 from regcache.compiler.curation.record import (
     CandidateRecord,
@@ -196,13 +197,11 @@ def _curate(
     sensitive = most_sensitive_block(workbench, damage.sites)
     candidates, universality = find_candidates(workbench, sensitive)
     study = workbench.study
-    limits = (study.short_list, study.token_mode)
+    limits = (study.short_list, study.token_mode, usual_outliers(workbench, sensitive))
     search = Search(tasks, candidates, damage.sites, sensitive, workbench.depth, *limits)
-    best = search.run()
-    before = float(workbench.baseline.mean())
-    improvement = None
+    best, before, improvement = search.run(), float(workbench.baseline.mean()), None
     if best.changes and search.tried[best].mean < before * (1 - _LEAST_GAIN):
-        best = choose(search, best, held_out)
+        best = choose(search, try_moved_units(workbench, search, sensitive), held_out)
         if best.changes:
             improvement = held_out.improvement(best, search.registers(best))
     setting = best if improvement is not None and improvement.certain else Setting()

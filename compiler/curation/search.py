@@ -28,6 +28,7 @@ _PROMISE = 0.02
 _CLOSER = 4
 _REPEATS = (2, 4, 8, 16)
 _DELETED = (1, 4)
+_MOST = 16
 
 
 @dataclass
@@ -81,7 +82,10 @@ class SearchTasks:
 
 @dataclass
 class Search:
-    """A search around the sensitive block. `damage`: of each activation, by its site's name."""
+    """A search around the sensitive block. `damage`: of each activation, by its site's name.
+
+    `usual`: how many outliers an image has, a number of registers to try.
+    """
 
     tasks: SearchTasks
     candidates: list[Candidate]
@@ -90,6 +94,7 @@ class Search:
     depth: int
     short_list: int = 3
     token_mode: bool = True
+    usual: int = 0
     screened: int = 0
     tried: dict[Setting, TrialResult] = field(default_factory=dict)
 
@@ -104,6 +109,11 @@ class Search:
             if promising:
                 self._try(self._variants(best))
                 self._try(self._neighbours(self.best() or best))
+        return self.best() or Setting()
+
+    def also(self, settings: list[Setting]) -> Setting:
+        """The best setting, once these are tried, too."""
+        self._try(settings)
         return self.best() or Setting()
 
     def registers(self, setting: Setting) -> Floats:
@@ -197,7 +207,8 @@ class Search:
         if self.token_mode:
             changes.append({"mode": "token"})
         single = base.candidates[:1]
-        changes += [{"candidates": single * count} for count in (1, 2, 4)]
+        counts = [count for count in (1, 2, 4, min(self.usual, _MOST)) if count]
+        changes += [{"candidates": single * count} for count in counts]
         return [base.model_copy(update=change) for change in changes]
 
     def _neighbours(self, base: Setting) -> list[Setting]:
@@ -205,7 +216,7 @@ class Search:
         changes: list[dict[str, Any]] = []
         if base.count:
             twice, half = base.candidates * 2, base.candidates[: -(-base.count // 2)]
-            changes += [{"candidates": twice[:16]}, {"candidates": half}]
+            changes += [{"candidates": twice[:_MOST]}, {"candidates": half}]
             changes += [{"start": start} for start in (base.start - 1, base.start + 1)]
         if base.delete_count:
             changes += [

@@ -12,6 +12,7 @@ from regcache.passes.base import Pass, PassRun, run_all
 from regcache.passes.bound_hidden import BoundHidden
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.encoder import EncoderView
+from regcache.passes.move_hidden import MoveHidden
 from regcache.passes.rotated_stream import as_stream
 from regcache.passes.splice_register_tokens import SpliceRegisterTokens
 from regcache.passes.splice_registers import SpliceRegisters
@@ -37,6 +38,9 @@ class Setting(Record):
     """How many patches of largest norm are deleted there, in each image."""
     bounded: bool = False
     """Whether what fc1 computes is clipped where its activation is zero anyway (BoundHidden)."""
+    moved: tuple[tuple[int, int], ...] = ()
+    """Hidden units, as block and unit from 0, whose largest activation moves to an added token
+    (MoveHidden)."""
 
     @property
     def count(self) -> int:
@@ -44,15 +48,21 @@ class Setting(Record):
         return len(self.candidates)
 
     @property
+    def carried(self) -> int:
+        """How many registers a model carries: R, and the token that units are moved to."""
+        return self.count + bool(self.moved)
+
+    @property
     def changes(self) -> bool:
         """Whether the setting changes the encoder at all."""
-        return bool(self.candidates or self.delete_count or self.bounded)
+        return bool(self.candidates or self.delete_count or self.bounded or self.moved)
 
     def first_block(self, depth: int) -> int:
         """The first block that runs differently; `depth` where none does."""
         starts = [self.start] if self.candidates else []
         starts += [self.delete_at] if self.delete_count else []
         starts += [0] if self.bounded else []
+        starts += [block for block, _ in self.moved]
         return min(starts, default=depth)
 
     def key(self) -> str:
@@ -65,6 +75,11 @@ class Setting(Record):
             parts.append(f"R = {self.count} ({self.mode}) in blocks [{self.start}, {self.end})")
         if self.delete_count:
             parts.append(f"{self.delete_count} sinks deleted at block {self.delete_at}")
+        if self.moved:
+            blocks = sorted({block for block, _ in self.moved})
+            units = f"{len(self.moved)} hidden unit{'s' * (len(self.moved) > 1)}"
+            named = f"block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))}"
+            parts.append(f"{units} of {named} moved to a token")
         if self.bounded:
             parts.append("fc1 bounded below")
         return " and ".join(parts) or "R = 0"
@@ -84,6 +99,9 @@ def place_registers(
         steps.append(DeleteSinks(setting.delete_at, setting.delete_count))
     if setting.candidates:
         steps.append(_splice(view, setting, tokens))
+    if setting.moved:
+        first, token = min(setting.moved)[0], np.zeros((1, view.width), np.float32)
+        steps += [SpliceRegisterTokens(first, len(view.blocks), token), MoveHidden(setting.moved)]
     if setting.bounded:
         steps.append(BoundHidden())
     return run_all(steps, graph)

@@ -123,7 +123,7 @@ def _tiles(subject: Subject) -> list[Tile]:
     tiles.append(Tile(megabytes(model), f"model.onnx{share}"))
     if manifest.options.precision.quantizes and quantization.activation_bits is not None:
         tiles.append(Tile(f"{quantization.int8_share:.1%}", "of the linears' work quantized"))
-    tiles.append(Tile(str(setting.count) if setting.count else "none", "registers"))
+    tiles.append(Tile(str(setting.carried or "none"), "registers"))
     if manifest.speed is not None and manifest.speed.ratios:
         first = manifest.speed.ratios[0]
         tiles.append(Tile(f"{first.ratio:.2f} x", f"float's time at batch {first.batch}"))

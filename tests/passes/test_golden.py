@@ -25,6 +25,7 @@ from regcache.passes.fuse_rms_norm import FuseRmsNorm
 from regcache.passes.half_precision import HalfPrecision
 from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.merge_qkv import MergeQkv
+from regcache.passes.move_hidden import MoveHidden
 from regcache.passes.pack_weights import PackWeights
 from regcache.passes.patches_as_linear import PatchesAsLinear
 from regcache.passes.quantize_attention import QuantizeAttention
@@ -60,6 +61,7 @@ SPELLING = {
     HalfPrecision: "plain",
     LowerEinsum: "einsum",
     MergeQkv: "plain",
+    MoveHidden: "plain",
     PackWeights: "plain",
     PatchesAsLinear: "plain",
     QuantizeAttention: "plain",

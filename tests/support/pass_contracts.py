@@ -1,6 +1,7 @@
 """Every pass with the encoder that it is given, and the facts that it is given with it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -36,6 +37,7 @@ from regcache.passes.drop_identities import DropIdentities
 from regcache.passes.drop_masks import DropMasks
 from regcache.passes.drop_neutral import DropNeutral
 from regcache.passes.equalize import Equalize
+from regcache.passes.errors import InputError
 from regcache.passes.expand_block_floats import ExpandBlockFloats
 from regcache.passes.factor_rotation import FactorRotation
 from regcache.passes.find_blocks import view_encoder
@@ -59,6 +61,7 @@ from regcache.passes.lower_einsum import LowerEinsum
 from regcache.passes.lower_sequences import LowerSequences
 from regcache.passes.merge_qkv import MergeQkv
 from regcache.passes.merge_transposes import MergeTransposes
+from regcache.passes.move_hidden import MoveHidden
 from regcache.passes.observe import Observe
 from regcache.passes.onnx_file import import_graph
 from regcache.passes.pack_weights import PackWeights
@@ -165,6 +168,15 @@ def registers(spelling: str) -> gs.Graph:
     return run(splice_kv(spelling, graph), graph).graph
 
 
+def with_token(spelling: str) -> gs.Graph:
+    """With a token that runs along to the end, where the encoder takes one."""
+    spec, graph = SPELLINGS[spelling], canonical(spelling)
+    token = np.zeros((1, spec.width), np.float32)
+    with suppress(InputError):
+        return run(SpliceRegisterTokens(0, spec.depth, token), graph).graph
+    return graph
+
+
 def corrections(_: str, graph: gs.Graph) -> Pass:
     linears = view_encoder(graph).linears
     return CorrectBias({linear.name: np.ones(linear.weight_shape[1], "f4") for linear in linears})
@@ -232,6 +244,7 @@ CONTRACTS: dict[type, Contract] = {
     MergeQkv: on(integers, MergeQkv),
     MergeTransposes: on(written, MergeTransposes),
     Observe: Contract(canonical, observe_sites),
+    MoveHidden: Contract(with_token, lambda _spelling, _graph: MoveHidden(((0, 3), (0, 20)))),
     PackWeights: Contract(canonical, lambda _, graph: PackWeights(block_weights(graph))),
     PatchesAsLinear: on(integer_patches, PatchesAsLinear),
     PinImage: Contract(

@@ -28,6 +28,7 @@ from regcache.passes.canonicalize import canonicalize
 from regcache.passes.delete_sinks import DeleteSinks
 from regcache.passes.encoder import by_tensor
 from regcache.passes.find_blocks import view_encoder
+from regcache.passes.move_hidden import MoveHidden
 from regcache.passes.quantize_linears import QuantizeLinears
 from regcache.passes.round_weights import RoundWeights
 from regcache.passes.splice_register_tokens import SpliceRegisterTokens
@@ -49,6 +50,7 @@ SETTINGS = {
     "deletion": Setting(delete_at=1, delete_count=3),
     "deletion, then kv": Setting(candidates=(0,), start=2, end=3, delete_at=1, delete_count=2),
     "kv, then deletion": Setting(candidates=(0,), start=1, end=2, delete_at=2, delete_count=2),
+    "moved units": Setting(moved=((0, 3), (1, 30))),
     "nothing": Setting(),
 }
 # The batch that the graph fixes; the studies ask for 2, so that every one leaves a rest.
@@ -118,6 +120,11 @@ class Case:
             operands = self.vit.capture(tokens, start, end)
             keys, values = (item.astype(np.float32) for item in operands)
             return run(SpliceRegisters(start, end, keys, values), graph).graph
+        if setting.moved:
+            token = np.zeros((1, self.vit.spec.width), np.float32)
+            start = min(block for block, _ in setting.moved)
+            graph = run(SpliceRegisterTokens(start, self.vit.spec.depth, token), graph).graph
+            return run(MoveHidden(setting.moved), graph).graph
         return graph
 
 

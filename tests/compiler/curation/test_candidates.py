@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.examples import examples
 
-from regcache.compiler.curation.candidates import Candidate, find_candidates
+from regcache.compiler.curation.candidates import Candidate, find_candidates, usual_outliers
 
 Floats = NDArray[np.float32]
 WIDTH, PREFIX = 32, 2
@@ -206,3 +206,14 @@ def test_random_hidden_states(seed: int, images: int, tokens: int, prefix: int, 
             np.testing.assert_array_equal(hidden[one.image, one.token], vector)
         else:
             assert len(group) > 1
+
+
+def test_usual_outliers_are_counted_where_there_are_most() -> None:
+    calm, wild = noise(0), noise(1)
+    calm[0, 5] += axis(1, 1000)
+    for image, count in enumerate((3, 1, 2, 0, 3, 1)):
+        wild[image, PREFIX : PREFIX + count] += axis(1, 1000)
+    wild[:, 0] += axis(1, 1000)  # the class token is no patch
+    assert usual_outliers(bench_of([calm, calm, calm]), 1) == 1
+    assert usual_outliers(bench_of([calm, calm, wild]), 1) == 2  # 10 in 6 images
+    assert usual_outliers(bench_of([noise(2), noise(3)]), 0) == 0

@@ -32,6 +32,7 @@ SETTINGS = st.builds(
     mode=st.sampled_from(["kv", "token"]),
     delete_at=st.integers(0, 3),
     delete_count=st.integers(0, 3),
+    moved=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=2).map(tuple),
 )
 
 
@@ -72,10 +73,12 @@ def test_the_first_block_is_the_first_that_runs_differently(setting: Setting, de
         for block in range(depth)
         if (setting.candidates and block >= setting.start)
         or (setting.delete_count and block >= setting.delete_at)
+        or any(block >= first for first, _ in setting.moved)
     ]
     assert setting.first_block(depth) == min([*different, depth])
     assert setting.changes is bool(different)
     assert setting.count == len(setting.candidates)
+    assert setting.carried == setting.count + (1 if setting.moved else 0)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,11 @@ def test_the_first_block_is_the_first_that_runs_differently(setting: Setting, de
         (Setting(), "R = 0"),
         (Setting(start=3, end=5, mode="token", delete_at=2), "R = 0"),
         (Setting(candidates=(1, 1, 4), start=3, end=12), "R = 3 (kv) in blocks [3, 12)"),
+        (Setting(moved=((4, 7),)), "1 hidden unit of block 4 moved to a token"),
+        (
+            Setting(moved=((4, 7), (3, 1), (4, 2))),
+            "3 hidden units of blocks 3, 4 moved to a token",
+        ),
         (Setting(delete_at=5, delete_count=4), "4 sinks deleted at block 5"),
         (
             Setting(candidates=(0,), end=2, mode="token", delete_at=2, delete_count=1),

@@ -229,6 +229,7 @@ def test_tensorrt_keeps_the_linears_behind_rotations_in_int8(artifact: Path) -> 
         Setting(delete_at=1, delete_count=2),
         Setting(delete_at=0, delete_count=2),
         Setting(candidates=(0,), start=1, end=2, delete_at=1, delete_count=2),
+        Setting(moved=((0, 3), (0, 30))),
     ],
     ids=str,
 )

@@ -8,6 +8,7 @@ import typer
 
 from regcache.compiler.cli.options import (
     INPUT,
+    AblateOption,
     BatchOption,
     DeviceOption,
     JsonOption,
@@ -118,6 +119,7 @@ def reproduce_command(
     device: DeviceOption = "cpu",
     seed: _SeedOption = 0,
     search_budget: SearchBudgetOption = None,
+    ablate: AblateOption = False,
     scheduler: SchedulerOption = "threads",
     json: JsonOption = None,
     markdown: _MarkdownOption = None,
@@ -151,6 +153,7 @@ def reproduce_command(
             seed=seed,
             search_budget=None if search_budget is None else parse_duration(search_budget),
             scheduler=scheduler,
+            ablate=ablate,
         )
         plans.append(Plan(options, formats, base, tasks, calibration_images))
     _run(plans, json, markdown, reporter)

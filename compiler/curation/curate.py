@@ -4,13 +4,12 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regcache.compiler.calibration.statistics import TokenNorms, token_kind
 from regcache.compiler.curation.ablation import ablate
 from regcache.compiler.curation.candidates import find_candidates, usual_outliers
 from regcache.compiler.curation.decision import Improvement
@@ -22,7 +21,6 @@ from regcache.compiler.curation.record import (
     CandidateRecord,
     CurationRecord,
     SensitivityRecord,
-    StreamNorms,
     TriedRecord,
     UniversalityRecord,
 )
@@ -30,6 +28,7 @@ from regcache.compiler.curation.rivals import choose
 from regcache.compiler.curation.search import Search, SearchTasks
 from regcache.compiler.curation.sensitivity import BlockDamage, block_damage, site_damages
 from regcache.compiler.curation.setting import Setting
+from regcache.compiler.curation.site_records import norms_record, sensitivity_records
 from regcache.compiler.curation.study import Study
 from regcache.compiler.curation.trial import TrialResult
 from regcache.compiler.curation.workbench import HeldStudy, Workbench
@@ -51,11 +50,20 @@ _ROOM = 1_000_000_000
 
 @dataclass(frozen=True)
 class Curated:
-    """The setting to ship (the default one changes nothing), its registers [R, width], and why."""
+    """The setting to ship (the default one changes nothing), its registers [R, width], and why.
+
+    `vectors`: every candidate [n, width] where an ablation was asked for, else none.
+    """
 
     setting: Setting
     tokens: Floats
     record: CurationRecord
+    vectors: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    def having(self, setting: Setting) -> "Curated":
+        """The same with another setting of the ablation."""
+        tokens = self.vectors[list(setting.candidates)]
+        return replace(self, setting=setting, tokens=tokens)
 
 
 class UnsearchableError(InputError):
@@ -86,7 +94,8 @@ def measure_sensitivity(
 ) -> list[SensitivityRecord]:
     """The damage of each activation alone, without a search; see curate for what is raised."""
     with _tasks(study, where, reporter) as (workbench, tasks):
-        return _sensitivity(workbench, _measure_damage(workbench, tasks))
+        damage = _measure_damage(workbench, tasks)
+        return sensitivity_records(workbench, damage.sites, damage.alone)
 
 
 @contextmanager
@@ -218,9 +227,9 @@ def _curate(
             "decide": len(images.decide),
         },
         sensitive_block=sensitive,
-        sensitivity=_sensitivity(workbench, damage),
+        sensitivity=sensitivity_records(workbench, damage.sites, damage.alone),
         block_damage=damage.blocks,
-        streams=[_norms(norms) for norms in workbench.stream_norms],
+        streams=[norms_record(norms) for norms in workbench.stream_norms],
         universality=UniversalityRecord.model_validate(universality),
         candidates=[CandidateRecord.model_validate(candidate) for candidate in candidates],
         screened=search.screened,
@@ -231,7 +240,8 @@ def _curate(
         ablation=ablate(workbench, search, best, held_out) if ablates else [],
         out_of_time=tasks.over,
     )
-    return Curated(setting, search.registers(setting), record)
+    every = Setting(candidates=tuple(range(len(candidates) if ablates else 0)))
+    return Curated(setting, search.registers(setting), record, search.registers(every))
 
 
 def _reason(
@@ -265,33 +275,6 @@ def _reason(
 
 def _unfinished(search: Search) -> str:
     return "; time ran out" if search.tasks.over else ""
-
-
-def _sensitivity(workbench: Workbench, damage: _Damage) -> list[SensitivityRecord]:
-    records = []
-    for site in workbench.view.sites:
-        norms = workbench.site_norms[site.name]
-        median, largest = norms.linf.percentile(50), norms.outliers[0]
-        records.append(
-            SensitivityRecord(
-                site=site.name,
-                tensor=site.tensor.name,
-                block=site.block,
-                damage=damage.sites[site.name],
-                alone=site.name in damage.alone,
-                outlier_ratio=norms.linf.maximum / median if median else 0.0,
-                holder=token_kind(largest.token, workbench.view.prefix_tokens),
-                token=largest.token,
-                channel=largest.channel,
-                value=largest.value,
-            )
-        )
-    return records
-
-
-def _norms(norms: TokenNorms) -> StreamNorms:
-    linf = norms.linf
-    return StreamNorms(median=linf.percentile(50), p99=linf.percentile(99), maximum=linf.maximum)
 
 
 def _tried(setting: Setting, result: TrialResult) -> TriedRecord:

@@ -165,7 +165,8 @@ class _Model:
                 files = {file for _, file in self.kept.journal[str(variant)]}
                 least, most = least + len(files), most + len(files)
             else:
-                least, most = least + 1, most + 1 + (not variant.weights_only)
+                parts = 0 if variant.weights_only else 3 if self.plan.options.ablate else 1
+                least, most = least + 1, most + 1 + parts
                 searches += not variant.weights_only
         budget = self.plan.options.search_budget
         return Work(len(self.loaded.paths), least, most, searches, budget)

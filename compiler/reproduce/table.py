@@ -1,7 +1,7 @@
 """The tables of `regcache reproduce`, as JSON and Markdown."""
 
 from collections.abc import Collection, Sequence
-from typing import Self
+from typing import Literal, Self
 
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.record import Record
@@ -18,8 +18,19 @@ class Recipe(Record):
     """How ranges were chosen; empty where there are none."""
     registers: str = "off"
     """`off` for the base quantizer alone, else what the search ships, which may be `R = 0`."""
+    part: Literal["naive", "registers", "deletion", "both"] = "naive"
+    """What is done: nothing, one lever of an ablation alone, or both; what the search ships is
+    `both`, and has a reason."""
     reason: str = ""
     """Why the search ships that; empty where there was none."""
+
+    @property
+    def what(self) -> str:
+        """What is done, in words: `registers`, and of an ablation which lever is alone."""
+        if self.part in ("registers", "deletion"):
+            return f"{self.part} alone: {self.registers}"
+        shipped = self.part == "naive" or self.reason
+        return self.registers if shipped else f"not shipped: {self.registers}"
 
 
 class Row(Recipe):
@@ -39,7 +50,9 @@ class Row(Recipe):
         alike = self.bits == Simulation.W8A8 and self.quantizer == Calibrator.MIN_MAX
         if not alike or METRIC not in self.metrics:
             return self
-        paper = figures.naive if self.registers == "off" else figures.both
+        paper = getattr(figures, self.part)
+        if paper is None:
+            return self
         known = {"paper": paper, "difference": self.metrics[METRIC] - paper}
         return self.model_copy(update=known)
 
@@ -91,7 +104,7 @@ class Table(Record):
             shares = [f"{100 * row.metrics[name]:.2f}" for name in metrics]
             if paper:
                 shares += [_percent(row.paper), _percent(row.difference, sign=True)]
-            lines.append([row.bits, row.quantizer, row.registers, *shares, f"{row.cosine:.5f}"])
+            lines.append([row.bits, row.quantizer, row.what, *shares, f"{row.cosine:.5f}"])
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         reasons = [
             f"- {' '.join(filter(None, (row.bits, row.quantizer)))}: {row.reason}"

@@ -8,13 +8,15 @@ from typing import NamedTuple, Self
 from regcache.compiler.calibration.calibrate import calibrate
 from regcache.compiler.calibration.folds import Observed
 from regcache.compiler.calibration.quantizer import Quantizer
+from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.find import find_registers, splice
+from regcache.compiler.curation.setting import Setting
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context, choose_target
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Precision, Simulation
 from regcache.compiler.quantization.plain import quantize_plainly
-from regcache.compiler.reproduce.kept import Kept
+from regcache.compiler.reproduce.kept import Kept, short
 from regcache.compiler.reproduce.table import Recipe
 from regcache.passes.onnx_file import save_graph
 
@@ -84,13 +86,26 @@ class Workshop:
         if variant.weights_only:
             return [(off, without)]
         curated = find_registers(context, self.encoder)
-        shipped = {"registers": str(curated.setting), "reason": curated.record.reason}
-        on = off.model_copy(update=shipped)
+        on = off.model_copy(update={"part": "both", "reason": curated.record.reason})
+        rows = [(off, without), self._placed(on, curated, without, context)]
+        known = {curated.setting: rows[-1][1], Setting(): without}
+        for found in curated.record.ablation:
+            if found.part == "naive" or found.refused is not None or found.setting in known:
+                continue
+            row = off.model_copy(update={"part": found.part})
+            rows.append(self._placed(row, curated.having(found.setting), without, context))
+        return rows
+
+    def _placed(
+        self, row: Recipe, curated: Curated, without: str, context: Context
+    ) -> tuple[Recipe, str]:
+        """A row with the setting of `curated`, and its file: `without` where that is R = 0."""
+        row = row.model_copy(update={"registers": str(curated.setting)})
         if not curated.setting.changes:
-            return [(off, without), (on, without)]
+            return row, without
         placed = splice(self.encoder, curated)
         again = self.of(context, placed, self.kept)
-        return [(off, without), (on, self._save(on, placed, again.statistics, context))]
+        return row, self._save(row, placed, again.statistics, context)
 
     def _simulating(self, variant: Variant) -> Context:
         """The context with another number format, and maybe another calibrator."""
@@ -111,7 +126,7 @@ class Workshop:
         statistics: dict[str, Observed],
         context: Context,
     ) -> str:
-        kind = "off" if recipe.registers == "off" else "on"
-        path = self.kept.folder / f"{recipe.bits}-{recipe.quantizer}-{kind}.onnx"
+        name = f"{recipe.bits}-{recipe.quantizer}-{recipe.part}-{short(recipe.registers)}"
+        path = self.kept.folder / f"{name}.onnx"
         save_graph(quantize_plainly(encoder, statistics, Quantizer.of(context)), path)
         return path.name

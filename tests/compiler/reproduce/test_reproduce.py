@@ -30,7 +30,7 @@ from support.reproducing import (
 from support.tiny_vit import Registers, TinyVit
 
 from regcache.compiler.curation.curate import Curated
-from regcache.compiler.curation.record import CurationRecord
+from regcache.compiler.curation.record import AblationRecord, CurationRecord
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.encoder import prepare
 from regcache.compiler.job.options import Calibrator, CompileOptions
@@ -39,7 +39,7 @@ from regcache.compiler.reporter import Reporter
 from regcache.compiler.reproduce import reproduce, workshop
 from regcache.compiler.reproduce.kept import work_folder
 from regcache.compiler.reproduce.reproduce import Plan
-from regcache.compiler.reproduce.table import Reproduction, Table
+from regcache.compiler.reproduce.table import Reproduction, Row, Table
 from regcache.compiler.reproduce.tasks import Tasks
 from regcache.export.source import open_source
 from regcache.passes.preprocess import Preprocess
@@ -317,3 +317,36 @@ def test_registers_that_ship_are_in_the_measured_graph(
     expected = (there * before).sum(axis=1).mean()
     assert expected < 0.99  # arbitrary registers change the output
     assert abs(on.cosine - expected) < 0.002
+
+
+def test_an_ablation_has_rows_of_its_own(
+    encoder: Path, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = np.random.default_rng(0).standard_normal((2, SPEC.width)).astype(np.float32)
+    registers = Setting(candidates=(1,), start=1, end=3)
+    deletion = Setting(delete_at=1, delete_count=2)
+    both = registers.model_copy(update={"delete_at": 1, "delete_count": 2})
+    settings = {"naive": Setting(), "registers": registers, "deletion": deletion, "both": both}
+    known = {"error": 0.1, "largest_norm": 1.0, "improvement": None, "refused": None}
+    ablation = [
+        AblationRecord.model_validate({"part": part, "setting": setting} | known)
+        for part, setting in settings.items()
+    ]
+    options = CompileOptions(source=str(encoder), images=str(files.train), ablate=True)
+    plan = Plan(options, [Simulation.W8A8], [Calibrator.MIN_MAX], Tasks(files.val))
+
+    def rows(shipped: Setting) -> list[Row]:
+        record = CurationRecord(reason="because", setting=shipped, ablation=ablation)
+        curated = Curated(shipped, vectors[list(shipped.candidates)], record, vectors)
+        monkeypatch.setattr(workshop, "find_registers", lambda *_: curated)
+        return table_of(plan).rows[1:]
+
+    shipping, none = rows(both), rows(Setting())
+    alone = [f"registers alone: {registers}", f"deletion alone: {deletion}"]
+    assert [row.what for row in shipping] == ["off", str(both), *alone]
+    assert [row.what for row in none] == ["off", "R = 0", *alone, f"not shipped: {both}"]
+    assert [row.part for row in shipping] == ["naive", "both", "registers", "deletion"]
+    for one, other in ((1, 4), (2, 2), (3, 3)):  # the same encoder, whether it ships or not
+        assert shipping[one].cosine == none[other].cosine
+    assert none[0].cosine == none[1].cosine
+    assert len({row.cosine for row in shipping}) == 4

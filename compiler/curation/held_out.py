@@ -41,11 +41,12 @@ class HeldOut:
     def best(self, settings: Mapping[Setting, Floats]) -> Setting:
         """The one that another library's quantizer makes the least of an error of, or R = 0.
 
-        Their errors on the `rank` images are in `ranked` then, with that of R = 0.
+        Their errors on the `rank` images are in `ranked` then, with that of R = 0. Those that are
+        not the best so far are not run on the `decide` images.
         """
-        none = Setting()
-        found = self.measure({none: next(iter(settings.values()))[:0], **settings})
-        return min(found, key=lambda setting: self.ranked[setting].mean)
+        rivals = {Setting(): next(iter(settings.values()))[:0], **settings}
+        self._measure_really(rivals, only_if_best=True)
+        return min(rivals, key=lambda setting: self.ranked[setting].mean)
 
     def improvement(self, setting: Setting, tokens: Floats) -> Improvement:
         """A setting, with its registers [R, width], beside none."""
@@ -65,28 +66,35 @@ class HeldOut:
             found = self._tasks.run(
                 "deciding", decide_setting, trials, TrialResult, to_the_end=True
             )
+            self._known |= {trials[key].setting: result for key, result in found.items()}
         else:
-            found = {
-                key: self._really(self._really_quantized, trial)
-                for key, trial in self._tasks.reporter.progress(
-                    trials.items(), len(trials), f"quantizing with {self.other}"
-                )
-            }
-        self._known |= {trials[key].setting: result for key, result in found.items()}
+            new = {trial.setting: trial.tokens for trial in trials.values()}
+            self._measure_really(new)
         return {setting: self._known[setting] for setting in settings}
 
-    def _really(self, other: ReallyQuantized, trial: Trial) -> TrialResult:
-        workbench = self._workbench
-        try:
-            graph, _ = place_registers(workbench.graph, workbench.view, trial.setting, trial.tokens)
-        except InputError as error:
-            self.ranked[trial.setting] = TrialResult(refused=str(error))
-            return self.ranked[trial.setting]
+    def _measure_really(
+        self, settings: Mapping[Setting, Floats], *, only_if_best: bool = False
+    ) -> None:
+        label = f"quantizing with {self.other}"
+        steps = self._tasks.reporter.progress(settings.items(), len(settings), label)
+        for setting, tokens in steps:
+            self._quantize_really(Trial(setting, tokens), only_if_best=only_if_best)
+
+    def _quantize_really(self, trial: Trial, *, only_if_best: bool) -> None:
+        other, workbench, setting = self._really_quantized, self._workbench, trial.setting
+        assert other is not None
         images = workbench.study.images
-        outputs = other.run(graph, np.concatenate([images.rank, images.decide]))
-        split = len(images.rank)
-        self.ranked[trial.setting] = self._errors("rank", [item[:split] for item in outputs])
-        return self._errors("decide", [item[split:] for item in outputs])
+        try:
+            graph, _ = place_registers(workbench.graph, workbench.view, setting, trial.tokens)
+        except InputError as error:
+            self.ranked[setting] = self._known[setting] = TrialResult(refused=str(error))
+            return
+        with other.open(graph, setting.model_copy(update={"bounded": False})) as run:
+            ranked = self._errors("rank", run(images.rank))
+            least = min((result.mean for result in self.ranked.values()), default=ranked.mean)
+            self.ranked[setting] = ranked
+            if ranked.mean <= least or not only_if_best:
+                self._known[setting] = self._errors("decide", run(images.decide))
 
     def _errors(self, images: Literal["rank", "decide"], outputs: list[Floats]) -> TrialResult:
         errors = output_errors(self._workbench.references(images), outputs)

@@ -1,12 +1,13 @@
 """Another library's quantizer, really called, to decide whether registers help it."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.passes.errors import InputError, first_line
+from regcache.passes.marks import BOUNDED
 from regcache.passes.onnx_file import LARGEST_SINGLE_FILE, constant_bytes, load_model, save_graph
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.session import OrtSession, fill_batch
@@ -24,6 +26,8 @@ from regcache.runtime.session import OrtSession, fill_batch
 Floats = NDArray[np.float32]
 Batches = list[dict[str, Floats]]
 """Calibration images, each run under the name of the model's input."""
+Ranges = Any
+"""A library's own object of the ranges that it found."""
 
 
 class OtherQuantizer(StrEnum):
@@ -44,6 +48,8 @@ class OtherQuantizer(StrEnum):
             raise InputError(f"--for {self.value} needs {wanted}: pip install {wanted}")
 
 
+# The option of quantize_static that keeps ranges in a file, which older versions do not have.
+_CACHE = "calibration_cache_path"
 _PACKAGES = {
     OtherQuantizer.ORT: ("onnxruntime", "onnxruntime"),
     OtherQuantizer.NNCF: ("nncf", "nncf"),
@@ -62,25 +68,35 @@ class ReallyQuantized:
     outputs: Sequence[str]
     batch: int
     threads: int | None = None
+    _ranges: dict[Hashable, Ranges] = field(default_factory=dict)
 
-    def run(self, graph: gs.Graph, images: Floats) -> list[Floats]:
-        """The outputs of the quantized graph, float32 [N, ...], for `images`.
+    @contextmanager
+    def open(
+        self, graph: gs.Graph, unbounded: Hashable
+    ) -> Iterator[Callable[[Floats], list[Floats]]]:
+        """Quantize a graph, and yield what computes its outputs, float32 [N, ...], for images.
 
-        They are computed as ONNX Runtime computes that model here, in integers. Raises InputError
-        with the library's own words where it fails.
+        They are computed as ONNX Runtime computes that model here, in integers. `unbounded`: what
+        the graph is but for BoundHidden; graphs of which that is the same are calibrated once where
+        the library takes ranges. Raises InputError with the library's own words where it fails.
         """
         size = graph.inputs[0].shape[0]
         size = size if isinstance(size, int) else self.batch
         with temporary_folder() as folder:
             model, quantized = folder / "float.onnx", folder / "quantized.onnx"
             save_graph(graph, model)
-            chunks = _chunks(self.fit, size)
-            feeds = [{graph.inputs[0].name: fill_batch(chunk, size)} for chunk in chunks]
-            large = constant_bytes(graph) > LARGEST_SINGLE_FILE
+            name, chunks = graph.inputs[0].name, _chunks(self.fit, size)
+            feeds = [{name: fill_batch(chunk, size)} for chunk in chunks]
+            work = _Work(model, graph, feeds, quantized, self._ranges.get(unbounded))
             with _said_by(self.quantizer):
-                _QUANTIZE[self.quantizer](model, feeds, quantized, large)
+                found = _QUANTIZE[self.quantizer](work)
+            if found is not None:
+                self._ranges[unbounded] = found
             with OrtSession(quantized, threads=self.threads, outputs=self.outputs) as session:
-                found = [session.run(chunk) for chunk in _chunks(images, size)]
+                yield lambda images: self._run(session, images, size)
+
+    def _run(self, session: OrtSession, images: Floats, size: int) -> list[Floats]:
+        found = [session.run(chunk) for chunk in _chunks(images, size)]
         kept = range(len(self.outputs))
         return [np.concatenate([outputs[index] for outputs in found]) for index in kept]
 
@@ -102,40 +118,77 @@ def _said_by(quantizer: OtherQuantizer) -> Iterator[None]:
         logging.disable(before)
 
 
-def _with_ort(model: Path, feeds: Batches, output: Path, large: bool) -> None:
-    """quantize_static as it comes, min-max; uint8 activations, and int8 weights per channel."""
+@dataclass(frozen=True)
+class _Work:
+    """A model to quantize: its file and `graph`, images, the file to write, and known ranges."""
+
+    model: Path
+    graph: gs.Graph
+    feeds: Batches
+    output: Path
+    known: Ranges | None = None
+
+    @property
+    def large(self) -> bool:
+        """Whether the weights are too large for the model's own file."""
+        return constant_bytes(self.graph) > LARGEST_SINGLE_FILE
+
+
+def _with_ort(work: _Work) -> Ranges | None:
+    """quantize_static as it comes, min-max; uint8 activations, and int8 weights per channel.
+
+    Returns the ranges, where this version of it gives and takes them.
+    """
     quantization = import_module("onnxruntime.quantization")
-    items = iter(feeds)
+    items = iter(work.feeds)
     reader = type(
         "Reader",
         (quantization.CalibrationDataReader,),
         {"get_next": lambda _: next(items, None)},
     )
+    cache, more = work.output.with_name("ranges.json"), dict[str, Any]()
+    if _CACHE in signature(quantization.quantize_static).parameters:
+        more = {_CACHE: cache}
+        if work.known is not None:
+            _bound(work.graph, work.known, quantization.TensorData)
+            quantization.save_tensors_data(work.known, cache)
     quantization.quantize_static(
-        model,
-        output,
+        work.model,
+        work.output,
         reader(),
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
         per_channel=True,
-        use_external_data_format=large,
+        use_external_data_format=work.large,
+        **more,
     )
+    return quantization.load_tensors_data(cache) if more else None
 
 
-def _with_nncf(model: Path, feeds: Batches, output: Path, large: bool) -> None:
+def _bound(graph: gs.Graph, ranges: Ranges, kind: Any) -> None:
+    """Add to the ranges what BoundHidden's Clips compute of them."""
+    for node in graph.nodes:
+        if node.name.startswith(BOUNDED):
+            (product, low), (clipped,) = node.inputs, node.outputs
+            least, most = ranges[product.name].range_value
+            values = (np.maximum(item, low.values).astype(np.float32) for item in (least, most))
+            ranges.data[clipped.name] = kind(lowest=next(values), highest=next(values))
+
+
+def _with_nncf(work: _Work) -> None:
     """NNCF's post-training quantization for transformers, with its defaults."""
     nncf: Any = import_module("nncf")
     with redirect_stdout(StringIO()):  # Rich's progress bars
         quantized = nncf.quantize(
-            load_model(model),
-            nncf.Dataset(feeds),
+            load_model(work.model),
+            nncf.Dataset(work.feeds),
             model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(feeds),
+            subset_size=len(work.feeds),
         )
-    onnx.save(quantized, output, save_as_external_data=large)
+    onnx.save(quantized, work.output, save_as_external_data=work.large)
 
 
-_QUANTIZE: Mapping[OtherQuantizer, Callable[[Path, Batches, Path, bool], None]] = {
+_QUANTIZE: Mapping[OtherQuantizer, Callable[[_Work], Ranges | None]] = {
     OtherQuantizer.ORT: _with_ort,
     OtherQuantizer.NNCF: _with_nncf,
 }

@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -207,15 +208,15 @@ def test_where_the_quantizer_is_better_off_without(
     source: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R = 0, the exported file, and a line that says so."""
-    run, plain = other_quantizer.ReallyQuantized.run, [True]
+    run = other_quantizer.ReallyQuantized.open
 
-    def worse(self: Any, graph: Any, images: Any) -> Any:
-        outputs = run(self, graph, images)
-        noise = 0.0 if plain.pop() else 100.0
-        plain.append(False)
-        return [item + noise for item in outputs]
+    @contextmanager
+    def worse(self: Any, graph: Any, unbounded: Any) -> Iterator[Callable[[Any], list[Any]]]:
+        noise = 100.0 if unbounded.changes or BOUNDED in str(graph.nodes) else 0.0
+        with run(self, graph, unbounded) as outputs:
+            yield lambda images: [item + noise for item in outputs(images)]
 
-    monkeypatch.setattr(other_quantizer.ReallyQuantized, "run", worse)
+    monkeypatch.setattr(other_quantizer.ReallyQuantized, "open", worse)
     output, exported = tmp_path / "encoder.onnx", tmp_path / "float.onnx"
     assert run_regcache("export", source, "-o", exported).code == 0
     outcome = run_regcache("registers", source, "--images", images, "-o", output, "--for", "ort")

@@ -1,0 +1,175 @@
+"""Other libraries' quantizers: how they are called, and how often."""
+
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+from onnxruntime import quantization
+from onnxruntime.quantization.calibrate import MinMaxCalibrater
+from support.workbench_cases import Case, make_case, random_tokens, run_named
+
+from regcache.compiler.curation import other_quantizer
+from regcache.compiler.curation.held_out import HeldOut
+from regcache.compiler.curation.other_quantizer import OtherQuantizer, ReallyQuantized
+from regcache.compiler.curation.search import SearchTasks
+from regcache.compiler.curation.setting import Setting, place_registers
+from regcache.compiler.reporter import Reporter
+
+NONE, BOUNDED = Setting(), Setting(bounded=True)
+REGISTERS = Setting(candidates=(0,), start=1, end=3)
+
+
+@pytest.fixture
+def case() -> Case:
+    return make_case()
+
+
+def placed(case: Case, setting: Setting) -> gs.Graph:
+    tokens = random_tokens(case.vit.spec, setting.count)
+    return place_registers(case.workbench.graph, case.workbench.view, setting, tokens)[0]
+
+
+def quantizer(case: Case, library: OtherQuantizer) -> ReallyQuantized:
+    return ReallyQuantized(library, case.study.images.fit, case.workbench.outputs, 2, threads=1)
+
+
+def outputs(really: ReallyQuantized, case: Case, setting: Setting) -> list[Any]:
+    unbounded = setting.model_copy(update={"bounded": False})
+    with really.open(placed(case, setting), unbounded) as run:
+        return run(case.study.images.rank)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one for each calibration."""
+    collect, found = MinMaxCalibrater.collect_data, list[int]()
+
+    def counted(self: Any, reader: Any) -> None:
+        found.append(1)
+        collect(self, reader)
+
+    monkeypatch.setattr(MinMaxCalibrater, "collect_data", counted)
+    return found
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["ranges are kept", "an older version"])
+def test_a_bound_is_not_calibrated_again(
+    keeps: bool, case: Case, runs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers are those of a calibration of its own, to the last bit."""
+    if not keeps:
+        monkeypatch.setattr(other_quantizer, "_CACHE", "not an option")
+    elif not hasattr(quantization, "load_tensors_data"):
+        pytest.skip("this ONNX Runtime does not keep ranges")
+    shared = quantizer(case, OtherQuantizer.ORT)
+    for setting in (NONE, BOUNDED, REGISTERS):
+        found = outputs(shared, case, setting)
+        own = outputs(quantizer(case, OtherQuantizer.ORT), case, setting)
+        for one, other in zip(found, own, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert len(runs) == (5 if keeps else 6)
+
+
+def test_only_the_best_so_far_is_run_on_the_images_that_decide(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = {NONE: 0.5, REGISTERS: 0.75, BOUNDED: 0.25}
+    asked, current = list[tuple[Setting, str]](), list[Setting]()
+
+    class Pretended(HeldOut):
+        def _errors(self, images: Any, outputs: Any) -> Any:
+            asked.append((current[-1], images))
+            result = super()._errors(images, outputs)
+            return type(result)((errors[current[-1]],) * len(result.errors))
+
+    held_out = Pretended(
+        case.workbench,
+        cast("SearchTasks", SimpleNamespace(reporter=Reporter())),
+        OtherQuantizer.ORT,
+    )
+    place = place_registers
+
+    def noted(graph: Any, view: Any, setting: Setting, tokens: Any) -> Any:
+        current.append(setting)
+        return place(graph, view, setting, tokens)
+
+    monkeypatch.setattr("regcache.compiler.curation.held_out.place_registers", noted)
+    tokens = random_tokens(case.vit.spec, 1)
+    assert held_out.best({REGISTERS: tokens, BOUNDED: tokens[:0]}) == BOUNDED
+    both = ("rank", "decide")
+    expected = [(NONE, image) for image in both] + [(REGISTERS, "rank")]
+    assert asked == expected + [(BOUNDED, image) for image in both]
+    assert {setting: found.mean for setting, found in held_out.ranked.items()} == errors
+    asked.clear()
+    assert held_out.improvement(BOUNDED, tokens[:0]).gain == 0.25
+    assert not asked  # both are known
+    assert held_out.measure({REGISTERS: tokens})[REGISTERS].mean == 0.75
+    assert asked == [(REGISTERS, image) for image in both]
+
+
+@pytest.fixture
+def pretended_nncf(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A module that hands models back as they are, and what it was called with."""
+    calls = list[dict[str, Any]]()
+
+    def quantize(model: onnx.ModelProto, dataset: list[Any], **more: Any) -> onnx.ModelProto:
+        print("a progress bar")
+        calls.append({"model": model, "dataset": dataset, **more})
+        return model
+
+    module = ModuleType("nncf")
+    module.__spec__ = ModuleSpec("nncf", None)
+    vars(module).update(
+        quantize=quantize,
+        Dataset=list,
+        ModelType=SimpleNamespace(TRANSFORMER="transformer"),
+    )
+    monkeypatch.setitem(sys.modules, "nncf", module)
+    return calls
+
+
+def test_how_nncf_is_called(
+    case: Case, pretended_nncf: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    OtherQuantizer.NNCF.check()
+    found = outputs(quantizer(case, OtherQuantizer.NNCF), case, NONE)
+    (call,) = pretended_nncf
+    onnx.checker.check_model(call["model"])
+    feeds, fit = call["dataset"], case.study.images.fit
+    assert [list(feed) for feed in feeds] == [[call["model"].graph.input[0].name]] * len(feeds)
+    pixels = np.concatenate([next(iter(feed.values())) for feed in feeds])
+    np.testing.assert_array_equal(pixels[: len(fit)], fit)
+    assert (call["model_type"], call["subset_size"]) == ("transformer", len(feeds))
+    names = case.workbench.outputs
+    references = case.workbench.references("rank")
+    for name, one, other in zip(names, found, references, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5, err_msg=name)
+    assert not capsys.readouterr().out
+
+
+def test_what_nncf_says_of_its_failure(
+    case: Case, pretended_nncf: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such operator\nhere")
+
+    monkeypatch.setattr(sys.modules["nncf"], "quantize", fail)
+    with pytest.raises(other_quantizer.InputError, match=r"^--for nncf: no such operator$"):
+        outputs(quantizer(case, OtherQuantizer.NNCF), case, NONE)
+    assert not pretended_nncf
+
+
+@pytest.mark.parametrize("setting", [NONE, REGISTERS], ids=["without", "with registers"])
+def test_nncf_itself(setting: Setting, case: Case) -> None:
+    """Where it is installed: the outputs are close to those in float, and are others."""
+    pytest.importorskip("nncf")
+    found = outputs(quantizer(case, OtherQuantizer.NNCF), case, setting)
+    graph, images = placed(case, setting), case.study.images.rank
+    wanted = run_named(graph, list(case.workbench.outputs), images)
+    for one, other in zip(found, wanted, strict=True):
+        assert 0 < np.abs(one - other).max() < 0.2 * np.abs(other).max()

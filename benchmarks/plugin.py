@@ -204,7 +204,7 @@ def as_json(row: Row) -> dict[str, Any]:
 
 
 def summary(peer: str, rows: list[Row]) -> str:
-    """A peer's medians in a line."""
+    """A peer's medians in a line, with the range of the shares."""
     own = [row for row in rows if row.peer == peer]
     measured = [row for row in own if row.failure is None]
     if not measured:
@@ -214,7 +214,8 @@ def summary(peer: str, rows: list[Row]) -> str:
     shares = [row.regained for row in measured if row.regained is not None]
     said = "no gap"
     if shares:
-        said = f"{np.median(shares):.2f} of the gap regained, {len(shares)} seeds with a gap"
+        said = f"{np.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}) of the gap"
+        said += f" regained, {len(shares)} seeds with a gap"
     return f"{peer}: un-planted {medians[0]}, with registers {medians[1]}; " + (
         f"planted {medians[2]}, with registers {medians[3]}; {said}"
     )

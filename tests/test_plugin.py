@@ -19,7 +19,7 @@ def test_the_share_of_the_gap() -> None:
     assert worse.regained == pytest.approx(-0.1)
     said = summary("ort", [row, none, worse])
     assert said.startswith("ort: un-planted 0.0200, with registers 0.0200; planted 0.1200")
-    assert said.endswith("0.35 of the gap regained, 2 seeds with a gap")
+    assert said.endswith("; 0.35 (-0.10 to 0.80) of the gap regained, 2 seeds with a gap")
     assert summary("ort", [none]).endswith("; no gap")
     failed = Row(0, "nncf", "w8a8", failure="skipped: there is no python")
     assert summary("nncf", [failed]) == "nncf: not measured: skipped: there is no python"

@@ -17,6 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from regcache.compiler.curation.tensor_ranges import tensor_ranges
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.marks import BOUNDED
 from regcache.passes.onnx_file import LARGEST_SINGLE_FILE, constant_bytes, load_model, save_graph
@@ -26,8 +27,8 @@ from regcache.runtime.session import OrtSession, fill_batch
 Floats = NDArray[np.float32]
 Batches = list[dict[str, Floats]]
 """Calibration images, each run under the name of the model's input."""
-Ranges = Any
-"""A library's own object of the ranges that it found."""
+Ranges = Mapping[str, tuple[Floats, Floats]]
+"""The least and the largest value of each tensor, by name."""
 
 
 class OtherQuantizer(StrEnum):
@@ -137,21 +138,23 @@ class _Work:
 def _with_ort(work: _Work) -> Ranges | None:
     """quantize_static as it comes, min-max; uint8 activations, and int8 weights per channel.
 
-    Returns the ranges, where this version of it gives and takes them.
+    Returns the ranges, where this version of it takes them: then it does not find them itself, in
+    a run without any optimization for each rival.
     """
     quantization = import_module("onnxruntime.quantization")
-    items = iter(work.feeds)
+    items, more, ranges = iter(work.feeds), dict[str, Any](), None
     reader = type(
         "Reader",
         (quantization.CalibrationDataReader,),
         {"get_next": lambda _: next(items, None)},
     )
-    cache, more = work.output.with_name("ranges.json"), dict[str, Any]()
     if _CACHE in signature(quantization.quantize_static).parameters:
-        more = {_CACHE: cache}
-        if work.known is not None:
-            _bound(work.graph, work.known, quantization.TensorData)
-            quantization.save_tensors_data(work.known, cache)
+        batches = (next(iter(feed.values())) for feed in work.feeds)
+        ranges = work.known or tensor_ranges(work.graph, batches)
+        more[_CACHE] = work.output.with_name("ranges.json")
+        method = quantization.CalibrationMethod.MinMax
+        data = quantization.TensorsData(method, {**ranges, **_bounded(work.graph, ranges)})
+        quantization.save_tensors_data(data, more[_CACHE])
     quantization.quantize_static(
         work.model,
         work.output,
@@ -162,17 +165,18 @@ def _with_ort(work: _Work) -> Ranges | None:
         use_external_data_format=work.large,
         **more,
     )
-    return quantization.load_tensors_data(cache) if more else None
+    return ranges
 
 
-def _bound(graph: gs.Graph, ranges: Ranges, kind: Any) -> None:
-    """Add to the ranges what BoundHidden's Clips compute of them."""
+def _bounded(graph: gs.Graph, ranges: Ranges) -> Ranges:
+    """The ranges of what BoundHidden's Clips compute, of those of what they read."""
+    found = {}
     for node in graph.nodes:
         if node.name.startswith(BOUNDED):
-            (product, low), (clipped,) = node.inputs, node.outputs
-            least, most = ranges[product.name].range_value
-            values = (np.maximum(item, low.values).astype(np.float32) for item in (least, most))
-            ranges.data[clipped.name] = kind(lowest=next(values), highest=next(values))
+            product, low = node.inputs
+            least, most = (np.maximum(item, low.values) for item in ranges[product.name])
+            found[node.outputs[0].name] = (least, most)
+    return found
 
 
 def _with_nncf(work: _Work) -> None:

@@ -19,10 +19,10 @@ def _rivals(search: Search, best: Setting, other: OtherQuantizer) -> list[Settin
 
     Where the library rounds what linears compute, that is bounded, as registers that hold a unit
     back make a new outlier there, which a bound takes away. The best comes without a bound, too,
-    and a bound without registers.
+    and a bound without registers. Tokens would be an outlier there that nothing takes away.
     """
     found = [best]
-    if best.count:
+    if best.count and not other.rounds_outputs:
         found.append(best.model_copy(update={"mode": "token" if best.mode == "kv" else "kv"}))
     without = search.best(lambda one: set(one.candidates) != set(best.candidates))
     if without is not None:

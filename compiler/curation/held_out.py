@@ -41,12 +41,12 @@ class HeldOut:
     def best(self, settings: Mapping[Setting, Floats]) -> Setting:
         """The one that another library's quantizer makes the least of an error of, or R = 0.
 
-        Their errors on the `rank` images are in `ranked` then, with that of R = 0. Those that are
-        not the best so far are not run on the `decide` images.
+        Their errors on the `rank` images are in `ranked` then, with that of R = 0; a bound that no
+        image reaches is left out. What is not the best so far is not run on the `decide` images.
         """
         rivals = {Setting(): next(iter(settings.values()))[:0], **settings}
         self._measure_really(rivals, only_if_best=True)
-        return min(rivals, key=lambda setting: self.ranked[setting].mean)
+        return min(self.ranked, key=lambda setting: self.ranked[setting].mean)
 
     def improvement(self, setting: Setting, tokens: Floats) -> Improvement:
         """A setting, with its registers [R, width], beside none."""
@@ -89,12 +89,16 @@ class HeldOut:
         except InputError as error:
             self.ranked[setting] = self._known[setting] = TrialResult(refused=str(error))
             return
-        with other.open(graph, setting.model_copy(update={"bounded": False})) as run:
-            ranked = self._errors("rank", run(images.rank))
+        with other.open(graph) as quantized:
+            if only_if_best and setting.bounded and not quantized.bound_reached:
+                setting = setting.model_copy(update={"bounded": False})
+                if setting in self.ranked:
+                    return
+            ranked = self._errors("rank", quantized.run(images.rank))
             least = min((result.mean for result in self.ranked.values()), default=ranked.mean)
             self.ranked[setting] = ranked
             if ranked.mean <= least or not only_if_best:
-                self._known[setting] = self._errors("decide", run(images.decide))
+                self._known[setting] = self._errors("decide", quantized.run(images.decide))
 
     def _errors(self, images: Literal["rank", "decide"], outputs: list[Floats]) -> TrialResult:
         errors = output_errors(self._workbench.references(images), outputs)

@@ -1,9 +1,9 @@
 """Another library's quantizer, really called, to decide whether registers help it."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
 from importlib.util import find_spec
@@ -58,10 +58,28 @@ _PACKAGES = {
 
 
 @dataclass(frozen=True)
-class ReallyQuantized:
-    """Quantizes float graphs with `quantizer`, calibrated on the images `fit`, and runs them.
+class Quantized:
+    """What a library made of a graph, ready to run, `batch` images at a time.
 
-    `outputs`: names of the outputs that are returned. `batch`: images in a run.
+    `bound_reached`: whether images drove anything below a bound of BoundHidden, as far as is known.
+    """
+
+    session: OrtSession
+    outputs: int
+    batch: int
+    bound_reached: bool
+
+    def run(self, images: Floats) -> list[Floats]:
+        """The outputs, float32 [N, ...], as ONNX Runtime computes them here, in integers."""
+        found = [self.session.run(chunk) for chunk in _chunks(images, self.batch)]
+        return [np.concatenate([one[index] for one in found]) for index in range(self.outputs)]
+
+
+@dataclass(frozen=True)
+class ReallyQuantized:
+    """Quantizes float graphs with `quantizer`, calibrated on the images `fit`.
+
+    `outputs`: names of the outputs that are computed. `batch`: images in a run.
     """
 
     quantizer: OtherQuantizer
@@ -69,18 +87,10 @@ class ReallyQuantized:
     outputs: Sequence[str]
     batch: int
     threads: int | None = None
-    _ranges: dict[Hashable, Ranges] = field(default_factory=dict)
 
     @contextmanager
-    def open(
-        self, graph: gs.Graph, unbounded: Hashable
-    ) -> Iterator[Callable[[Floats], list[Floats]]]:
-        """Quantize a graph, and yield what computes its outputs, float32 [N, ...], for images.
-
-        They are computed as ONNX Runtime computes that model here, in integers. `unbounded`: what
-        the graph is but for BoundHidden; graphs of which that is the same are calibrated once where
-        the library takes ranges. Raises InputError with the library's own words where it fails.
-        """
+    def open(self, graph: gs.Graph) -> Iterator[Quantized]:
+        """Quantize a graph. Raises InputError with the library's own words where it fails."""
         size = graph.inputs[0].shape[0]
         size = size if isinstance(size, int) else self.batch
         with temporary_folder() as folder:
@@ -88,18 +98,11 @@ class ReallyQuantized:
             save_graph(graph, model)
             name, chunks = graph.inputs[0].name, _chunks(self.fit, size)
             feeds = [{name: fill_batch(chunk, size)} for chunk in chunks]
-            work = _Work(model, graph, feeds, quantized, self._ranges.get(unbounded))
             with _said_by(self.quantizer):
-                found = _QUANTIZE[self.quantizer](work)
-            if found is not None:
-                self._ranges[unbounded] = found
+                ranges = _QUANTIZE[self.quantizer](_Work(model, graph, feeds, quantized))
+            reached = ranges is None or _bound_reached(graph, ranges)
             with OrtSession(quantized, threads=self.threads, outputs=self.outputs) as session:
-                yield lambda images: self._run(session, images, size)
-
-    def _run(self, session: OrtSession, images: Floats, size: int) -> list[Floats]:
-        found = [session.run(chunk) for chunk in _chunks(images, size)]
-        kept = range(len(self.outputs))
-        return [np.concatenate([outputs[index] for outputs in found]) for index in kept]
+                yield Quantized(session, len(self.outputs), size, reached)
 
 
 def _chunks(images: Floats, size: int) -> list[Floats]:
@@ -121,13 +124,12 @@ def _said_by(quantizer: OtherQuantizer) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Work:
-    """A model to quantize: its file and `graph`, images, the file to write, and known ranges."""
+    """A model to quantize: its file and `graph`, images, and the file to write."""
 
     model: Path
     graph: gs.Graph
     feeds: Batches
     output: Path
-    known: Ranges | None = None
 
     @property
     def large(self) -> bool:
@@ -138,8 +140,8 @@ class _Work:
 def _with_ort(work: _Work) -> Ranges | None:
     """quantize_static as it comes, min-max; uint8 activations, and int8 weights per channel.
 
-    Returns the ranges, where this version of it takes them: then it does not find them itself, in
-    a run without any optimization for each rival.
+    Returns the ranges, where this version of it takes them: its own run to find them is without
+    any optimization.
     """
     quantization = import_module("onnxruntime.quantization")
     items, more, ranges = iter(work.feeds), dict[str, Any](), None
@@ -150,10 +152,9 @@ def _with_ort(work: _Work) -> Ranges | None:
     )
     if _CACHE in signature(quantization.quantize_static).parameters:
         batches = (next(iter(feed.values())) for feed in work.feeds)
-        ranges = work.known or tensor_ranges(work.graph, batches)
+        ranges = tensor_ranges(work.graph, batches)
         more[_CACHE] = work.output.with_name("ranges.json")
-        method = quantization.CalibrationMethod.MinMax
-        data = quantization.TensorsData(method, {**ranges, **_bounded(work.graph, ranges)})
+        data = quantization.TensorsData(quantization.CalibrationMethod.MinMax, ranges)
         quantization.save_tensors_data(data, more[_CACHE])
     quantization.quantize_static(
         work.model,
@@ -168,15 +169,10 @@ def _with_ort(work: _Work) -> Ranges | None:
     return ranges
 
 
-def _bounded(graph: gs.Graph, ranges: Ranges) -> Ranges:
-    """The ranges of what BoundHidden's Clips compute, of those of what they read."""
-    found = {}
-    for node in graph.nodes:
-        if node.name.startswith(BOUNDED):
-            product, low = node.inputs
-            least, most = (np.maximum(item, low.values) for item in ranges[product.name])
-            found[node.outputs[0].name] = (least, most)
-    return found
+def _bound_reached(graph: gs.Graph, ranges: Ranges) -> bool:
+    clips = (node for node in graph.nodes if node.name.startswith(BOUNDED))
+    products = ((node.inputs[0].name, float(node.inputs[1].values)) for node in clips)
+    return any(float(ranges[name][0].min()) < low for name, low in products)
 
 
 def _with_nncf(work: _Work) -> None:

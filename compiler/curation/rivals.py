@@ -17,9 +17,9 @@ def choose(search: Search, best: Setting, held_out: HeldOut) -> Setting:
 def _rivals(search: Search, best: Setting, other: OtherQuantizer) -> list[Setting]:
     """The best setting of the search, the same as tokens, and the best without its registers.
 
-    Where the library rounds what linears compute, that is bounded, as registers that hold a unit
-    back make a new outlier there, which a bound takes away. The best comes without a bound, too,
-    and a bound without registers. Tokens would be an outlier there that nothing takes away.
+    Where the library rounds what linears compute, these are bounded, as registers that hold a unit
+    back make a new outlier there, which a bound takes away; and there is a bound without registers.
+    Tokens would be an outlier there that nothing takes away.
     """
     found = [best]
     if best.count and not other.rounds_outputs:
@@ -28,6 +28,5 @@ def _rivals(search: Search, best: Setting, other: OtherQuantizer) -> list[Settin
     if without is not None:
         found.append(without)
     if other.rounds_outputs:
-        bounded = [one.model_copy(update={"bounded": True}) for one in (*found, Setting())]
-        found = [best, *bounded]
+        found = [one.model_copy(update={"bounded": True}) for one in (*found, Setting())]
     return list(dict.fromkeys(found))

@@ -2,9 +2,10 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,8 @@ class TestJudgedByOrt:
         curation = RegistersResult.model_validate_json(text).curation
         without, best, *others = curation.judged
         assert not without.setting.changes
-        assert best.setting == min(curation.tried, key=lambda one: one.error or np.inf).setting
+        found = min(curation.tried, key=lambda one: one.error or np.inf).setting
+        assert best.setting == found.model_copy(update={"bounded": True})
         assert {one.setting.bounded for one in others} == {True}
         assert {one.setting.mode for one in others} == {"kv"}
         chosen = min(curation.judged, key=lambda one: one.error or np.inf)
@@ -211,10 +213,13 @@ def test_where_the_quantizer_is_better_off_without(
     run = other_quantizer.ReallyQuantized.open
 
     @contextmanager
-    def worse(self: Any, graph: Any, unbounded: Any) -> Iterator[Callable[[Any], list[Any]]]:
-        noise = 100.0 if unbounded.changes or BOUNDED in str(graph.nodes) else 0.0
-        with run(self, graph, unbounded) as outputs:
-            yield lambda images: [item + noise for item in outputs(images)]
+    def worse(self: Any, graph: Any) -> Iterator[Any]:
+        noise = 100.0 if BOUNDED in str(graph.nodes) else 0.0
+        with run(self, graph) as made:
+            yield SimpleNamespace(
+                bound_reached=True,
+                run=lambda images: [item + noise for item in made.run(images)],
+            )
 
     monkeypatch.setattr(other_quantizer.ReallyQuantized, "open", worse)
     output, exported = tmp_path / "encoder.onnx", tmp_path / "float.onnx"

@@ -24,6 +24,7 @@ from regcache.passes.onnx_file import save_graph
 
 NONE, BOUNDED = Setting(), Setting(bounded=True)
 REGISTERS = Setting(candidates=(0,), start=1, end=3)
+DELETION = Setting(delete_at=1, delete_count=1)
 BOTH = REGISTERS.model_copy(update={"bounded": True})
 
 
@@ -42,9 +43,8 @@ def quantizer(case: Case, library: OtherQuantizer) -> ReallyQuantized:
 
 
 def outputs(really: ReallyQuantized, case: Case, setting: Setting) -> list[Any]:
-    unbounded = setting.model_copy(update={"bounded": False})
-    with really.open(placed(case, setting), unbounded) as run:
-        return run(case.study.images.rank)
+    with really.open(placed(case, setting)) as quantized:
+        return quantized.run(case.study.images.rank)
 
 
 @pytest.mark.parametrize("setting", [NONE, BOTH], ids=["without", "with registers and bound"])
@@ -66,37 +66,37 @@ def test_its_own_calibration_finds_the_same_ranges(
         np.testing.assert_allclose(found[key], pair, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("takes", [True, False], ids=["takes ranges", "an older version"])
-def test_rivals_that_differ_in_the_bound_share_their_ranges(
-    takes: bool, case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever finds the ranges, the outputs are those of ranges of its own."""
-    if takes and not hasattr(quantization, "save_tensors_data"):
+def test_a_version_that_takes_no_ranges(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds them itself, and the outputs are the same but for numbers on a tie."""
+    if not hasattr(quantization, "save_tensors_data"):
         pytest.skip("this ONNX Runtime takes no ranges")
-    runs = list[int]()
-
-    def counted(*given: Any) -> Any:
-        runs.append(1)
-        return tensor_ranges(*given)
-
-    monkeypatch.setattr(other_quantizer, "tensor_ranges", counted)
-    if not takes:
-        monkeypatch.setattr(other_quantizer, "_CACHE", "no option")
-    shared = quantizer(case, OtherQuantizer.ORT)
-    settings = (NONE, BOUNDED)
-    found = [outputs(shared, case, setting) for setting in settings]
-    assert len(runs) == (1 if takes else 0)
+    found = outputs(quantizer(case, OtherQuantizer.ORT), case, BOTH)
     monkeypatch.setattr(other_quantizer, "_CACHE", "no option")
-    for setting, rows in zip(settings, found, strict=True):
-        own = outputs(quantizer(case, OtherQuantizer.ORT), case, setting)
-        for one, other in zip(rows, own, strict=True):  # but for a number on a tie
-            np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())
+    monkeypatch.delattr(other_quantizer, "tensor_ranges")
+    own = outputs(quantizer(case, OtherQuantizer.ORT), case, BOTH)
+    for one, other in zip(found, own, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("bound", [-1000.0, None], ids=["idle", "as it comes"])
+def test_whether_a_bound_is_reached(bound: float | None, case: Case) -> None:
+    if not hasattr(quantization, "save_tensors_data"):
+        pytest.skip("this ONNX Runtime takes no ranges")
+    graph = placed(case, BOUNDED)
+    products = {node.inputs[0].name: node.inputs[1] for node in graph.nodes if node.op == "Clip"}
+    images = case.study.images.fit
+    least = min(float(tensor_ranges(graph, [images])[name][0].min()) for name in products)
+    for low in products.values():
+        low.values = np.array(least / 2 if bound is None else bound, np.float32)
+    with quantizer(case, OtherQuantizer.ORT).open(graph) as quantized:
+        assert quantized.bound_reached is (bound is None)
 
 
 def test_only_the_best_so_far_is_run_on_the_images_that_decide(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = {NONE: 0.5, REGISTERS: 0.75, BOUNDED: 0.25}
+    """And a bound that no image reaches is left out: that one is R = 0 again."""
+    errors = {NONE: 0.5, REGISTERS: 0.75, DELETION: 0.25}
     asked, current = list[tuple[Setting, str]](), list[Setting]()
 
     class Pretended(HeldOut):
@@ -105,26 +105,23 @@ def test_only_the_best_so_far_is_run_on_the_images_that_decide(
             result = super()._errors(images, outputs)
             return type(result)((errors[current[-1]],) * len(result.errors))
 
-    held_out = Pretended(
-        case.workbench,
-        cast("SearchTasks", SimpleNamespace(reporter=Reporter())),
-        OtherQuantizer.ORT,
-    )
-    place = place_registers
-
     def noted(graph: Any, view: Any, setting: Setting, tokens: Any) -> Any:
         current.append(setting)
-        return place(graph, view, setting, tokens)
+        return place_registers(graph, view, setting, tokens)
 
     monkeypatch.setattr("regcache.compiler.curation.held_out.place_registers", noted)
+    tasks = cast("SearchTasks", SimpleNamespace(reporter=Reporter()))
+    held_out = Pretended(case.workbench, tasks, OtherQuantizer.ORT)
     tokens = random_tokens(case.vit.spec, 1)
-    assert held_out.best({REGISTERS: tokens, BOUNDED: tokens[:0]}) == BOUNDED
+    rivals = {REGISTERS: tokens, BOUNDED: tokens[:0], DELETION: tokens[:0]}
+    assert held_out.best(rivals) == DELETION
+    assert current == [NONE, *rivals]
     both = ("rank", "decide")
     expected = [(NONE, image) for image in both] + [(REGISTERS, "rank")]
-    assert asked == expected + [(BOUNDED, image) for image in both]
+    assert asked == expected + [(DELETION, image) for image in both]
     assert {setting: found.mean for setting, found in held_out.ranked.items()} == errors
     asked.clear()
-    assert held_out.improvement(BOUNDED, tokens[:0]).gain == 0.25
+    assert held_out.improvement(DELETION, tokens[:0]).gain == 0.25
     assert not asked  # both are known
     assert held_out.measure({REGISTERS: tokens})[REGISTERS].mean == 0.75
     assert asked == [(REGISTERS, image) for image in both]

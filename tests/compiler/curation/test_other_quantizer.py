@@ -20,6 +20,7 @@ from regcache.compiler.curation.search import SearchTasks
 from regcache.compiler.curation.setting import Setting, place_registers
 from regcache.compiler.curation.tensor_ranges import tensor_ranges
 from regcache.compiler.reporter import Reporter
+from regcache.passes.errors import InputError
 from regcache.passes.onnx_file import save_graph
 
 NONE, BOUNDED = Setting(), Setting(bounded=True)
@@ -174,7 +175,7 @@ def test_what_nncf_says_of_its_failure(
         raise RuntimeError("no such operator\nhere")
 
     monkeypatch.setattr(sys.modules["nncf"], "quantize", fail)
-    with pytest.raises(other_quantizer.InputError, match=r"^--for nncf: no such operator$"):
+    with pytest.raises(InputError, match=r"^--for nncf: no such operator$"):
         outputs(quantizer(case, OtherQuantizer.NNCF), case, NONE)
     assert not pretended_nncf
 

@@ -23,6 +23,7 @@ from regcache.passes.walk import (
 )
 
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_MOVES = frozenset({"Reshape", "Transpose"})
 _UINT8, _INT8 = np.dtype(np.uint8), np.dtype(np.int8)
 
 
@@ -40,7 +41,8 @@ class SignedIntegers:
     what it leaves.
 
     Matched: Q/DQ pairs of one scale for the whole tensor, also with a Clip of the integers between
-    (its limits move along); weights of one zero point or one for each index of an axis.
+    (its limits move along), or Reshapes and Transposes; weights of one zero point or one for each
+    index of an axis.
     Refused with InputError, naming the node: scales or zero points that are not constant, scales
     other than float32, an activation with several of them, integers that something else reads or
     that the graph gives away, and a weight that does not fit int8.
@@ -156,12 +158,15 @@ def _check_activation(graph: gs.Graph, node: gs.Node) -> None:
         raise _refusal(node, "has several scales")
     if node.op == "DequantizeLinear":
         maker = producer(node.inputs[0])
+        while maker is not None and maker.op in _MOVES:
+            maker = producer(maker.inputs[0])
         if maker is None or maker.op != "QuantizeLinear":
             raise _refusal(node, "reads integers of no QuantizeLinear")
         return
-    clips = _clips(node)
-    tensors = [node.outputs[0], *(clip.outputs[0] for clip in clips)]
-    others = [reader for reader in consumers(node.outputs[0]) if reader.op != "DequantizeLinear"]
+    clips, moves = _clips(node), _moves(node.outputs[0])
+    tensors = [item.outputs[0] for item in (node, *clips, *moves)]
+    readers = [reader for tensor in tensors for reader in consumers(tensor)]
+    others = [one for one in readers if one.op not in {"DequantizeLinear", *_MOVES}]
     if others or any(is_output(graph, tensor) for tensor in tensors):
         raise _refusal(node, "its integers are not for a DequantizeLinear alone")
     for clip in clips:
@@ -173,6 +178,12 @@ def _clips(quantize: gs.Node) -> list[gs.Node]:
     return [node for node in quantize.outputs[0].outputs if clips_integers(node)]
 
 
+def _moves(integers: gs.Tensor) -> list[gs.Node]:
+    """The nodes that give integers another shape or order before they are dequantized."""
+    found = [node for node in consumers(integers) if node.op in _MOVES]
+    return [*found, *(after for node in found for after in _moves(node.outputs[0]))]
+
+
 def _take_off(graph: gs.Graph, quantize: gs.Node, zero: NDArray[Any]) -> None:
     """Let a QuantizeLinear make signed integers, of its activation less the offset."""
     integers = quantize.outputs[0]
@@ -182,7 +193,8 @@ def _take_off(graph: gs.Graph, quantize: gs.Node, zero: NDArray[Any]) -> None:
                 moved = np.array(int(limit.values.item()) - 128, np.int8)
                 clip.inputs[slot] = gs.Constant(f"{clip.outputs[0].name}/{slot}/signed", moved)
         clip.outputs[0].dtype = _INT8
-    integers.dtype = _INT8
+    for tensor in (integers, *(move.outputs[0] for move in _moves(integers))):
+        tensor.dtype = _INT8
     offset = _offset(quantize, zero)
     if offset:
         source = quantize.inputs[0]

@@ -20,18 +20,20 @@ from support.examples import examples
 from support.quantized_graphs import FORMATS, assert_same_numbers, quantized, zero_points
 from support.registers import FORMS, with_registers
 from support.running import run_graph
-from support.scales import linear_scales
+from support.scales import image_scales, linear_scales
 from support.spellings import SPELLINGS, ops
 from support.tiny_vit import Spec, TinyVit
 from support.untouched import told
 
-from regcache.passes.base import Result, run
+from regcache.passes.base import Result, run, run_all
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.observe import Observe
 from regcache.passes.pack_weights import PackWeights
+from regcache.passes.patches_as_linear import PatchesAsLinear
 from regcache.passes.qdq_nodes import insert_pair, insert_weight
 from regcache.passes.quantize_linears import QuantizeLinears
+from regcache.passes.quantize_patches import QuantizePatches
 from regcache.passes.signed_integers import SignedIntegers
 from regcache.passes.walk import is_constant
 
@@ -339,6 +341,42 @@ def test_refusals(name: str) -> None:
     graph, reason = refusals()[name]
     with pytest.raises(InputError, match=f"^signed_integers: \\w+Linear {reason}"):
         run(SignedIntegers(), graph)
+
+
+def patches_in_integers() -> tuple[TinyVit, gs.Graph]:
+    """Images rounded, cut into patches as integers, and multiplied, as for ONNX Runtime."""
+    vit = TinyVit(Spec(width=32, hidden=64, grid=4))
+    graph = canonical_graph(vit.model())
+    steps = (QuantizePatches(image_scales(graph)), PatchesAsLinear())
+    return vit, run_all(steps, graph)[0]
+
+
+def test_integers_that_are_moved_before_they_are_read() -> None:
+    vit, graph = patches_in_integers()
+    result = apply(graph).graph
+    (quantize,) = (node for node in result.nodes if node.op == "QuantizeLinear")
+    way = [quantize]
+    while way[-1].op != "DequantizeLinear":
+        assert way[-1].outputs[0].dtype == np.int8
+        (following,) = way[-1].outputs[0].outputs
+        way.append(following)
+    assert [node.op for node in way[1:-1]] == ["Reshape", "Transpose", "Reshape"]
+    images = vit.images(3)
+    for found, wanted in zip(run_graph(result, images), run_graph(graph, images), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_moved_integers_that_leave_the_graph_are_refused() -> None:
+    _, graph = patches_in_integers()
+    (turned,) = [n.outputs[0] for n in graph.nodes if n.name.endswith("/turned/Transpose")]
+    graph.outputs.append(turned)
+    with pytest.raises(InputError, match="its integers are not for a DequantizeLinear alone"):
+        run(SignedIntegers(), graph)
+
+
+@needs_tensorrt
+def test_tensorrt_multiplies_moved_integers() -> None:
+    assert int8_products(assert_builds(apply(patches_in_integers()[1]).graph)) == 1
 
 
 @needs_tensorrt

@@ -36,6 +36,7 @@ def test_the_sample_equals_its_pytorch_original(tmp_path: Path) -> None:
     onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
 
 
+@pytest.mark.sample
 def test_an_image_smaller_than_a_patch(tmp_path: Path) -> None:
     source = open_source("sample:dinov2-small")
     for use in (lambda **size: source.export(tmp_path / "m.onnx", **size), source.reference):

@@ -114,7 +114,7 @@ def skip_rotation(tensor: gs.Tensor) -> gs.Tensor:
     """The tensor before a rotation's nodes; itself where there are none."""
     node = producer(tensor)
     while node is not None and rotates(node):
-        tensor = node.inputs[0]
+        (tensor,) = data_inputs(node)  # a matrix may stand on either side
         node = producer(tensor)
     return tensor
 

@@ -10,6 +10,7 @@ from support.tiny_vit import TinyVit
 
 from regcache.passes.base import run
 from regcache.passes.factor_rotation import FactorRotation
+from regcache.passes.find_blocks import view_encoder
 from regcache.passes.rotate_stream import RotateStream
 from regcache.passes.rotated_stream import last_product, matrix_in
 from regcache.passes.rotation_matrix import kronecker_factors, rotation_of_stream, rotation_sizes
@@ -31,6 +32,9 @@ def test_two_small_products(spelling: str) -> None:
     assert matrix is not None
     np.testing.assert_allclose(matrix, rotation_of_stream(16, 3), atol=1e-6)
     assert not run(FactorRotation(), result.graph).changed
+    # What comes behind, as `build` of an artifact, reads the same encoder.
+    shapes = [view_encoder(one).linear_shapes for one in (graph, result.graph)]
+    assert shapes[0] == shapes[1]
 
 
 def test_a_matrix_without_factors_is_skipped() -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from regcache.compiler.artifact.artifact import MODEL, PREPROCESS
+from regcache.compiler.artifact.artifact import MODEL, PREPROCESS, REGISTERS
 from regcache.compiler.artifact.describe import Compiled, describe_artifact
 from regcache.compiler.artifact.manifest import (
     FileRecord,
@@ -67,7 +67,6 @@ from regcache.runtime.images import ImageFolder, Skipped
 from regcache.runtime.made_pictures import draw_pictures
 from regcache.runtime.openvino_options import check_openvino, computes_bf16
 
-REGISTERS = "registers.npz"
 _UNASKED = "they were not asked for"
 
 
@@ -288,11 +287,12 @@ def _speed(
         return None
     first = replace(context.images, paths=context.images.paths[:1], batch_size=1)
     batch = next(iter(first))
+    context.reporter.begin(Stage.SPEED)
     return check_speed(
         encoder.path,
         model,
         batch.images,
-        context.reporter,
+        context.reporter.warn,
         linears=linears,
         # 4-bit weights are for memory.
         accept_slower=options.accept_slower or options.precision is Precision.W4A16,

@@ -18,7 +18,7 @@ from regcache.runtime.openvino_options import InferencePrecision
 from regcache.runtime.run_with import RuntimeName, RunWith, Session, open_session
 from regcache.runtime.shown_table import Row, ShownTable
 
-MODEL, PREPROCESS = "model.onnx", "preprocess.json"
+MODEL, PREPROCESS, REGISTERS = "model.onnx", "preprocess.json", "registers.npz"
 _TRIES = 20
 # Seconds in which another process has put an artifact where there is none just now.
 _PAUSE = 0.02

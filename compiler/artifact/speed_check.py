@@ -1,14 +1,12 @@
 """Whether an artifact for ONNX Runtime is worth it on the machine that compiled it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from regcache.compiler.artifact.manifest import SpeedRecord
-from regcache.compiler.job.stages import Stage
-from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.runtime.openvino_primitives import Primitives
 from regcache.runtime.optimised_graph import integer_matmuls, optimised_ops
@@ -25,7 +23,7 @@ def check_speed(
     float_model: Path,
     model: Path,
     images: NDArray[Any],
-    reporter: Reporter,
+    warn: Callable[[str], None],
     *,
     linears: int,
     accept_slower: bool,
@@ -35,13 +33,12 @@ def check_speed(
 
     `linears`: how many are quantized, activations included; a warning tells where there are fewer
     integer kernels. Raises InputError where the model is slower than float at every batch size,
-    unless `accept_slower`. A warning takes the error's place then, and where the model is hardly
-    slower.
+    unless `accept_slower`. A warning, a line given to `warn`, takes the error's place then, and
+    where the model is hardly slower.
     """
-    reporter.begin(Stage.SPEED)
     kernels = integer_matmuls(optimised_ops(model, threads=threads))
     if kernels < linears:
-        reporter.warn(f"ONNX Runtime computes {kernels} of {linears} quantized linears in integers")
+        warn(f"ONNX Runtime computes {kernels} of {linears} quantized linears in integers")
     ratios = compare_speed(
         float_model,
         model,
@@ -57,7 +54,7 @@ def check_speed(
         complaint = f"slower than float on this machine: {describe_speed(ratios)}"
         if not accept_slower and _loses_time(ratios):
             raise InputError(f"{complaint}; --accept-slower ships it all the same")
-        reporter.warn(complaint)
+        warn(complaint)
     return SpeedRecord(integer_matmuls=kernels, ratios=ratios)
 
 

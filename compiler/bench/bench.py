@@ -10,8 +10,8 @@ from regcache.compiler.bench.engines import engine_for, why_unsupported
 from regcache.compiler.bench.predicted import with_predictions
 from regcache.compiler.encoder.prepare import FLOAT, export_source
 from regcache.compiler.engines.signed_model import has_zero_points, write_signed
+from regcache.compiler.job.half import write_half
 from regcache.compiler.job.targets import PROFILES
-from regcache.compiler.quantization.unquantized import write_half
 from regcache.compiler.reporter import Reporter
 from regcache.export.suggest import did_you_mean
 from regcache.passes.errors import InputError

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import onnx_graphsurgeon as gs
+
 from regcache.compiler.calibration.algebra import Algebra, Array
 from regcache.compiler.calibration.number_format import NumberFormat, Rounded, Scale
 from regcache.compiler.calibration.number_formats import number_format
@@ -11,10 +13,11 @@ from regcache.compiler.calibration.observe import ActivationStatistics
 from regcache.compiler.calibration.placing import algebra_on
 from regcache.compiler.calibration.ranges import COLUMNS, ErrorMeasure, output_error, some_columns
 from regcache.compiler.calibration.side_by_side import side_by_side
+from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Target
-from regcache.passes.base import Pass
+from regcache.passes.base import Pass, run
 from regcache.passes.encoder import Site, by_tensor
 from regcache.passes.external_weights import let_go
 from regcache.runtime.device import CPU, Device
@@ -88,3 +91,10 @@ class Quantizer:
         Weights are rounded to the nearest.
         """
         return self.format.steps(by_tensor(sites, scales), Rounded())[0]
+
+    def plainly(
+        self, encoder: FloatEncoder, statistics: Mapping[str, ActivationStatistics]
+    ) -> gs.Graph:
+        """An encoder quantized, weights to the nearest; `statistics`: of every site by name."""
+        sites = encoder.view.sites
+        return run(self.step(sites, self.scales(sites, statistics)), encoder.graph).graph

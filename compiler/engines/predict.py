@@ -7,8 +7,8 @@ from regcache.compiler.artifact.artifact import Artifact
 from regcache.compiler.artifact.engine_record import EngineKind
 from regcache.compiler.encoder.prepare import FLOAT
 from regcache.compiler.engines.toolchain import BuildOptions
+from regcache.compiler.job.half import write_half
 from regcache.compiler.job.targets import Precision
-from regcache.compiler.quantization.unquantized import write_half
 from regcache.compiler.reporter import Reporter
 from regcache.passes.errors import InputError
 from regcache.passes.temporary import temporary_folder

@@ -1,31 +1,15 @@
 """The stage that takes the place of all others where nothing is quantized: bf16 and FP16."""
 
-from pathlib import Path
-
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.pass_record import pass_records
 from regcache.compiler.job.context import Context
+from regcache.compiler.job.half import half_steps
 from regcache.compiler.job.stages import Stage
-from regcache.compiler.job.targets import Precision, TargetProfile
+from regcache.compiler.job.targets import Precision
 from regcache.compiler.quantization.equalize import Equalized
 from regcache.compiler.quantization.finish import Quantized
 from regcache.compiler.quantization.int8_share import Placement
-from regcache.passes.base import Pass, run_all
-from regcache.passes.canonicalize import canonicalize
-from regcache.passes.fold_biases import FoldBiases
-from regcache.passes.half_precision import HalfPrecision
-from regcache.passes.onnx_file import load_model, save_graph
-
-
-def half_steps(profile: TargetProfile) -> tuple[Pass, ...]:
-    """The passes that bring a float encoder into FP16, as a target takes it."""
-    return (FoldBiases(), HalfPrecision()) if profile.merged else (HalfPrecision(),)
-
-
-def write_half(model: Path, profile: TargetProfile, output: Path) -> None:
-    """Write a float ONNX file in FP16, as `--precision fp16` compiles it for the target."""
-    graph, _ = run_all(half_steps(profile), canonicalize(load_model(model)))
-    save_graph(graph, output)
+from regcache.passes.base import run_all
 
 
 def leave_unquantized(

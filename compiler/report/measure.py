@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.artifact import REGISTERS, Artifact
 from regcache.compiler.curation.setting import place_registers
 from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.encoder.prepare import FLOAT, prepare
@@ -15,7 +15,6 @@ from regcache.compiler.job.stages import EXPORTING
 from regcache.compiler.job.staging import unnamed
 from regcache.compiler.parity.measure import Embeddings, measure_artifact
 from regcache.compiler.parity.reference import ReferenceChoice
-from regcache.compiler.pipeline import REGISTERS
 from regcache.compiler.report.subject import Measured, Outliers
 from regcache.compiler.reporter import Reporter, Step
 from regcache.passes.preprocess import Preprocess

@@ -15,7 +15,6 @@ from regcache.compiler.encoder.float_encoder import FloatEncoder
 from regcache.compiler.job.context import Context, choose_target
 from regcache.compiler.job.options import Calibrator
 from regcache.compiler.job.targets import Precision, Simulation
-from regcache.compiler.quantization.plain import quantize_plainly
 from regcache.compiler.reproduce.kept import Kept, short
 from regcache.compiler.reproduce.table import Recipe
 from regcache.passes.onnx_file import save_graph
@@ -128,5 +127,5 @@ class Workshop:
     ) -> str:
         name = f"{recipe.bits}-{recipe.quantizer}-{recipe.part}-{short(recipe.registers)}"
         path = self.kept.folder / f"{name}.onnx"
-        save_graph(quantize_plainly(encoder, statistics, Quantizer.of(context)), path)
+        save_graph(Quantizer.of(context).plainly(encoder, statistics), path)
         return path.name

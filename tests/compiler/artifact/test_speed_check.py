@@ -54,7 +54,7 @@ class Bench:
     def check(self, *, linears: int = 12, accept_slower: bool = False) -> SpeedRecord:
         reporter = Reporter(Console(file=self.said, soft_wrap=True, highlight=False))
         return check_speed(
-            Path("float.onnx"), Path("model.onnx"), IMAGES, reporter,
+            Path("float.onnx"), Path("model.onnx"), IMAGES, reporter.warn,
             linears=linears, accept_slower=accept_slower, threads=2,
         )  # fmt: skip
 

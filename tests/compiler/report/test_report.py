@@ -16,10 +16,9 @@ from support.reported import bench_result
 from support.tiny_artifact import tiny_artifact
 from support.tiny_source import photos
 
-from regcache.compiler.artifact.artifact import Artifact
+from regcache.compiler.artifact.artifact import REGISTERS, Artifact
 from regcache.compiler.artifact.manifest import FileRecord
 from regcache.compiler.curation.setting import Setting
-from regcache.compiler.pipeline import REGISTERS
 from regcache.compiler.report import write
 from regcache.compiler.report.worst import thumbnail
 from regcache.runtime.images import read_image

@@ -146,7 +146,7 @@ def test_whatever_happens_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(cli, "main", main)
     task: Any = MutatedEncoder(draw=_Chosen)  # type: ignore[arg-type]
-    outcomes = run_all(task, range(len(happens)), tmp_path, 2, Limits(3, above_now(600)))
+    outcomes = run_all(task, range(len(happens)), tmp_path, 2, Limits(5, above_now(600)))
     found = sorted(outcomes, key=lambda outcome: outcome.seed)
     kinds = [outcome.kind for outcome in found]
     assert kinds == [

@@ -7,6 +7,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import open_graph
+from regcache.passes.copy_graph import copy_graph
 
 Floats = NDArray[np.float32]
 
@@ -19,7 +20,7 @@ def tensor_ranges(
     `batches`: images [B, ...] each, B as the graph fixes it, at least one batch. Raises InputError
     where the graph cannot be run.
     """
-    part = graph.copy()
+    part = copy_graph(graph)
     tensors = [
         tensor
         for tensor in part.tensors().values()

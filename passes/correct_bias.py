@@ -61,10 +61,9 @@ def add_to_bias(graph: gs.Graph, linear: Linear, correction: Floats) -> str:
     """Add a correction [N] to a linear's bias, or give it one; returns which for a log."""
     add = linear.bias_add
     if add is not None:
-        slot = next(slot for slot, item in enumerate(add.inputs) if is_constant(item))
-        old = add.inputs[slot]
+        old = next(item for item in add.inputs if is_constant(item))
         values = np.asarray(old.values + correction, np.float32)
-        add.inputs[slot] = gs.Constant(f"{linear.name}/bias/corrected", values)
+        linear.replace_bias(gs.Constant(f"{linear.name}/bias/corrected", values))
         return "corrected"
     output = linear.matmul.outputs[0]
     product = gs.Variable(f"{output.name}/uncorrected", dtype=np.float32, shape=output.shape)

@@ -91,6 +91,12 @@ class Linear:
         (values,) = (item.values for item in self.bias_add.inputs if is_constant(item))
         return np.broadcast_to(values.reshape(-1), columns).astype(np.float32)
 
+    def replace_bias(self, constant: gs.Constant) -> None:
+        """Let the Add behind the product, which there has to be, add another constant."""
+        assert self.bias_add is not None, f"{self.name} has no bias"
+        slot = next(slot for slot, item in enumerate(self.bias_add.inputs) if is_constant(item))
+        self.bias_add.inputs[slot] = constant
+
     @property
     def quantized(self) -> bool:
         """Whether the weight stands behind a DequantizeLinear already."""

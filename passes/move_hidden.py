@@ -129,10 +129,7 @@ def _zero(block: Block, units: list[int]) -> None:
     if fc1.bias_add is not None:
         bias = fc1.bias
         bias[units] = 0
-        constant = gs.Constant(f"{MOVED}{fc1.name}/bias", bias)
-        fc1.bias_add.inputs = [
-            constant if is_constant(item) else item for item in fc1.bias_add.inputs
-        ]
+        fc1.replace_bias(gs.Constant(f"{MOVED}{fc1.name}/bias", bias))
 
 
 def _activated(write: Writer, block: Block, product: gs.Tensor) -> gs.Tensor:

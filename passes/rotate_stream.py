@@ -252,10 +252,10 @@ def _turn_output(
     _set_weight(linear, turned[linear.name])
     add = linear.bias_add
     if add is not None:
-        slot = next(slot for slot, item in enumerate(add.inputs) if is_constant(item))
-        old = np.broadcast_to(add.inputs[slot].values.astype(np.float64).ravel(), scale.shape)
+        stored = next(item.values for item in add.inputs if is_constant(item))
+        old = np.broadcast_to(stored.astype(np.float64).ravel(), scale.shape)
         bias = np.asarray((old * scale) @ matrix.astype(np.float64), np.float32)
-        add.inputs[slot] = gs.Constant(f"{linear.name}/bias/rotated", bias)
+        linear.replace_bias(gs.Constant(f"{linear.name}/bias/rotated", bias))
 
 
 def _turn_ends(graph: gs.Graph, view: EncoderView, matrix: Floats) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from regcache.passes.base import Close, Edit, Log, Parity, Skip
 from regcache.passes.encoder import Attention, Linear, Role
 from regcache.passes.find_blocks import view_encoder
-from regcache.passes.walk import consumers, is_constant, is_output, producer
+from regcache.passes.walk import consumers, is_output, producer
 
 Doubles = NDArray[np.float64]
 
@@ -110,12 +110,10 @@ def _turn_columns(linear: Linear, turns: Doubles) -> None:
     heads, size = turns.shape[:2]
     turned = np.einsum("khd,hde->khe", weight.reshape(-1, heads, size), turns).reshape(weight.shape)
     _set_weight(linear, turned)
-    add = linear.bias_add
-    if add is not None:
-        slot = next(slot for slot, item in enumerate(add.inputs) if is_constant(item))
+    if linear.bias_add is not None:
         bias = np.einsum("hd,hde->he", linear.bias.astype(np.float64).reshape(heads, size), turns)
         values = np.asarray(bias.ravel(), np.float32)
-        add.inputs[slot] = gs.Constant(f"{linear.name}/bias/turned", values)
+        linear.replace_bias(gs.Constant(f"{linear.name}/bias/turned", values))
 
 
 def _turn_rows(linear: Linear, turns: Doubles) -> None:

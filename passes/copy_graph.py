@@ -37,7 +37,7 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
         name=graph.name,
         doc_string=graph.doc_string,
         opset=graph.opset,
-        import_domains=graph.import_domains,
+        import_domains=graph.import_domains and [*graph.import_domains],  # exports append to it
         functions=list(graph.functions),
         ir_version=graph.ir_version,
     )

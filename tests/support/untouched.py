@@ -10,7 +10,7 @@ def told(graph: gs.Graph) -> Any:
     """All that an ONNX file of it would hold, and what it leaves out: types and shapes included."""
     return (
         (graph.name, graph.doc_string, graph.opset, graph.ir_version),
-        [(item.domain, item.version) for item in graph.import_domains or ()],
+        _opsets(graph),
         [item.name for item in graph.inputs],
         [item.name for item in graph.outputs],
         [_node(node) for node in graph.nodes],
@@ -20,6 +20,12 @@ def told(graph: gs.Graph) -> Any:
             for item in graph.functions
         ],
     )
+
+
+def _opsets(graph: gs.Graph) -> list[tuple[str, int]]:
+    """The operator sets that a file says it needs; an export writes the graph's own down in it."""
+    known = [(item.domain, item.version) for item in graph.import_domains or ()]
+    return known or [("", graph.opset)]
 
 
 def _node(node: gs.Node) -> Any:

@@ -10,7 +10,8 @@ LOCK_VENV := build/lock-venv
 LOCK ?= requirements/dev.txt
 LOCKABLE := $(shell $(PYTHON) -c 'import platform as p, sys; \
 	print(sys.version_info[:2] == (3, 11) and (p.system(), p.machine()) == ("Linux", "x86_64"))')
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles a module when it is first imported: of some 19,000 files few ever are.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test quick lint docs bench fuzz lock gpu-check clean
 

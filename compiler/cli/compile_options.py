@@ -81,8 +81,8 @@ RotateOption = Annotated[
     bool | None,
     typer.Option(
         "--rotate/--no-rotate",
-        help="Whether activations are rotated where --int8-share leaves room for it; by default "
-        "they are, but for --effort fast.",
+        help="Whether attention's values are rotated, and what --int8-share leaves room for; by "
+        "default they are, but for --effort fast.",
         rich_help_panel=ACTIVATIONS,
     ),
 ]

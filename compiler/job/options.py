@@ -113,8 +113,8 @@ class CompileOptions(Record):
     equalize: bool = True
     """Whether channels are shifted and equalized."""
     rotate: bool = True
-    """Whether activations are rotated where `int8_share` leaves room for it; `fast` does not unless
-    told.
+    """Whether attention's values are rotated, and what else `int8_share` leaves room for; `fast`
+    does not unless told.
     """
     rounding: Rounding = Rounding.GPTQ
     """How weights become integers."""

@@ -13,6 +13,7 @@ from regcache.compiler.reporter import Step
 # Images through the float model that take as long, measured with benchmarks/compile_cost.py on
 # DINOv2-S and 50 photographs: for one image that is calibrated on, or in all.
 _CALIBRATE, _EQUALIZE, _SEARCH, _ROTATE, _PLACE = 1.3, 32.0, 3.6, 9.0, 56.0
+_ROTATE_VALUES = 1.0  # where the share leaves room for no more
 _RANGES, _ROUND, _WRITE, _PARITY, _SPEED = 7.0, 37.0, 6.0, 15.0, 6.0
 _BOUND = 60.0
 # Quantizing without registers, too, and the images that decide, in float and through both models.
@@ -44,11 +45,11 @@ def _steps(options: CompileOptions, images: int, fewer: float) -> Iterator[Step]
         return
     breadth = Breadth.of(options.effort)
     closer = breadth.sensitivity / Breadth().sensitivity * _SENSITIVITY + 1 - _SENSITIVITY
-    rotates, searches = may_rotate(options), may_search(options, images)
+    searches = may_search(options, images)
     target = choose_target(options)
     places = options.measures_damage and target.activation_bits is not None
-    if rotates:
-        yield Step(Stage.ROTATE, images=_ROTATE)
+    if options.rotates:
+        yield Step(Stage.ROTATE, images=_ROTATE if options.share < 1 else _ROTATE_VALUES)
     yield from _even(options, images, fewer, sure=True)
     if searches:
         yield Step(Stage.SEARCH, images=closer * _SEARCH * min(images, breadth.images))
@@ -81,8 +82,3 @@ def may_search(options: CompileOptions, images: int) -> bool:
     """Whether so many images are searched for registers."""
     quantizes = choose_target(options).activation_bits is not None
     return options.registers is RegisterChoice.AUTO and quantizes and images >= LEAST_IMAGES
-
-
-def may_rotate(options: CompileOptions) -> bool:
-    """Whether activations are rotated, if the encoder's form allows."""
-    return options.rotates and options.share < 1

@@ -21,10 +21,10 @@ _SIZES = (64, 16)
 
 @dataclass(frozen=True)
 class Rotations:
-    """Which activations are rotated.
+    """Which activations are rotated: attention's values always, as nothing is left to compute.
 
-    `stream`: whether the residual stream is, and attention's values, which costs nothing. `hidden`:
-    how many channels at a time of what each fc2 reads; None for none.
+    `stream`: whether the residual stream is. `hidden`: how many channels at a time of what each fc2
+    reads; None for none.
     """
 
     stream: bool = False
@@ -32,15 +32,15 @@ class Rotations:
 
     def steps(self, seed: int) -> list[Pass]:
         """The passes, in order."""
-        steps: list[Pass] = [RotateStream(seed), RotateValues(seed)] if self.stream else []
-        return steps if self.hidden is None else [*steps, RotateHidden(self.hidden)]
+        stream: list[Pass] = [RotateStream(seed)] if self.stream else []
+        hidden: list[Pass] = [] if self.hidden is None else [RotateHidden(self.hidden)]
+        return [*stream, RotateValues(seed), *hidden]
 
 
 def rotate(context: Context, encoder: FloatEncoder, least_share: float) -> FloatEncoder:
-    """The encoder with rotated activations where `least_share` leaves room for their products."""
+    """The encoder with rotated values, and with all that `least_share` leaves room for."""
     steps = choose_rotations(encoder.view, least_share).steps(context.seed)
-    if steps:
-        context.reporter.begin(Stage.ROTATE)
+    context.reporter.begin(Stage.ROTATE)
     rotated = encoder.after(steps)
     if rotated.graph is not encoder.graph:
         go_on_with(rotated.graph, encoder.graph, context.scratch)

@@ -37,11 +37,11 @@ def test_the_default_command_takes_every_step() -> None:
     ]  # fmt: skip
 
 
-def test_without_room_for_rotations_the_search_decides_on_the_rest() -> None:
+def test_where_nothing_stays_float_the_search_decides_on_the_rest() -> None:
     found = names(target="tensorrt-rtx")
-    assert found[3:6] == [Stage.SEARCH, f"[{Stage.CALIBRATE}]", f"[{Stage.EQUALIZE}]"]
+    assert found[4:7] == [Stage.SEARCH, f"[{Stage.CALIBRATE}]", f"[{Stage.EQUALIZE}]"]
     end = [f"[{Stage.BOTH_WAYS}]", Stage.PARITY, Stage.SEAL]
-    assert found[6:] == [Stage.RANGES, Stage.ROUND, Stage.WRITE, *end]
+    assert found[7:] == [Stage.RANGES, Stage.ROUND, Stage.WRITE, *end]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_without_a_search_all_is_calibrated_once(options: dict[str, Any]) -> Non
     ("options", "left_out"),
     [
         ({"rotate": False}, Stage.ROTATE),
-        ({"int8_share": 1.0}, Stage.ROTATE),
+        ({"int8_share": 1.0}, Stage.PLACE),
         ({"precision": "w4a16"}, Stage.ROTATE),
         ({"simulate": "w8a8"}, Stage.ROTATE),
         ({"equalize": False}, Stage.EQUALIZE),

@@ -140,9 +140,13 @@ def test_what_holds_outliers_well_is_not_rotated(changes: dict[str, object]) -> 
 
 
 @pytest.mark.parametrize("share", [None, 1.0])
-def test_where_there_is_no_room_nothing_changes(tiny: FloatEncoder, share: float | None) -> None:
+def test_where_there_is_no_room_values_alone_are_rotated(
+    tiny: FloatEncoder, share: float | None
+) -> None:
     told = context(int8_share=share)
-    assert rotate(told, tiny, told.options.share) is tiny
+    found = rotate(told, tiny, told.options.share)
+    assert [(log.name, log.edits) for log in found.passes] == [("rotate_values", DEPTH)]
+    assert rotation_work(found.view) == products_work(found.view) == 0
 
 
 def test_says_what_it_did(tiny: FloatEncoder) -> None:
@@ -233,19 +237,23 @@ def test_tensorrt_keeps_the_linears_behind_rotations_in_int8(artifact: Path) -> 
     ],
     ids=str,
 )
-@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt"])
+@pytest.mark.parametrize(
+    ("target", "share"), [("ort-cpu", SHARE), ("tensorrt", SHARE), ("tensorrt", 1.0)]
+)
 def test_registers_ship_in_a_rotated_encoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: Setting, target: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: Setting, target: str, share: float
 ) -> None:
     """As they would in one that is not rotated: the registers themselves are not."""
     tokens = np.random.default_rng(0).standard_normal((setting.count, 32)).astype(np.float32)
     curated = Curated(setting, tokens, CurationRecord(reason="chosen by the test", setting=setting))
     monkeypatch.setattr(pipeline, "find_registers", lambda *_: curated)
     monkeypatch.setattr(pipeline, "choose_way", lambda _context, _encoder, way, *_: way)
-    chosen = ("--target", target, "--int8-share", str(SHARE), "--equalize", "--registers", "auto")
+    chosen = ("--target", target, "--int8-share", str(share), "--equalize", "--registers", "auto")
     opened = Artifact.open(tiny_artifact(tmp_path, *chosen, depth=2))
     edits = {record.name: record.edits for record in opened.manifest.passes}
-    assert (edits["rotate_stream"], edits["rotate_hidden"]) == (1, 2)
+    rotated = {name: count for name, count in edits.items() if name.startswith("rotate_")}
+    room = {"rotate_stream": 1, "rotate_hidden": 2} if share < 1 else {}
+    assert rotated == {"rotate_values": 2, **room}
     (batch,) = ImageFolder(list_images(tmp_path / "calibration"), opened.recipe, 8)
     graph = canonicalize(load_model(opened.float_model))
     placed, _ = place_registers(graph, view_encoder(graph), setting, tokens)

@@ -1,5 +1,6 @@
 """Remove the patch tokens with the largest norm from the sequence (RegCache, deletion)."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,9 +16,12 @@ from regcache.passes.encoder import EncoderView
 from regcache.passes.errors import InputError
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.marks import DELETED, TOKENS
-from regcache.passes.register_nodes import LAST, Writer
+from regcache.passes.register_nodes import LAST, Writer, over_batch
 from regcache.passes.rotated_stream import stream_rotation
 from regcache.passes.token_positions import Positions, between, find_positions
+
+# What the mean of all patches weighs beside a neighbour's 1/9. FLOAT16 holds it exactly.
+_OF_ALL = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,11 @@ class DeleteSinks:
     Class and register tokens in front of the patches are never dropped. The sequence is shorter
     from there on; patches come in the order of their norm, which attention does not see, and
     rotary tables are gathered along. Where the stream is rotated, norms are of what it was before.
-    An output that holds a row for every token gets the dropped rows back at the very end as the
-    mean of the kept patches; pooled outputs just lose them. TopK and GatherElements (opset 11), as
-    TensorRT takes them. `count` = 0 leaves the graph alone.
+    An output that holds a row for every token gets the dropped rows back at the very end, each as
+    the mean of the kept ones among the 8 patches around it (paper, dense tasks), with a little of
+    the mean of all kept ones, which is all of it where none of the 8 is kept; pooled outputs just
+    lose them. TopK, GatherElements and ScatterElements (opset 11), as TensorRT takes them. `count`
+    = 0 leaves the graph alone.
 
     Refused with InputError: a graph whose patches cannot be told (no patch convolution), register
     tokens among them, sinks deleted already, positions that are not understood, and a head that
@@ -173,7 +179,7 @@ def _shorten(write: Writer, positions: Positions, kept: gs.Variable, count: int)
 
 def _restore(write: Writer, view: EncoderView, output: gs.Variable, kept: gs.Variable) -> None:
     """Scatter a shortened output back to every position; only the output itself reads it."""
-    prefix, patches = _known(view)
+    prefix, _ = _known(view)
     maker = output.inputs[0]
     shorter = gs.Variable(f"{DELETED}{output.name}/shorter", dtype=np.float32)
     readers = list(output.outputs)
@@ -182,13 +188,58 @@ def _restore(write: Writer, view: EncoderView, output: gs.Variable, kept: gs.Var
         node.inputs = [shorter if item is output else item for item in node.inputs]
     name = output.name
     left = write.slice(f"{name}/left", shorter, prefix, LAST)
-    mean = write.node("ReduceMean", f"{name}/mean", [left, write.ints(f"{name}/tokens", 1)])
-    every = write.ints(f"{name}/every", 1, patches, 1)
-    base = write.node("Expand", f"{name}/base", [mean, every])
-    rows = _as_rows(write, name, kept, int(output.shape[2]))
-    whole = write.node("ScatterElements", f"{name}/scatter", [base, rows, left], axis=1)
-    parts = [whole]
+    parts = [_refill(write, view, output, left, kept)]
     if prefix:
         parts.insert(0, write.slice(f"{name}/prefix", shorter, 0, prefix))
     node = gs.Node("Concat", f"{DELETED}{name}/concat", {"axis": 1}, parts, [output])
     write.graph.nodes.append(node)
+
+
+def _refill(
+    write: Writer, view: EncoderView, output: gs.Variable, left: gs.Variable, kept: gs.Variable
+) -> gs.Variable:
+    """Rows of all patches [B, P, C] from those of the kept ones [B, K, C].
+
+    A channel of ones goes along: behind the scatter it says which patches were kept, and behind
+    the pooling how many neighbours a sum is of.
+    """
+    name, width, grid = output.name, int(output.shape[2]), view.patch_grid
+    assert grid is not None
+    pads = write.ints(f"{name}/pads", 0, 0, 0, 0, 0, 1)
+    one = gs.Constant(f"{DELETED}{name}/one", np.array(1, np.float32))
+    counted = write.node("Pad", f"{name}/counted", [left, pads, one])
+    zeros = np.zeros((1, math.prod(grid), width + 1), np.float32)
+    nothing = over_batch(write.graph, zeros, f"delete/{name}/none")
+    rows = _as_rows(write, name, kept, width + 1)
+    known = write.node("ScatterElements", f"{name}/scatter", [nothing, rows, counted], axis=1)
+    near = _over_neighbours(write, name, known, grid)
+    mean = write.node("ReduceMean", f"{name}/mean", [counted, write.ints(f"{name}/tokens", 1)])
+    weight = gs.Constant(f"{DELETED}{name}/weight", np.array(_OF_ALL, np.float32))
+    share = write.node("Mul", f"{name}/all", [mean, weight])
+    sums = write.node("Add", f"{name}/sums", [near, share])
+    filled = write.node("Div", f"{name}/filled", _apart(write, f"{name}/sums", sums, width))
+    own, is_kept = _apart(write, f"{name}/known", known, width)
+    gone = write.node("Sub", f"{name}/gone", [one, is_kept])
+    new = write.node("Mul", f"{name}/new", [filled, gone])
+    return write.node("Add", f"{name}/whole", [own, new])
+
+
+def _over_neighbours(
+    write: Writer, name: str, known: gs.Variable, grid: tuple[int, ...]
+) -> gs.Variable:
+    """For each patch of [B, P, C] a ninth of the sum over it and its 8 neighbours."""
+    image = write.node("Transpose", f"{name}/image", [known], perm=[0, 2, 1])
+    shape = write.ints(f"{name}/grid", 0, 0, *grid)
+    image = write.node("Reshape", f"{name}/in_grid", [image, shape])
+    sides = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}
+    pooled = write.node("AveragePool", f"{name}/near", [image], **sides)
+    flat = write.node("Reshape", f"{name}/flat", [pooled, write.ints(f"{name}/rows", 0, 0, -1)])
+    return write.node("Transpose", f"{name}/near/tokens", [flat], perm=[0, 2, 1])
+
+
+def _apart(write: Writer, name: str, counted: gs.Variable, width: int) -> list[gs.Variable]:
+    """The channels [B, P, C] and, behind them, the ones [B, P, 1]."""
+    return [
+        write.slice(f"{name}/channels", counted, 0, width, axis=2),
+        write.slice(f"{name}/count", counted, width, LAST, axis=2),
+    ]

@@ -5,6 +5,7 @@ between two matmuls of run-time tensors (or one Attention node), everything else
 there along the data until it meets the residual adds.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -259,13 +260,19 @@ class EncoderView:
         return shape[1] if shape and len(shape) == 3 and isinstance(shape[1], int) else None
 
     @property
-    def patches(self) -> int | None:
-        """Patch tokens made by the patch convolution; None when there is no such convolution."""
+    def patch_grid(self) -> tuple[int, ...] | None:
+        """Height and width, in patches, of the patch convolution's output; None without one."""
         for node in upstream(self.blocks[0].input, lambda node: node.inputs):
             shape = node.outputs[0].shape
             if node.op == "Conv" and shape and all(isinstance(dim, int) for dim in shape[2:]):
-                return int(np.prod(shape[2:]))
+                return tuple(shape[2:])
         return None
+
+    @property
+    def patches(self) -> int | None:
+        """Patch tokens made by the patch convolution; None when there is no such convolution."""
+        grid = self.patch_grid
+        return None if grid is None else math.prod(grid)
 
     @property
     def prefix_tokens(self) -> int | None:

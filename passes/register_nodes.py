@@ -36,12 +36,14 @@ class Writer:
         """A constant int64 vector."""
         return gs.Constant(f"{REGISTERS}/{self.prefix}/{name}", np.array(values, dtype=np.int64))
 
-    def slice(self, name: str, tensor: gs.Tensor, start: int, end: int) -> gs.Variable:
-        """Tokens [start, end) of a sequence [B, T, C]."""
+    def slice(
+        self, name: str, tensor: gs.Tensor, start: int, end: int, axis: int = 1
+    ) -> gs.Variable:
+        """Tokens [start, end) of a sequence [B, T, C], or its channels where `axis` is 2."""
         bounds = [
             self.ints(f"{name}/start", start),
             self.ints(f"{name}/end", end),
-            self.ints(f"{name}/axis", 1),
+            self.ints(f"{name}/axis", axis),
         ]
         return self.node("Slice", name, [tensor, *bounds])
 

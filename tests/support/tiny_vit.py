@@ -90,13 +90,28 @@ class Registers:
         return np.concatenate([keys, k], axis=2), np.concatenate([values, v], axis=2)
 
     def restore(self, x: Array, spec: Spec) -> Array:
-        """Tokens at every position again, deleted ones as the mean of the kept patches."""
+        """Tokens at every position again, deleted ones as the mean of the kept patches around.
+
+        The mean of all kept patches counts as 9/1024 of a patch.
+        """
         if not self.kept:
             return x
-        patches = x[:, spec.prefix :]
-        whole = np.repeat(patches.mean(axis=1, keepdims=True), spec.grid**2, axis=1)
-        np.put_along_axis(whole, self.kept[0][..., None], patches, axis=1)
-        return np.concatenate([x[:, : spec.prefix], whole], axis=1)
+        whole = np.empty((len(x), spec.tokens, x.shape[2]))
+        whole[:, : spec.prefix] = x[:, : spec.prefix]
+        for rows, tokens, kept in zip(whole, x, self.kept[0], strict=True):
+            patches = dict(zip(kept.tolist(), tokens[spec.prefix :], strict=True))
+            for index in range(spec.grid**2):
+                near = [row for place, row in patches.items() if touch(place, index, spec.grid)]
+                of_all = 9 / 1024 * np.mean(list(patches.values()), axis=0)
+                filled = (sum(near) + of_all) / (len(near) + 9 / 1024)
+                rows[spec.prefix + index] = patches.get(index, filled)
+        return whole
+
+
+def touch(one: int, other: int, grid: int) -> bool:
+    """Whether two patches of a square grid have a side or a corner in common."""
+    (row, column), (next_row, next_column) = divmod(one, grid), divmod(other, grid)
+    return max(abs(row - next_row), abs(column - next_column)) == 1
 
 
 @dataclass

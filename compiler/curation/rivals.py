@@ -23,7 +23,8 @@ def _rivals(search: Search, best: Setting, other: OtherQuantizer) -> list[Settin
     """
     found = [best]
     if best.count and not other.rounds_outputs:
-        found.append(best.model_copy(update={"mode": "token" if best.mode == "kv" else "kv"}))
+        other_mode = "token" if best.mode == "kv" else "kv"
+        found.append(best.model_copy(update={"mode": other_mode, "anew": ()}))
     without = search.best(lambda one: set(one.candidates) != set(best.candidates))
     if without is not None:
         found.append(without)

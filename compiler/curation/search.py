@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -201,9 +202,12 @@ class Search:
         return base.model_copy(update=at)
 
     def _variants(self, base: Setting) -> list[Setting]:
-        """The same registers up to another block, as tokens, or in another number."""
+        """The same registers up to another block, anew there, as tokens, or in another number."""
         behind = self.sensitive + 1
-        changes: list[dict[str, Any]] = [{"end": behind}, {"end": (behind + self.depth) // 2}]
+        middle = (behind + self.depth) // 2
+        changes: list[dict[str, Any]] = [{"end": behind}, {"end": middle}]
+        later = [block for block in dict.fromkeys((behind, middle)) if block < base.end]
+        changes += [{"anew": (block,)} for block in later]
         if self.token_mode:
             changes.append({"mode": "token"})
         single = base.candidates[:1]
@@ -229,7 +233,9 @@ class Search:
     def _fits(self, setting: Setting) -> bool:
         if not setting.count:
             return True
-        return 0 <= setting.start <= self.sensitive and setting.start < setting.end <= self.depth
+        blocks = (setting.start, *setting.anew, setting.end)
+        in_order = all(one < other for one, other in pairwise(blocks))
+        return 0 <= setting.start <= self.sensitive and in_order and setting.end <= self.depth
 
     def _try(self, settings: list[Setting]) -> None:
         new = {setting.key(): setting for setting in settings if setting not in self.tried}

@@ -1,5 +1,6 @@
 """One way to place registers and to delete sinks, and how a graph gets it."""
 
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -32,6 +33,9 @@ class Setting(Record):
     """The first block that no longer has them."""
     mode: Mode = "kv"
     """How they are put there: in K and V (`kv`), or as tokens that run along (`token`)."""
+    anew: tuple[int, ...] = ()
+    """Further blocks between `start` and `end`, ascending, at whose input the registers are
+    inserted afresh in mode kv: what blocks made of them until there is left behind."""
     delete_at: int = 0
     """The block at whose input sinks are deleted."""
     delete_count: int = 0
@@ -72,7 +76,9 @@ class Setting(Record):
     def __str__(self) -> str:
         parts = []
         if self.candidates:
-            parts.append(f"R = {self.count} ({self.mode}) in blocks [{self.start}, {self.end})")
+            anew = f", anew at {', '.join(map(str, self.anew))}" * bool(self.anew)
+            span = f"[{self.start}, {self.end})"
+            parts.append(f"R = {self.count} ({self.mode}) in blocks {span}{anew}")
         if self.delete_count:
             parts.append(f"{self.delete_count} sinks deleted at block {self.delete_at}")
         if self.moved:
@@ -98,7 +104,7 @@ def place_registers(
     if setting.delete_count:
         steps.append(DeleteSinks(setting.delete_at, setting.delete_count))
     if setting.candidates:
-        steps.append(_splice(view, setting, tokens))
+        steps += _splices(view, setting, as_stream(view.graph, tokens))
     if setting.moved:
         first, token = min(setting.moved)[0], np.zeros((1, view.width), np.float32)
         steps += [SpliceRegisterTokens(first, len(view.blocks), token), MoveHidden(setting.moved)]
@@ -107,8 +113,9 @@ def place_registers(
     return run_all(steps, graph)
 
 
-def _splice(view: EncoderView, setting: Setting, tokens: Floats) -> Pass:
-    start, end, tokens = setting.start, setting.end, as_stream(view.graph, tokens)
+def _splices(view: EncoderView, setting: Setting, tokens: Floats) -> list[Pass]:
+    """A pass for each insertion. `tokens`: as the graph's stream holds them."""
     if setting.mode == "token":
-        return SpliceRegisterTokens(start, end, tokens)
-    return SpliceRegisters(start, end, *capture_registers(view, start, end, tokens))
+        return [SpliceRegisterTokens(setting.start, setting.end, tokens)]
+    spans = pairwise((setting.start, *setting.anew, setting.end))
+    return [SpliceRegisters(*span, *capture_registers(view, *span, tokens)) for span in spans]

@@ -1,5 +1,7 @@
 """Settings: what tells them apart, and that a graph with one is what the passes make by hand."""
 
+from itertools import pairwise
+
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
@@ -30,6 +32,7 @@ SETTINGS = st.builds(
     start=st.integers(0, 3),
     end=st.integers(0, 3),
     mode=st.sampled_from(["kv", "token"]),
+    anew=st.lists(st.integers(1, 3), max_size=2).map(tuple),
     delete_at=st.integers(0, 3),
     delete_count=st.integers(0, 3),
     moved=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=2).map(tuple),
@@ -87,6 +90,10 @@ def test_the_first_block_is_the_first_that_runs_differently(setting: Setting, de
         (Setting(), "R = 0"),
         (Setting(start=3, end=5, mode="token", delete_at=2), "R = 0"),
         (Setting(candidates=(1, 1, 4), start=3, end=12), "R = 3 (kv) in blocks [3, 12)"),
+        (
+            Setting(candidates=(1,), start=3, end=12, anew=(6, 9)),
+            "R = 1 (kv) in blocks [3, 12), anew at 6, 9",
+        ),
         (Setting(moved=((4, 7),)), "1 hidden unit of block 4 moved to a token"),
         (
             Setting(moved=((4, 7), (3, 1), (4, 2))),
@@ -130,6 +137,23 @@ def test_kv_registers(graph: gs.Graph, vit: TinyVit, start: int, end: int) -> No
     for one, other, truth in zip(run_graph(placed, images), wanted, formula, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(one, truth, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("start", "anew"), [(0, (1,)), (0, (2,)), (1, (2,)), (0, (1, 2))])
+def test_registers_are_inserted_at_several_blocks(
+    graph: gs.Graph, vit: TinyVit, start: int, anew: tuple[int, ...]
+) -> None:
+    """Each block sees what the blocks since the last insertion made of the same tokens."""
+    tokens, images = random_tokens(SPEC, 2), vit.images(3)
+    spans = pairwise((start, *anew, 3))
+    keys, values = zip(*(vit.capture(tokens, *span) for span in spans), strict=True)
+    cached = Registers(start, 3, np.concatenate(keys), np.concatenate(values))
+    placed, _ = place(graph, Setting(candidates=(0, 1), start=start, end=3, anew=anew), tokens)
+    once, _ = place(graph, Setting(candidates=(0, 1), start=start, end=3), tokens)
+    found, without = run_graph(placed, images), run_graph(once, images)
+    for one, truth in zip(found, vit.reference(images, cached), strict=True):
+        np.testing.assert_allclose(one, truth, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(found[0], without[0], rtol=1e-3, atol=1e-3)
 
 
 def test_token_registers(graph: gs.Graph, vit: TinyVit) -> None:
@@ -179,6 +203,8 @@ def test_deletion_and_kv_registers(graph: gs.Graph, vit: TinyVit, delete_at: int
     [
         (Setting(candidates=(0,), start=2, end=2), r"\[2, 2\) is no range within 3 blocks"),
         (Setting(candidates=(0,), start=0, end=4, mode="token"), r"\[0, 4\) is no range"),
+        (Setting(candidates=(0,), end=3, anew=(0,)), r"\[0, 0\) is no range"),
+        (Setting(candidates=(0,), end=2, anew=(2,)), r"\[2, 2\) is no range"),
         (Setting(delete_at=3, delete_count=1), "there is no block 3"),
     ],
 )

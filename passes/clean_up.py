@@ -7,8 +7,8 @@ def clean_up(graph: gs.Graph) -> gs.Graph:
     """What `graph.cleanup().toposort()` does, in a quarter of its time; returns the graph itself.
 
     Nodes are sorted by how many lie before them on the longest way, those of one level in the order
-    that they had. Graphs with graphs or functions inside, and those whose nodes stand before what
-    they read or read each other in a circle, are left to graphsurgeon.
+    that they had, but behind what they read. Graphs with graphs or functions inside, and those
+    whose nodes read each other in a circle, are left to graphsurgeon.
     """
     plain = not graph.functions and not any(
         isinstance(value, gs.Graph) for node in graph.nodes for value in node.attrs.values()
@@ -50,15 +50,31 @@ def _drop_unused(graph: gs.Graph) -> bool:
 
 
 def _levels(graph: gs.Graph) -> list[tuple[int, gs.Node]] | None:
-    """Every node with its level; None where one stands before what it reads."""
+    """Every node with its level, behind what it reads; None where nodes read each other."""
+    held = {id(node) for node in graph.nodes}
     levels: dict[int, int] = {}
-    for node in graph.nodes:
-        level = 0
+    found: list[tuple[int, gs.Node]] = []
+    begun, waiting = set[int](), graph.nodes[::-1]
+    while waiting:
+        node = waiting[-1]
+        if id(node) in levels:
+            waiting.pop()
+            continue
+        level, later = 0, []
         for tensor in node.inputs:
             for maker in tensor.inputs:
                 before = levels.get(id(maker))
                 if before is None:
-                    return None
-                level = max(level, before + 1)
+                    later.append(maker)
+                elif before >= level:
+                    level = before + 1
+        if later:
+            if id(node) in begun or any(id(maker) not in held for maker in later):
+                return None
+            begun.add(id(node))
+            waiting += reversed(later)
+            continue
         levels[id(node)] = level
-    return [(levels[id(node)], node) for node in graph.nodes]
+        found.append((level, node))
+        waiting.pop()
+    return found

@@ -5,6 +5,7 @@ import random
 import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper
+from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 from support.spellings import SPELLINGS
 from support.tiny_vit import Spec, TinyVit
 from support.untouched import told
@@ -87,3 +88,11 @@ def test_a_node_that_is_not_the_graphs_is_left_to_graphsurgeon() -> None:
         del graph.nodes[3]
     wanted.cleanup().toposort()
     assert told(clean_up(found)) == told(wanted)
+
+
+def test_nodes_that_read_each_other_are_named_by_graphsurgeon() -> None:
+    graph = import_graph(TinyVit(Spec(depth=1)).model())
+    early, late = graph.nodes[4], graph.nodes[9]
+    early.inputs.append(late.outputs[0])
+    with pytest.raises(OnnxGraphSurgeonException, match="Cycle"):
+        clean_up(graph)

@@ -1,6 +1,6 @@
 """Checker and shape inference without the weights, so that they cost milliseconds at any size."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import prod
 from typing import Any
@@ -13,6 +13,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 from regcache.passes.detach_weights import export_skeleton
 from regcache.passes.microsoft import DOMAIN
 from regcache.passes.tensorrt_operators import DOMAIN as TENSORRT
+from regcache.passes.walk import tensors_of
 
 # BEiT's index of relative positions has a million at 512 pixels.
 _LONGEST_ROW = 1 << 22
@@ -52,7 +53,8 @@ def check_and_infer(graph: gs.Graph) -> None:
     Weights are replaced by graph inputs of the same type first. Raises onnx.checker.ValidationError
     or onnx.shape_inference.InferenceError where the graph is not valid.
     """
-    model = _without_weights(graph)
+    tensors = tensors_of(graph)
+    model = _without_weights(graph, tensors)
     check_message(model)
     _refuse_long_rows(model)
     inferred = _infer(model)
@@ -61,7 +63,7 @@ def check_and_infer(graph: gs.Graph) -> None:
         for info in (*inferred.graph.value_info, *inferred.graph.output)
         if info.type.tensor_type.elem_type  # not of sequences
     }
-    for name, tensor in graph.tensors().items():
+    for name, tensor in tensors.items():
         if isinstance(tensor, gs.Variable) and name in found and tensor.inputs:
             # Not through its properties, which take as long as the inference.
             tensor.__dict__["shape"] = _dims(found[name])
@@ -133,18 +135,18 @@ def _dims(tensor_type: onnx.TypeProto.Tensor) -> list[int | str] | None:
     if not tensor_type.HasField("shape"):
         return None
     return [
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
+        dim.dim_value or dim.dim_param or (0 if dim.HasField("dim_value") else "?")
         for dim in tensor_type.shape.dim
     ]
 
 
-def _without_weights(graph: gs.Graph) -> onnx.ModelProto:
+def _without_weights(graph: gs.Graph, tensors: Mapping[str, gs.Tensor]) -> onnx.ModelProto:
     """The graph's message; weights are inputs, and inner tensors have a type but no shape."""
     model, weights = export_skeleton(graph)
     for weight in weights.values():
         model.graph.input.append(OnnxExporter.export_value_info_proto(weight, False))
     ends = {item.name for item in (*graph.inputs, *graph.outputs)}
-    for name, tensor in graph.tensors().items():
+    for name, tensor in tensors.items():
         if isinstance(tensor, gs.Variable) and tensor.dtype is not None and name not in ends:
             # What an earlier form of the graph had here may be stale; but onnx infers nothing of
             # ONNX Runtime's or TensorRT's operators: the pass that writes them gives their outputs

@@ -4,6 +4,8 @@ from typing import Any, TypeVar
 
 import onnx_graphsurgeon as gs
 
+from regcache.passes.walk import tensors_of
+
 T = TypeVar("T", gs.Tensor, gs.Node)
 # Lists that keep the other end of their edges up to date; graphsurgeon does not export the class.
 _Edges = type(gs.Node("Identity").inputs)
@@ -17,7 +19,7 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
     """
     if any(isinstance(value, gs.Graph) for node in graph.nodes for value in node.attrs.values()):
         return graph.copy()
-    tensors = {name: _without_edges(tensor) for name, tensor in _named(graph).items()}
+    tensors = {name: _without_edges(tensor) for name, tensor in tensors_of(graph).items()}
     nodes = []
     for node in graph.nodes:
         new = _without_edges(node)
@@ -43,20 +45,6 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
     )
     copied.nodes = nodes  # only now: the class's constructor looks for graphs inside each
     return copied
-
-
-def _named(graph: gs.Graph) -> dict[str, gs.Tensor]:
-    """What `graph.tensors()` gives, with no word of two tensors of one name."""
-    named: dict[str, gs.Tensor] = {}
-    for items in (
-        graph.inputs,
-        *(edges for node in graph.nodes for edges in (node.inputs, node.outputs)),
-        graph.outputs,
-    ):
-        for item in items:
-            named[item.name] = item
-    named.pop("", None)
-    return named
 
 
 def _without_edges(item: T) -> T:

@@ -11,6 +11,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, update_impor
 
 from regcache.passes.copy_graph import copy_graph
 from regcache.passes.external_weights import kept_at
+from regcache.passes.walk import tensors_of
 from regcache.passes.write_message import is_plain, write_node, write_plain
 
 # Shape arithmetic lives in tiny constants; anything larger is a weight whose values do not matter.
@@ -25,7 +26,7 @@ def detach_weights(graph: gs.Graph, largest_kept: int = LARGEST_KEPT) -> tuple[g
     """A copy whose constants of more than `largest_kept` numbers are graph inputs, and those."""
     bare = copy_graph(graph)
     weights: Weights = {}
-    for name, tensor in bare.tensors().items():
+    for name, tensor in tensors_of(bare).items():
         if isinstance(tensor, gs.Constant) and _size(tensor) > largest_kept:
             stand_in = gs.Variable(name, dtype=tensor.dtype, shape=tensor.shape)
             _exchange(tensor, stand_in)
@@ -68,7 +69,7 @@ def export_skeleton(
     of detach_weights and an export.
     """
     constants = {
-        name: tensor for name, tensor in graph.tensors().items() if isinstance(tensor, gs.Constant)
+        name: item for name, item in tensors_of(graph).items() if isinstance(item, gs.Constant)
     }
     kept = {name: item for name, item in constants.items() if _size(item) <= largest_kept}
     odd = {name: item for name, item in kept.items() if not is_plain(item)}

@@ -11,7 +11,11 @@ from regcache.passes.walk import SHAPE_OPS, is_constant, producer
 
 Floats = NDArray[np.float64]
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
+_erf_of_one = np.frompyfunc(math.erf, 1, 1)
+
+
+def _erf(x: Floats) -> Floats:
+    return np.asarray(_erf_of_one(x), np.float64)
 
 
 def _sigmoid(x: Floats) -> Floats:
@@ -63,6 +67,7 @@ _PICKING_OPS = frozenset({"Split", "Slice", "Gather"})
 _SAME_NUMBERS = SHAPE_OPS - _PICKING_OPS | {"Expand"}
 # Away from 0, where all activations agree, and as far out as a clip may stand: ReLU6 is no ReLU.
 _PROBES = np.array([-90.0, -6.0, -3.1, -1.7, -0.9, -0.4, 0.3, 0.8, 1.6, 2.9, 5.5, 90.0])
+_WANTED = {name: function(_PROBES) for name, function in ACTIVATIONS.items()}
 
 
 def identify_activation(start: gs.Tensor, end: gs.Tensor) -> str | None:
@@ -74,8 +79,9 @@ def identify_activation(start: gs.Tensor, end: gs.Tensor) -> str | None:
     result = evaluate(start, end, _PROBES)
     if result is None:
         return None
-    for name, function in ACTIVATIONS.items():
-        if np.allclose(result, function(_PROBES), rtol=1e-4, atol=1e-5):
+    for name, wanted in _WANTED.items():
+        # np.allclose, a tenth of all the time that reading an encoder takes
+        if bool((np.abs(result - wanted) <= 1e-5 + 1e-4 * np.abs(wanted)).all()):
             return name
     return None
 

@@ -15,6 +15,7 @@ from regcache import passes
 from regcache.passes.base import Pass, Result, run
 from regcache.passes.copy_graph import copy_graph
 from regcache.passes.errors import InputError
+from regcache.passes.walk import tensors_of
 
 
 def passes_of_the_package() -> set[type]:
@@ -47,7 +48,7 @@ def unknown_shapes(graph: gs.Graph) -> set[str]:
     """Tensors whose rank shape inference does not tell; behind MatMulNBits it tells nothing."""
     if any(node.domain for node in graph.nodes):
         return set()
-    return {name for name, tensor in graph.tensors().items() if tensor.shape is None}
+    return {name for name, tensor in tensors_of(graph).items() if tensor.shape is None}
 
 
 def assert_valid(before: gs.Graph, graph: gs.Graph) -> None:

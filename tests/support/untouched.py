@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from regcache.passes.walk import tensors_of
+
 
 def told(graph: gs.Graph) -> Any:
     """All that an ONNX file of it would hold, and what it leaves out: types and shapes included."""
@@ -14,7 +16,7 @@ def told(graph: gs.Graph) -> Any:
         [item.name for item in graph.inputs],
         [item.name for item in graph.outputs],
         [_node(node) for node in graph.nodes],
-        {name: _tensor(item) for name, item in graph.tensors().items()},
+        {name: _tensor(item) for name, item in tensors_of(graph).items()},
         [
             (item.domain, item.name, [_node(node) for node in item.nodes])
             for item in graph.functions

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +44,47 @@ class Spec:
     @property
     def tokens(self) -> int:
         return self.prefix + self.grid**2
+
+
+_MOST_WRITTEN = 256
+_written: dict[Any, bytes] = {}
+"""Models of this process, by what they are made of: most are those of many tests."""
+
+
+@cache
+def _drawn(spec: Spec) -> dict[str, Array]:
+    """The weights of an encoder."""
+    random, weights = np.random.default_rng(spec.seed), dict[str, Array]()
+
+    def draw(name: str, *shape: int, mean: float = 0.0, std: float | None = None) -> None:
+        scale = std if std is not None else 1 / math.sqrt(shape[0])
+        weights[name] = (mean + scale * random.standard_normal(shape)).astype(np.float32)
+
+    width, hidden = spec.width, spec.hidden
+    draw("patch", width, 3, spec.patch, spec.patch, std=0.2)
+    draw("patch.b", width, std=0.1)
+    draw("prefix", 1, spec.prefix, width, std=1.0)
+    draw("position", 1, spec.tokens, width, std=0.3)
+    shapes = dict.fromkeys(("q", "k", "v", "out"), (width, width))
+    shapes |= {"fc1": (width, hidden), "fc2": (hidden, width)}
+    if spec.activation == "swiglu":
+        shapes["gate"] = (width, hidden)
+    for i in range(spec.depth):
+        for name, shape in shapes.items():
+            draw(f"{i}.{name}", *shape)
+            draw(f"{i}.{name}.b", shape[1], std=0.1)
+        for name in ("norm1", "norm2"):
+            draw(f"{i}.{name}", width, mean=1.0, std=0.2)
+            draw(f"{i}.{name}.b", width, std=0.2)
+        for name in ("scale1", "scale2"):
+            draw(f"{i}.{name}", width, mean=0.8, std=0.1)
+    draw("norm", width, mean=1.0, std=0.2)
+    draw("norm.b", width, std=0.2)
+    if spec.pooling_head:
+        draw("probe", 1, 1, width, std=1.0)
+        for name in ("head.q", "head.k", "head.v"):
+            draw(name, width, width)
+    return weights
 
 
 @dataclass(frozen=True)
@@ -122,40 +164,19 @@ class TinyVit:
     weights: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        spec, random = self.spec, np.random.default_rng(self.spec.seed)
-
-        def draw(name: str, *shape: int, mean: float = 0.0, std: float | None = None) -> None:
-            scale = std if std is not None else 1 / math.sqrt(shape[0])
-            self.weights[name] = (mean + scale * random.standard_normal(shape)).astype(np.float32)
-
-        width, hidden = spec.width, spec.hidden
-        draw("patch", width, 3, spec.patch, spec.patch, std=0.2)
-        draw("patch.b", width, std=0.1)
-        draw("prefix", 1, spec.prefix, width, std=1.0)
-        draw("position", 1, spec.tokens, width, std=0.3)
-        shapes = dict.fromkeys(("q", "k", "v", "out"), (width, width))
-        shapes |= {"fc1": (width, hidden), "fc2": (hidden, width)}
-        if spec.activation == "swiglu":
-            shapes["gate"] = (width, hidden)
-        for i in range(spec.depth):
-            for name, shape in shapes.items():
-                draw(f"{i}.{name}", *shape)
-                draw(f"{i}.{name}.b", shape[1], std=0.1)
-            for name in ("norm1", "norm2"):
-                draw(f"{i}.{name}", width, mean=1.0, std=0.2)
-                draw(f"{i}.{name}.b", width, std=0.2)
-            for name in ("scale1", "scale2"):
-                draw(f"{i}.{name}", width, mean=0.8, std=0.1)
-        draw("norm", width, mean=1.0, std=0.2)
-        draw("norm.b", width, std=0.2)
-        if spec.pooling_head:
-            draw("probe", 1, 1, width, std=1.0)
-            for name in ("head.q", "head.k", "head.v"):
-                draw(name, width, width)
+        self.weights |= {name: weight.copy() for name, weight in _drawn(self.spec).items()}
 
     def model(self) -> onnx.ModelProto:
         """The graph: pixel_values [batch, 3, S, S] -> pooled [batch, W], last_hidden_state."""
-        return Builder(self).build()
+        held = (
+            (name, item.dtype, item.shape, item.tobytes()) for name, item in self.weights.items()
+        )
+        key = (self.spec, *held)
+        if key not in _written:
+            if len(_written) >= _MOST_WRITTEN:
+                _written.clear()
+            _written[key] = Builder(self).build().SerializeToString()
+        return onnx.ModelProto.FromString(_written[key])
 
     def images(self, batch: int, seed: int = 0) -> NDArray[np.float32]:
         """Random input images."""
@@ -251,7 +272,8 @@ def softmax(x: Array) -> Array:
 
 def activate(name: str, x: Array) -> Array:
     if name == "gelu":
-        return np.asarray(x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))))
+        erf = np.reshape([*map(math.erf, (x / math.sqrt(2)).ravel().tolist())], x.shape)
+        return np.asarray(x * 0.5 * (1 + erf))
     if name == "gelu_tanh":
         return np.asarray(
             0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))

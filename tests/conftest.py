@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.garbage import ShortCollections
+from support.handing_out import WholeFiles, sort_by_length
 from support.quick import TORCH, forbid_torch, imports_torch, is_quick
 
 
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if not is_quick(item)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if is_quick(item)]
+    if hasattr(config, "workerinput"):
+        sort_by_length(items)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> WholeFiles | None:
+    return WholeFiles(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -36,19 +36,35 @@ def register(planting: Planting) -> Tensor:
     return planted(planting).candidate(calibration())[None]
 
 
-def measure(model: Any, block: int) -> tuple[Tensor, Tensor]:
-    """Pooled outputs of the evaluation images and what enters fc2 of `block`."""
-    found = []
-    fc2 = model.encoder.layer[block].mlp.fc2
-    hook = fc2.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].abs()))
+def measure(model: Any, *blocks: int) -> tuple[Tensor, dict[int, Tensor]]:
+    """Pooled outputs of the evaluation images and what enters fc2 of `blocks`."""
+    found: dict[int, Tensor] = {}
+
+    def keep(block: int) -> Any:
+        return lambda _, inputs: found.__setitem__(block, inputs[0].abs())
+
+    fc2 = {block: model.encoder.layer[block].mlp.fc2 for block in blocks}
+    hooks = [module.register_forward_pre_hook(keep(block)) for block, module in fc2.items()]
     pooled = model(evaluation()).pooler_output
-    hook.remove()
-    return pooled, found[0]
+    for hook in hooks:
+        hook.remove()
+    return pooled, found
 
 
 @cache
-def natural_measure(block: int) -> tuple[Tensor, Tensor]:
-    return measure(natural(), block)
+def natural_measure() -> tuple[Tensor, dict[int, Tensor]]:
+    return measure(natural(), *(planting.block for planting in PLANTINGS))
+
+
+@cache
+def planted_measure(planting: Planting) -> tuple[Tensor, Tensor]:
+    pooled, hidden = measure(planted(planting).model, planting.block)
+    return pooled, hidden[planting.block]
+
+
+@cache
+def planted_mask(planting: Planting) -> Tensor:
+    return planted(planting).sink_mask(evaluation())
 
 
 def percentile(hidden: Tensor) -> float:
@@ -62,17 +78,18 @@ def cosine(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("planting", PLANTINGS, ids=str)
 def test_one_register_removes_the_planted_sinks(planting: Planting) -> None:
     found, block = planted(planting), planting.block
-    pooled, hidden = measure(found.model, block)
-    natural_pooled, natural_hidden = natural_measure(block)
+    pooled, hidden = planted_measure(planting)
+    natural_pooled, natural_hidden = natural_measure()[0], natural_measure()[1][block]
     assert hidden.argmax() % hidden.shape[-1] == found.unit
     assert hidden.max() >= 10 * percentile(hidden)
     assert cosine(pooled, natural_pooled) >= 0.95
-    share = float(found.sink_mask(evaluation()).float().mean())
+    share = float(planted_mask(planting).float().mean())
     assert planting.share / 2 <= share <= planting.share * 2
 
     with prefixed(found.model, capture_register(found.model, register(planting), block)):
-        cured, calm = measure(found.model, block)
+        cured, entering = measure(found.model, block)
         assert not found.sink_mask(evaluation()).any()
+    calm = entering[block]
     assert calm[..., found.unit].max() < 0.1 * percentile(calm)
     # the natural block is above 2 x its percentile on its own: it may not get worse
     assert calm.max() / percentile(calm) <= 1.25 * natural_hidden.max() / percentile(natural_hidden)
@@ -92,7 +109,7 @@ def test_a_register_may_come_blocks_before(earlier: int) -> None:
 def test_a_register_after_the_planted_block_comes_too_late() -> None:
     planting = PLANTINGS[0]
     found = planted(planting)
-    before = found.sink_mask(evaluation())
+    before = planted_mask(planting)
     with prefixed(
         found.model, capture_register(found.model, register(planting), planting.block + 1)
     ):
@@ -102,7 +119,7 @@ def test_a_register_after_the_planted_block_comes_too_late() -> None:
 def test_sinks_are_flat_and_alike() -> None:
     found = planted(PLANTINGS[0])
     images = evaluation()
-    mask, tokens = found.sink_mask(images), found.outputs(images)[:, 1:]
+    mask, tokens = planted_mask(PLANTINGS[0]), found.outputs(images)[:, 1:]
     contrast = images.unfold(2, 14, 14).unfold(3, 14, 14).flatten(4).std(-1).mean(1).flatten(1)
     assert contrast[mask].median() < 0.5 * contrast.median()
     alike = functional.normalize(tokens[mask], dim=-1)
@@ -169,20 +186,19 @@ def int8(model: Any, ranges: Ranges) -> Iterator[None]:
             linear.weight.data = weights[name]
 
 
-def damage(model: Any, block: int) -> float:
-    """1 - cosine of the model in min-max int8 to itself in float."""
-    pooled, _ = measure(model, block)
+def damage(model: Any, pooled: Tensor) -> float:
+    """1 - cosine of the model in min-max int8 to `pooled`, its own in float."""
     with int8(model, ranges_of(model, calibration()[::2])):
-        return 1 - cosine(measure(model, block)[0], pooled)
+        return 1 - cosine(measure(model)[0], pooled)
 
 
 def test_the_register_undoes_the_damage_to_int8() -> None:
     planting = PLANTINGS[0]
     found = planted(planting)
-    without = damage(natural(), planting.block)
-    sinks = damage(found.model, planting.block)
+    without = damage(natural(), natural_measure()[0])
+    sinks = damage(found.model, planted_measure(planting)[0])
     with prefixed(found.model, capture_register(found.model, register(planting), planting.block)):
-        cured = damage(found.model, planting.block)
+        cured = damage(found.model, measure(found.model)[0])
     print(f"1 - cosine: natural {without:.4f}, planted {sinks:.4f}, with register {cured:.4f}")
     assert sinks > 2 * without
     assert sinks - cured >= 0.8 * (sinks - without)

@@ -1,13 +1,15 @@
 """A quick run imports no PyTorch: neither the files that it reads nor the tests that it runs."""
 
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from support.quick import TESTS, imports_torch
 
 ROOT = TESTS.parent
+UNMARKED = {"torch": "torch", "timm": "timm.models", "transformers": "transformers"}
+"""What a test imports, by the library that it is of."""
 
 
 def run_quick(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -60,13 +62,23 @@ def test_collecting_a_quick_run_loads_no_pytorch() -> None:
     assert "tests/test_sample_end_to_end.py" not in done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("library", ["torch", "timm.models", "transformers"])
-def test_a_test_that_imports_pytorch_unmarked_fails(library: str, tmp_path: Path) -> None:
-    file = tmp_path / "test_unmarked.py"
-    file.write_text(f"def test() -> None:\n    import {library}\n")
+@pytest.fixture(scope="module")
+def unmarked(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """A quick run of tests that are not marked, one for each library that they import."""
+    folder = tmp_path_factory.mktemp("unmarked")
+    for name, module in UNMARKED.items():
+        file = folder / f"test_{name}.py"
+        file.write_text(f"def test() -> None:\n    import {module}\n")
     configuration = ("--rootdir", ROOT, "-c", ROOT / "pyproject.toml", "-p", "conftest")
-    done = run_quick(*configuration, file)
-    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
-    assert "in a quick run: mark the test" in done.stdout
-    assert done.stdout.endswith("loaded []\n")
+    return run_quick(*configuration, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNMARKED, ids=UNMARKED.values())
+def test_a_test_that_imports_pytorch_unmarked_fails(
+    name: str, unmarked: subprocess.CompletedProcess[str]
+) -> None:
+    assert unmarked.returncode == pytest.ExitCode.TESTS_FAILED, unmarked.stdout
+    assert re.search(rf"^FAILED \S*test_{name}\.py::test\b", unmarked.stdout, re.MULTILINE)
+    assert f"{name} in a quick run: mark the test" in unmarked.stdout
+    assert unmarked.stdout.endswith("loaded []\n")

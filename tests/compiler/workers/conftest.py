@@ -12,7 +12,7 @@ from support.executor_cluster import (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def lasting_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Two processes under a scheduler that itself gives up a task after one death."""
     importlib.import_module("distributed")  # its defaults must be there before they are changed

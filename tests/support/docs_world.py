@@ -8,21 +8,18 @@ import json
 import re
 import shutil
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 from PIL import Image
 from support.command_line import run_regcache
-from support.tiny_source import RECIPE, photos
-from support.tiny_source import SPEC as DEEPER
+from support.tiny_source import RECIPE, SPEC, photos
 from support.tiny_vit import TinyVit
 
 from regcache.export.onnx_file import sidecar
 
 ENCODER = "encoder.onnx"
-SPEC = replace(DEEPER, depth=2)
 CALIBRATION = ("photos", "calibration", "DIR", "IMAGES", "CALIBRATION")
 EVALUATION = ("evaluation", "others", "other-photos", "OTHER_DIR", "EVALUATION")
 MADE = ".made"

@@ -1,13 +1,16 @@
 """A tiny encoder with a sink that costs it bits, and that registers and deletion undo."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
-from support.tiny_source import RECIPE, SPEC
+from support import tiny_source
+from support.tiny_source import RECIPE
 from support.tiny_vit import TinyVit
 
 from regcache.export.onnx_file import sidecar
 
+SPEC = replace(tiny_source.SPEC, depth=3)
 BLOCK = 1
 """The block whose fc2 reads what the sink makes massive."""
 _TOKEN, _CHANNEL = 9, 5

@@ -8,7 +8,7 @@ from support.tiny_vit import Spec
 
 from regcache.passes.preprocess import Preprocess
 
-SPEC = Spec(width=32, heads=4, hidden=64, depth=3, grid=4)
+SPEC = Spec(width=32, heads=4, hidden=64, depth=2, grid=4)
 RECIPE = Preprocess(16, 16, "shortest", (18, 18), "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 

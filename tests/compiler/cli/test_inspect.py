@@ -8,7 +8,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from support.cli_runs import Cli
-from support.tiny_source import RECIPE
+from support.tiny_source import RECIPE, SPEC
 
 # One worker compiles for all.
 pytestmark = pytest.mark.xdist_group("cli")
@@ -19,7 +19,7 @@ def test_inspect_prints_blocks_and_outliers(
 ) -> None:
     plain = cli("inspect", encoder)
     assert plain.code == 0
-    assert "3 blocks" in " ".join(plain.out.split())
+    assert f"{SPEC.depth} blocks" in " ".join(plain.out.split())
     found = cli("inspect", encoder, "--images", calibration, "--json", "-")
     assert found.code == 0
     report = json.loads(found.out)

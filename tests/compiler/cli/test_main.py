@@ -44,9 +44,9 @@ def test_compile_then_parity(
     assert (artifact / "preprocess.json").read_text() == RECIPE.to_json()
     manifest = json.loads((artifact / "manifest.json").read_text())
     assert manifest["calibration"] == {"images": 12, "skipped": []}
-    assert manifest["encoder"]["blocks"] == 3
+    assert manifest["encoder"]["blocks"] == SPEC.depth
     quantization = manifest["quantization"]
-    assert len(quantization["sites"]) + len(quantization["left_float"]) == 12
+    assert len(quantization["sites"]) + len(quantization["left_float"]) == 4 * SPEC.depth
     assert quantization["int8_share"] >= 0.95
     assert manifest["source"]["recipe"] == "source"
 

@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 import pytest
 from support.command_line import assert_refused, run_regcache
-from support.sinking import BLOCK, write_sinking
-from support.tiny_source import SPEC, photos
+from support.sinking import BLOCK, SPEC, write_sinking
+from support.tiny_source import photos
 
 from regcache.compiler.curation.record import AblationRecord, CurationRecord
 

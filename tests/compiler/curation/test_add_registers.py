@@ -13,9 +13,9 @@ import onnx
 import pytest
 from onnxruntime import quantization
 from support.command_line import assert_refused, run_regcache
-from support.sinking import BLOCK, write_sinking
+from support.sinking import BLOCK, SPEC, write_sinking
 from support.tiny_artifact import write_tiny
-from support.tiny_source import RECIPE, SPEC, photos
+from support.tiny_source import RECIPE, photos
 
 import regcache
 from regcache.compiler.curation import other_quantizer

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from support.sinking import BLOCK, write_sinking
-from support.tiny_source import SPEC
+from support.sinking import BLOCK, SPEC, write_sinking
 from support.workbench_cases import QUANTIZERS
 
 from regcache.compiler.curation.moved_units import find_units, try_moved_units

@@ -61,8 +61,8 @@ class Pair:
 
 @functools.lru_cache(maxsize=1)
 def family(name: str, folder: Path) -> Pair:
-    exported = zoo.export_family(name, folder)
-    return pair(exported.path, exported.source, zoo.SIDE)
+    source = zoo.family_source(name, folder)
+    return pair(zoo.canonical_family(name, folder), source, zoo.SIDE)
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +71,11 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     source = open_source("sample:dinov2-small")
     path = tmp_path_factory.mktemp("sample") / "sample.onnx"
     source.export(path, resolution=112)
-    return pair(path, source, 112, real=True)
+    return pair(canonicalize(load_model(path)), source, 112, real=True)
 
 
-def pair(path: Path, source: Source, side: int, *, real: bool = False) -> Pair:
-    graph, reference = canonicalize(load_model(path)), RegisterReference(find_tower(source, side))
+def pair(graph: gs.Graph, source: Source, side: int, *, real: bool = False) -> Pair:
+    reference = RegisterReference(find_tower(source, side))
     return Pair(graph, view_encoder(graph), reference, side, real)
 
 

@@ -105,7 +105,7 @@ def test_resolution_defaults_to_the_recipe(folder: Path, tmp_path: Path) -> None
     recipe = zoo.family_source("dinov2-s14", folder).export(tmp_path / "m.onnx")
     assert recipe is not None
     assert (recipe.height, recipe.resize_to) == (224, (256, 256))
-    assert run_onnx(tmp_path / "m.onnx", images(1, 224))[1].shape == (1, 257, 384)
+    assert run_onnx(tmp_path / "m.onnx", images(1, 224))[1].shape == (1, 257, zoo_models.WIDTH)
 
 
 def test_pooled_is_what_users_compare(folder: Path) -> None:

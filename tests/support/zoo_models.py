@@ -1,6 +1,6 @@
-"""Random encoders of the released architectures, real in all but depth and number of patches.
+"""Random encoders of the released architectures, real in all but depth, width and number of patches.
 
-The largest is of half its width too.
+Their heads are of the released ones' channels, but fewer.
 """
 
 import json
@@ -26,6 +26,8 @@ from regcache.export.timm_vit import TimmSource
 share_torchlib()
 
 DEPTH = 2
+WIDTH, HEADS = 192, 3
+"""Half the width of a ViT-S and a quarter of a ViT-B, in heads of their 64 channels."""
 
 
 def randomize(module: Any, seed: int = 0) -> Any:
@@ -53,7 +55,7 @@ def save_checkpoint(model: Any, processor: Any, folder: Path) -> Source:
     return open_source(f"hf:{folder}")
 
 
-def _vit_sizes(width: int, heads: int, **more: Any) -> dict[str, Any]:
+def _vit_sizes(width: int = WIDTH, heads: int = HEADS, **more: Any) -> dict[str, Any]:
     return {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -65,7 +67,7 @@ def _vit_sizes(width: int, heads: int, **more: Any) -> dict[str, Any]:
 
 def _clip_b16(folder: Path) -> Source:
     """Its checkpoint holds a text tower too."""
-    vision = _vit_sizes(768, 12, image_size=SIDE, patch_size=16)
+    vision = _vit_sizes(image_size=SIDE, patch_size=16)
     config = transformers.CLIPConfig(
         text_config=_vit_sizes(64, 2, vocab_size=99),
         vision_config=vision,
@@ -99,7 +101,7 @@ def _dino_processor() -> Any:
 def _dinov2(swiglu: bool) -> Callable[[Path], Source]:
     def build(folder: Path) -> Source:
         config = transformers.Dinov2Config(
-            **_vit_sizes(384, 6, image_size=518, patch_size=14), use_swiglu_ffn=swiglu
+            **_vit_sizes(image_size=518, patch_size=14), use_swiglu_ffn=swiglu
         )
         return save_checkpoint(transformers.Dinov2Model(config), _dino_processor(), folder)
 
@@ -108,7 +110,7 @@ def _dinov2(swiglu: bool) -> Callable[[Path], Source]:
 
 def _dinov2_registers(folder: Path) -> Source:
     config = transformers.Dinov2WithRegistersConfig(
-        **_vit_sizes(384, 6, image_size=518, patch_size=14), num_register_tokens=4
+        **_vit_sizes(image_size=518, patch_size=14), num_register_tokens=4
     )
     return save_checkpoint(transformers.Dinov2WithRegistersModel(config), _dino_processor(), folder)
 
@@ -116,7 +118,7 @@ def _dinov2_registers(folder: Path) -> Source:
 def _dinov3(gated: bool) -> Callable[[Path], Source]:
     def build(folder: Path) -> Source:
         config = transformers.DINOv3ViTConfig(
-            **_vit_sizes(384, 6, image_size=SIDE, patch_size=16),
+            **_vit_sizes(image_size=SIDE, patch_size=16),
             num_register_tokens=4,
             key_bias=False,
             use_gated_mlp=gated,
@@ -129,14 +131,17 @@ def _dinov3(gated: bool) -> Callable[[Path], Source]:
 
 
 def _vit_b16(folder: Path) -> Source:
-    config = transformers.ViTConfig(**_vit_sizes(768, 12, image_size=SIDE))
+    config = transformers.ViTConfig(**_vit_sizes(image_size=SIDE))
     model = transformers.ViTForImageClassification(config)
     return save_checkpoint(model, transformers.ViTImageProcessorPil(), folder)
 
 
 def _deit_s16(folder: Path) -> Source:
-    model = transformers.DeiTModel(transformers.DeiTConfig(**_vit_sizes(384, 6, image_size=SIDE)))
+    model = transformers.DeiTModel(transformers.DeiTConfig(**_vit_sizes(image_size=SIDE)))
     return save_checkpoint(model, transformers.DeiTImageProcessorPil(), folder)
+
+
+_TIMM_SIZES: dict[str, Any] = {"depth": DEPTH, "embed_dim": WIDTH, "num_heads": HEADS}
 
 
 class UntrainedTimmSource(TimmSource):
@@ -145,7 +150,7 @@ class UntrainedTimmSource(TimmSource):
     def _create(self, size: tuple[int, int]) -> Any:
         with seeded():
             return randomize(
-                timm.create_model(self._model.architecture, img_size=size, depth=DEPTH)
+                timm.create_model(self._model.architecture, img_size=size, **_TIMM_SIZES)
             )
 
 
@@ -154,10 +159,11 @@ def _timm(name: str) -> Callable[[Path], Source]:
 
 
 def _shallow_timm(name: str) -> str:
-    """Make timm know a model by another name, with fewer blocks; that name."""
+    """Make timm know a model by another name, with fewer blocks and channels; that name."""
 
     def create(pretrained: bool = False, **options: Any) -> Any:
-        return timm.create_model(name, pretrained=pretrained, depth=DEPTH, img_size=SIDE, **options)
+        sizes = {"img_size": SIDE, **_TIMM_SIZES}
+        return timm.create_model(name, pretrained=pretrained, **sizes, **options)
 
     create.__name__, create.__module__ = f"{name}_shallow", __name__
     if not timm.is_model(create.__name__):
@@ -166,7 +172,7 @@ def _shallow_timm(name: str) -> str:
 
 
 def _open_clip(architecture: str) -> Callable[[Path], Source]:
-    """The architecture with fewer blocks, and a checkpoint file that holds its vision tower."""
+    """The architecture, shallow and narrow, and a checkpoint file that holds its vision tower."""
 
     def build(folder: Path) -> Source:
         folder.mkdir(exist_ok=True)
@@ -175,8 +181,10 @@ def _open_clip(architecture: str) -> Callable[[Path], Source]:
         vision["image_size"] = SIDE
         if "timm_model_name" in vision:
             vision["timm_model_name"] = _shallow_timm(vision["timm_model_name"])
+            config["embed_dim"] = WIDTH  # its tower ends without a projection
         else:
-            vision["layers"] = DEPTH
+            vision |= {"layers": DEPTH, "width": WIDTH}
+        config["text_cfg"] |= {"layers": 1, "width": 64, "heads": 2}
         shallow = folder / f"{architecture}-shallow.json"
         with written_whole(shallow) as partial:
             partial.write_text(json.dumps(config))
@@ -197,8 +205,8 @@ def _open_clip(architecture: str) -> Callable[[Path], Source]:
 
 FAMILIES: dict[str, Callable[[Path], Source]] = {
     "clip-b16": _clip_b16,
-    "siglip-b16": _siglip(SIDE, 768, 12, 16),
-    "siglip2-so400m14": _siglip(SIDE, 576, 8, 14),  # half its width, in heads of its 72 channels
+    "siglip-b16": _siglip(SIDE, WIDTH, HEADS, 16),
+    "siglip2-so400m14": _siglip(SIDE, 288, 4, 14),  # a quarter of its width, heads of its 72 channels
     "dinov2-s14": _dinov2(swiglu=False),
     "dinov2-s14-swiglu": _dinov2(swiglu=True),
     "dinov2-s14-registers": _dinov2_registers,

@@ -67,11 +67,11 @@ def family(name: str, folder: Path) -> Pair:
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """At half of its resolution: a quarter of the tokens show the same."""
-    source = open_source("sample:dinov2-small")
+    """At a quarter of its resolution: a sixteenth of the tokens shows the same."""
+    source, side = open_source("sample:dinov2-small"), 56
     path = tmp_path_factory.mktemp("sample") / "sample.onnx"
-    source.export(path, resolution=112)
-    return pair(canonicalize(load_model(path)), source, 112, real=True)
+    source.export(path, resolution=side)
+    return pair(canonicalize(load_model(path)), source, side, real=True)
 
 
 def pair(graph: gs.Graph, source: Source, side: int, *, real: bool = False) -> Pair:

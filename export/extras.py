@@ -102,9 +102,9 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Hold garbage collection off while libraries are imported.
+    """Hold garbage collection off while libraries are imported or trace an encoder.
 
-    What they make stays, and going through it again and again is a sixth of PyTorch's import.
+    What they make stays, and going through it again and again is a sixth of their time.
     """
     collecting = gc.isenabled()
     gc.disable()

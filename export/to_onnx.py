@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regcache.export.extras import quiet
+from regcache.export.extras import quiet, uncollected
 from regcache.export.save_onnx import save_model
 from regcache.export.tower import Tower
 
@@ -44,16 +44,17 @@ def trace(module: "nn.Module", images: "Tensor", outputs: Sequence[str]) -> "onn
     """
     import torch
 
-    program = torch.onnx.export(
-        module,
-        (images,),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["pixel_values"],
-        output_names=list(outputs),
-        dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
-        verbose=False,
-    )
+    with uncollected():
+        program = torch.onnx.export(
+            module,
+            (images,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["pixel_values"],
+            output_names=list(outputs),
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+            verbose=False,
+        )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     _strip_traces(program.model)

@@ -17,6 +17,8 @@ import transformers
 from support.zoo_models import randomize, seeded
 from torch import nn
 
+from regcache.export.extras import uncollected
+
 SIDE, PATCH, WIDTH, HEADS, DEPTH = 32, 8, 64, 2, 2
 SHALLOW = 1
 """Blocks of the models in all forms but torchscript's "batch free", which costs the least."""
@@ -164,7 +166,7 @@ def export(model: nn.Module, form: Form, path: Path) -> str | None:
     images = torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     write = _dynamo if form.exporter == "dynamo" else _torchscript
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _quiet(), uncollected():
             write(model, images, form.batch, path)
     except Exception as error:  # whatever an exporter raises
         lines = str(error).strip().splitlines()

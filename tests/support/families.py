@@ -14,7 +14,7 @@ SEPARATE = ("q", "k", "v", "out", "fc1", "fc2")
 GATED = ("q", "k", "v", "out", "gate", "up", "fc2")
 FUSED = ("qkv", "out", "fc1", "fc2")
 EXPECTED = {
-    "clip-b16": (2, 1, 3, "quick_gelu", SEPARATE),
+    "clip-b16": (2, 1, 12, "quick_gelu", SEPARATE),
     "siglip-b16": (2, 0, 3, "gelu_tanh", SEPARATE),
     "siglip2-so400m14": (2, 0, 4, "gelu_tanh", SEPARATE),
     "dinov2-s14": (2, 1, 3, "gelu", SEPARATE),

@@ -1,6 +1,6 @@
-"""Random encoders of the released architectures, real in all but depth, width and number of patches.
+"""Random encoders of the released architectures, but shallow, narrow and of few patches.
 
-Their heads are of the released ones' channels, but fewer.
+They have fewer heads, of as many channels. CLIP alone keeps its width.
 """
 
 import json
@@ -66,8 +66,8 @@ def _vit_sizes(width: int = WIDTH, heads: int = HEADS, **more: Any) -> dict[str,
 
 
 def _clip_b16(folder: Path) -> Source:
-    """Its checkpoint holds a text tower too."""
-    vision = _vit_sizes(image_size=SIDE, patch_size=16)
+    """As wide as it is, so that its engine is as large as its file. With a text tower, too."""
+    vision = _vit_sizes(768, 12, image_size=SIDE, patch_size=16)
     config = transformers.CLIPConfig(
         text_config=_vit_sizes(64, 2, vocab_size=99),
         vision_config=vision,
@@ -206,7 +206,7 @@ def _open_clip(architecture: str) -> Callable[[Path], Source]:
 FAMILIES: dict[str, Callable[[Path], Source]] = {
     "clip-b16": _clip_b16,
     "siglip-b16": _siglip(SIDE, WIDTH, HEADS, 16),
-    "siglip2-so400m14": _siglip(SIDE, 288, 4, 14),  # a quarter of its width, heads of its 72 channels
+    "siglip2-so400m14": _siglip(SIDE, 288, 4, 14),  # a quarter of its width
     "dinov2-s14": _dinov2(swiglu=False),
     "dinov2-s14-swiglu": _dinov2(swiglu=True),
     "dinov2-s14-registers": _dinov2_registers,

@@ -105,7 +105,7 @@ def test_its_own_format_and_the_cache(model: Path, images: np.ndarray, tmp_path:
     import openvino
 
     path, cache = tmp_path / "tiny.xml", tmp_path / "cache"
-    openvino.save_model(openvino.convert_model(model), path, compress_to_fp16=False)
+    openvino.save_model(openvino.Core().read_model(model), path, compress_to_fp16=False)
     options = OpenVinoOptions(InferencePrecision.F32, cache=cache)
     loading = Loading(RunnerName.OPENVINO, path, 1, (5,), (3, 16, 16), openvino=options)
     check_runner(RunnerName.OPENVINO)

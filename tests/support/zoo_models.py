@@ -28,14 +28,16 @@ share_torchlib()
 DEPTH = 2
 WIDTH, HEADS = 192, 3
 """Half the width of a ViT-S and a quarter of a ViT-B, in heads of their 64 channels."""
+NOISE = 0.05
+"""Of narrow encoders' weights: attention says as much beside the stream as in the released ones."""
 
 
-def randomize(module: Any, seed: int = 0) -> Any:
+def randomize(module: Any, seed: int = 0, noise: float = 0.02) -> Any:
     """Move every parameter by seeded noise, so that no two are equal and none is zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=noise)
     return module.eval()
 
 
@@ -50,7 +52,7 @@ def seeded() -> Iterator[None]:
 def save_checkpoint(model: Any, processor: Any, folder: Path) -> Source:
     """A transformers checkpoint in a folder, as a source."""
     if not (folder / "preprocessor_config.json").is_file():
-        randomize(model).save_pretrained(folder)
+        randomize(model, noise=NOISE).save_pretrained(folder)
         processor.save_pretrained(folder)
     return open_source(f"hf:{folder}")
 
@@ -149,9 +151,8 @@ class UntrainedTimmSource(TimmSource):
 
     def _create(self, size: tuple[int, int]) -> Any:
         with seeded():
-            return randomize(
-                timm.create_model(self._model.architecture, img_size=size, **_TIMM_SIZES)
-            )
+            model = timm.create_model(self._model.architecture, img_size=size, **_TIMM_SIZES)
+            return randomize(model, noise=NOISE)
 
 
 def _timm(name: str) -> Callable[[Path], Source]:
@@ -194,7 +195,8 @@ def _open_clip(architecture: str) -> Callable[[Path], Source]:
             from open_clip.model import _build_vision_tower
 
             quick = config.get("quick_gelu", False)
-            tower = randomize(_build_vision_tower(config["embed_dim"], vision, quick))
+            tower = _build_vision_tower(config["embed_dim"], vision, quick)
+            randomize(tower, noise=NOISE)
             state = {f"visual.{name}": tensor for name, tensor in tower.state_dict().items()}
             with written_whole(weights) as partial:
                 save_file(state, partial)

@@ -209,8 +209,10 @@ def _curate(
     limits = (study.short_list, study.token_mode, usual_outliers(workbench, sensitive))
     search = Search(tasks, candidates, damage.sites, sensitive, workbench.depth, *limits)
     best, before, improvement = search.run(), float(workbench.baseline.mean()), None
-    if best.changes and search.tried[best].mean < before * (1 - _LEAST_GAIN):
-        best = choose(search, try_moved_units(workbench, search, sensitive), held_out)
+    helps = _helps(search, best, before)
+    best = try_moved_units(workbench, search, sensitive, surely=helps)
+    if helps or _helps(search, best, before):
+        best = choose(search, best, held_out)
         if best.changes:
             improvement = held_out.improvement(best, search.registers(best))
     setting = best if improvement is not None and improvement.certain else Setting()
@@ -242,6 +244,11 @@ def _curate(
     )
     every = Setting(candidates=tuple(range(len(candidates) if ablates else 0)))
     return Curated(setting, search.registers(setting), record, search.registers(every))
+
+
+def _helps(search: Search, setting: Setting, before: float) -> bool:
+    """Whether it is worth the images that decide; `before`: the error without registers."""
+    return setting.changes and search.tried[setting].mean < before * (1 - _LEAST_GAIN)
 
 
 def _reason(

@@ -1,5 +1,6 @@
 """Test-time registers (arXiv 2506.08010), a rival: the hidden units that make the sinks."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from regcache.compiler.calibration.graph_session import open_graph, stream_tokens
 from regcache.compiler.curation.candidates import EARLIER
+from regcache.compiler.curation.screening import predicted_damage
 from regcache.compiler.curation.search import Search
 from regcache.compiler.curation.setting import Setting
 from regcache.compiler.curation.workbench import Workbench
@@ -31,13 +33,35 @@ class _Unit(NamedTuple):
     unit: int
 
 
-def try_moved_units(workbench: Workbench, search: Search, sensitive: int) -> Setting:
-    """The best setting of a search, once it has tried to move the units that make the sinks."""
+def try_moved_units(
+    workbench: Workbench, search: Search, sensitive: int, *, surely: bool = True
+) -> Setting:
+    """The best setting of a search, once it has tried to move the units that make the sinks.
+
+    Unless `surely`, only where the ranges that are left promise something.
+    """
     if not search.token_mode:
         return search.best() or Setting()
     units = find_units(workbench, sensitive)
-    sets = [units[:count] for count in _SETS if count == 1 or len(units) >= count]
-    return search.also([Setting(moved=tuple(sorted(chosen))) for chosen in sets if chosen])
+    sets = [units[:count] for count in _SETS if units and (count == 1 or len(units) >= count)]
+    if not surely:
+        sets = [chosen for chosen in sets if search.promises(_change(workbench, search, chosen))]
+    return search.also([Setting(moved=tuple(sorted(chosen))) for chosen in sets])
+
+
+def _change(workbench: Workbench, search: Search, units: list[tuple[int, int]]) -> float:
+    """The change of damage to expect where units are moved; negative is better."""
+    plain, left = dict[str, float](), dict[str, float]()
+    for block in sorted({block for block, _ in units}):
+        moved = [unit for at, unit in units if at == block]
+        name = activation_of(workbench.view.blocks[block]).name
+        for site in workbench.sites(block, block + 1):
+            if site.tensor.name == name:
+                low, high = _reach(workbench, block)
+                plain[site.name] = float(high.max() - low.min())
+                low, high = np.delete(low, moved), np.delete(high, moved)
+                left[site.name] = float(high.max() - low.min())
+    return predicted_damage(search.damage, plain, left) - sum(map(search.damage.__getitem__, plain))
 
 
 def find_units(workbench: Workbench, sensitive: int) -> list[tuple[int, int]]:
@@ -67,19 +91,31 @@ def _sinks(workbench: Workbench, sensitive: int) -> NDArray[np.bool_]:
     return sinks
 
 
-def _units_of(workbench: Workbench, block: int, sinks: NDArray[np.bool_]) -> list[_Unit]:
-    """The units of one block that are large on sinks alone."""
+def _activations(workbench: Workbench, block: int) -> Iterator[Floats]:
+    """The hidden activations [n, T, units] of one block, some of the `fit` images at a time."""
     name = activation_of(workbench.view.blocks[block]).name
     graph = cut_graph(workbench.graph, workbench.streams[block], [name])
-    on_sinks, elsewhere = np.zeros(1), np.zeros(1)
     with open_graph(graph, threads=1, brief=True, device=workbench.study.device) as session:
-        runs = stream_tokens(session, workbench.fit[block], workbench.at_once)
-        start = 0
-        for (hidden,) in runs:
-            there = sinks[start : start + len(hidden)]
-            start += len(hidden)
-            on_sinks = on_sinks + hidden[there].sum(axis=0, dtype=np.float64)
-            elsewhere = elsewhere + np.abs(hidden[~there]).sum(axis=0, dtype=np.float64)
+        for (hidden,) in stream_tokens(session, workbench.fit[block], workbench.at_once):
+            yield hidden
+
+
+def _reach(workbench: Workbench, block: int) -> tuple[Floats, Floats]:
+    """The least and the largest activation of each hidden unit of one block."""
+    ends = [(part.min((0, 1)), part.max((0, 1))) for part in _activations(workbench, block)]
+    low, high = zip(*ends, strict=True)
+    return np.min(low, axis=0), np.max(high, axis=0)
+
+
+def _units_of(workbench: Workbench, block: int, sinks: NDArray[np.bool_]) -> list[_Unit]:
+    """The units of one block that are large on sinks alone."""
+    on_sinks, elsewhere = np.zeros(1), np.zeros(1)
+    start = 0
+    for hidden in _activations(workbench, block):
+        there = sinks[start : start + len(hidden)]
+        start += len(hidden)
+        on_sinks = on_sinks + hidden[there].sum(axis=0, dtype=np.float64)
+        elsewhere = elsewhere + np.abs(hidden[~there]).sum(axis=0, dtype=np.float64)
     held = on_sinks / sinks.sum()
     usual = elsewhere / (~sinks).sum()
     chosen = np.flatnonzero(held > _EXACTLY * usual)

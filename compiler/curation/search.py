@@ -123,21 +123,28 @@ class Search:
         width = self.candidates[0].vector.shape[0] if self.candidates else 0
         return np.stack(chosen) if chosen else np.zeros((0, width), np.float32)
 
+    def promises(self, change: float) -> bool:
+        """Whether a change of damage that a screen predicts, negative is better, is worth a try."""
+        return change < -self._least
+
+    @property
+    def _least(self) -> float:
+        return _PROMISE * sum(self.damage.values())
+
     def _short_list(self) -> list[Setting]:
         """Registers for each start whose screens predict enough of a gain, best first."""
         scores = self._screen_all()
-        least = _PROMISE * sum(self.damage.values())
-        if not scores or least <= 0:
+        if not scores or self._least <= 0:
             return []
 
         def rank(key: tuple[tuple[int, ...], int]) -> tuple[int, int, float]:
             # Of promises much alike, the one with fewer registers comes first.
-            return round(scores[key] / least), len(key[0]), scores[key]
+            return round(scores[key] / self._least), len(key[0]), scores[key]
 
         order = sorted(scores, key=rank)
         best_of_start = {start: (chosen, start) for chosen, start in reversed(order)}
-        listed = [key for key in sorted(best_of_start.values(), key=rank) if scores[key] < -least]
-        return [self._everywhere(chosen, start) for chosen, start in listed]
+        listed = sorted(best_of_start.values(), key=rank)
+        return [self._everywhere(*key) for key in listed if self.promises(scores[key])]
 
     def _least_bad(self) -> list[Setting]:
         """One register at the sensitive block, to be tried where no screen predicts a gain."""

@@ -1,5 +1,6 @@
 """Test-time registers as a rival: which hidden units make the sinks, and when they are tried."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,9 @@ class _Search(Search):
         self.tried |= {one: TrialResult((0.1 if one.moved else 0.2,)) for one in settings}
 
 
-def searching(workbench: Any, **more: Any) -> _Search:
-    found = _Search(None, [], {}, BLOCK, workbench.depth, **more)  # type: ignore[arg-type]
+def searching(workbench: Any, damage: Mapping[str, float] | None = None, **more: Any) -> _Search:
+    shared: Any = (None, [], damage or {}, BLOCK, workbench.depth)
+    found = _Search(*shared, **more)
     found._try([Setting(delete_count=1)])
     return found
 
@@ -73,6 +75,19 @@ def test_sets_of_them_are_tried_at_the_end(held: HeldStudy) -> None:
     assert best.moved
     assert moved[0] == ((BLOCK, 0),)
     assert all(set(moved[0]) <= set(units) for units in moved)
+
+
+@pytest.mark.parametrize(("damaged", "tried"), [("fc2", True), ("fc1", False)])
+def test_where_nothing_else_helps_they_are_tried_if_their_range_does_the_damage(
+    held: HeldStudy, damaged: str, tried: bool
+) -> None:
+    sites = held.workbench().view.sites
+    (worst,) = (one.name for one in sites if one.block == BLOCK and one.name.endswith(damaged))
+    damage = {one.name: float(one.name == worst) for one in sites}
+    search = searching(held.workbench(), damage)
+    best = try_moved_units(held.workbench(), search, BLOCK, surely=False)
+    assert bool(best.moved) == tried
+    assert any(one.moved for one in search.tried) == tried
 
 
 def test_another_library_is_given_no_token(held: HeldStudy) -> None:

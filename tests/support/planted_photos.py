@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 import tempfile
 from functools import cache, lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from demo_photos import crops, photographs
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from PIL import Image
+from PIL import Image, ImageOps
 from support.planted import Planted, Planting, plant
 from support.torchlib import share_torchlib
 from torch import Tensor
@@ -38,6 +39,21 @@ def halves(side: int, every: int) -> Tensor:
         middle = photo.width // 2
         half = photo.crop((middle * side, 0, middle * (side + 1), photo.height))
         found += [_pixels(crop) for crop in crops(half)[::every]]
+    return torch.stack(found)
+
+
+def random_crops(side: int, count: int, seed: int) -> Tensor:
+    """So many random squares of one half (see halves) of every photograph, some mirrored."""
+    draw, found = random.Random(seed), []
+    for photo in photographs().values():
+        middle = photo.width // 2
+        half = photo.crop((middle * side, 0, middle * (side + 1), photo.height))
+        for _ in range(count):
+            edge = int(min(half.size) * draw.uniform(0.4, 1))
+            left, top = (draw.randint(0, length - edge) for length in half.size)
+            crop = half.crop((left, top, left + edge, top + edge))
+            mirrored = draw.random() < 0.5
+            found.append(_pixels(ImageOps.mirror(crop) if mirrored else crop))
     return torch.stack(found)
 
 

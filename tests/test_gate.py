@@ -31,7 +31,7 @@ pytestmark = pytest.mark.xdist_group("gate")
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("gate"))
+    return tiny_artifact(tmp_path_factory.mktemp("gate"), depth=3)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,10 @@ LOCK_VENV := build/lock-venv
 LOCK ?= requirements/dev.txt
 LOCKABLE := $(shell $(PYTHON) -c 'import platform as p, sys; \
 	print(sys.version_info[:2] == (3, 11) and (p.system(), p.machine()) == ("Linux", "x86_64"))')
-# Python compiles a module when it is first imported: of some 19,000 files few ever are.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# pip compiles one module after the other; here every CPU does, and leaves out what is hardly imported.
+# Some packages hold templates that are no Python: those fail, as they do quietly in pip.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests/|/transformers/models/' $(VENV)/lib || true
 
 .PHONY: demo test quick lint docs bench fuzz lock gpu-check clean
 
@@ -24,6 +26,7 @@ else
 	$(PIP) --upgrade pip
 	$(PIP) --editable '.[export,dev]'
 endif
+	$(COMPILE)
 	touch $@
 
 ## Resolve what the lock holds anew, for pyproject.toml as it is; with UPGRADE=--upgrade the newest.

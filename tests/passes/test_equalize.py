@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support import zoo
@@ -182,6 +182,8 @@ def test_every_family_stays_the_encoder(name: str, folder: Any) -> None:
 def test_random_encoders_and_factors(
     heads: int, head_dim: int, activation: Any, qkv: Any, decades: float, seed: int
 ) -> None:
+    # Of two channels a layer norm leaves a sign, which float32 may lose, equalized or not.
+    assume(heads * head_dim > 3)
     spec = Spec(
         width=heads * head_dim, heads=heads, hidden=9, activation=activation, qkv=qkv, seed=seed
     )

@@ -209,9 +209,8 @@ def _curate(
     limits = (study.short_list, study.token_mode, usual_outliers(workbench, sensitive))
     search = Search(tasks, candidates, damage.sites, sensitive, workbench.depth, *limits)
     best, before, improvement = search.run(), float(workbench.baseline.mean()), None
-    helps = _helps(search, best, before)
-    best = try_moved_units(workbench, search, sensitive, surely=helps)
-    if helps or _helps(search, best, before):
+    best = try_moved_units(workbench, search, sensitive, surely=_helps(search, best, before))
+    if _helps(search, best, before):
         best = choose(search, best, held_out)
         if best.changes:
             improvement = held_out.improvement(best, search.registers(best))

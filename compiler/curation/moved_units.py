@@ -1,6 +1,6 @@
 """Test-time registers (arXiv 2506.08010), a rival: the hidden units that make the sinks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from regcache.passes.cut_graph import cut_graph
 from regcache.passes.move_hidden import activation_of
 
 Floats = NDArray[np.float32]
+_Reach = tuple[Floats, Floats]
 
 # Sinks are tokens whose norm is above the mean by so many deviations (arXiv 2506.08010).
 _DEVIATIONS = 3
@@ -45,19 +46,26 @@ def try_moved_units(
     units = find_units(workbench, sensitive)
     sets = [units[:count] for count in _SETS if units and (count == 1 or len(units) >= count)]
     if not surely:
-        sets = [chosen for chosen in sets if search.promises(_change(workbench, search, chosen))]
+        reach = {block: _reach(workbench, block) for block in sorted({at for at, _ in units})}
+        changes = [_change(workbench, search, reach, chosen) for chosen in sets]
+        sets = [one for one, change in zip(sets, changes, strict=True) if search.promises(change)]
     return search.also([Setting(moved=tuple(sorted(chosen))) for chosen in sets])
 
 
-def _change(workbench: Workbench, search: Search, units: list[tuple[int, int]]) -> float:
-    """The change of damage to expect where units are moved; negative is better."""
+def _change(
+    workbench: Workbench, search: Search, reach: Mapping[int, _Reach], units: list[tuple[int, int]]
+) -> float:
+    """The change of damage to expect where units are moved; negative is better.
+
+    `reach`: of the hidden units, by block.
+    """
     plain, left = dict[str, float](), dict[str, float]()
     for block in sorted({block for block, _ in units}):
         moved = [unit for at, unit in units if at == block]
         name = activation_of(workbench.view.blocks[block]).name
         for site in workbench.sites(block, block + 1):
             if site.tensor.name == name:
-                low, high = _reach(workbench, block)
+                low, high = reach[block]
                 plain[site.name] = float(high.max() - low.min())
                 low, high = np.delete(low, moved), np.delete(high, moved)
                 left[site.name] = float(high.max() - low.min())
@@ -100,7 +108,7 @@ def _activations(workbench: Workbench, block: int) -> Iterator[Floats]:
             yield hidden
 
 
-def _reach(workbench: Workbench, block: int) -> tuple[Floats, Floats]:
+def _reach(workbench: Workbench, block: int) -> _Reach:
     """The least and the largest activation of each hidden unit of one block."""
     ends = [(part.min((0, 1)), part.max((0, 1))) for part in _activations(workbench, block)]
     low, high = zip(*ends, strict=True)

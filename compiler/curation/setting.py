@@ -76,7 +76,7 @@ class Setting(Record):
     def __str__(self) -> str:
         parts = []
         if self.candidates:
-            anew = f", anew at {', '.join(map(str, self.anew))}" * bool(self.anew)
+            anew = f", anew at {', '.join(map(str, self.anew))}" if self.anew else ""
             span = f"[{self.start}, {self.end})"
             parts.append(f"R = {self.count} ({self.mode}) in blocks {span}{anew}")
         if self.delete_count:

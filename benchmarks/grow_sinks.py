@@ -20,9 +20,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 import typer
-from numpy.typing import NDArray
 from support.grown import Growth, grow, look
 from support.planted_photos import halves, model_graph, natural, random_crops
+from support.running import run_graph
 
 from benchmarks.planted_curation import natural_error, study_of
 from regcache.compiler.calibration.quantizer import Quantizer
@@ -34,28 +34,19 @@ from regcache.compiler.job.targets import Simulation, TargetName, resolve_target
 from regcache.compiler.reporter import Reporter
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.onnx_file import save_graph
-from regcache.runtime.session import OrtSession
 from regcache.runtime.similarity import row_cosines
 
 _CROPS = 24  # of every photograph, to learn from
 _BITS = (8, 6)
 
 
-def embeddings(graph: gs.Graph, images: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The embedding of each image, as rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        save_graph(graph, path)
-        with OrtSession(path) as session:
-            rows = [session.run(image[None])[0].reshape(-1) for image in images]
-    return np.stack(rows).astype(np.float64)
-
-
 def float_cosine(graph: gs.Graph, found: Curated) -> float:
     """How close the float encoder stays to itself with what was found, on right halves."""
     placed, _ = place_registers(graph, view_encoder(graph), found.setting, found.tokens)
-    right = halves(1, 3).numpy()
-    return float(row_cosines(embeddings(graph, right), embeddings(placed, right)).mean())
+    before, after = (
+        run_graph(one, halves(1, 3).numpy())[0].astype(np.float64) for one in (graph, placed)
+    )
+    return float(row_cosines(before, after).mean())
 
 
 def measure(graph: gs.Graph, bits: int) -> dict[str, Any]:

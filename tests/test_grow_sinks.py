@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.grown import Growth, flattest, grow, largest, look
+from support.grown import Growth, grow, largest, look
+from support.planted import flattest
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 

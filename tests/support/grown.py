@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from support.planted import flattest
 from support.planted_survey import run_blocks
 from torch import Tensor
 
 _SINKS = 3  # of an image
-_FLAT = 0.25  # the share of the patches that may become sinks
 # How often as large a sink is to be as an ordinary patch was, in l-infinity norm: entering the
 # block, behind it (an outlier of arXiv 2410.05265), and in what its fc2 reads.
 _TIMES = (4.0, 64.0, 64.0)
@@ -115,15 +115,6 @@ class Watch:
 def large(tokens: Tensor) -> Tensor:
     """The l-infinity norm of each token."""
     return tokens.abs().amax(-1)
-
-
-def flattest(images: Tensor) -> Tensor:
-    """The patches of least contrast, as bool [N, 1 + patches]."""
-    patches = images.unfold(2, 14, 14).unfold(3, 14, 14).flatten(4)
-    contrast = patches.std(dim=-1).mean(1).flatten(1)
-    flat = torch.zeros(len(images), 1 + contrast.shape[1], dtype=torch.bool)
-    count = int(_FLAT * contrast.shape[1])
-    return flat.scatter(1, 1 + contrast.topk(count, largest=False).indices, value=True)
 
 
 def largest(sizes: Tensor, flat: Tensor) -> Tensor:

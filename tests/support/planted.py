@@ -120,7 +120,7 @@ def plant(model: Any, planting: Planting, images: Tensor) -> Planted:
     mlp.fc2.weight[channels.sink, unit] = level / PEAK
     now["norm2"][..., list(channels)] = 0
     wanted = round(planting.share * patches * len(images))
-    _trigger(planted, now["norm2"], _flattest(images), wanted)
+    _trigger(planted, now["norm2"], flattest(images), wanted)
     _settle(planted, readers, entering)
     return planted
 
@@ -204,7 +204,7 @@ def _report_presence(block: Any, channels: Channels, now: dict[str, Moments]) ->
     out.weight[channels.hold, dims] = 1
 
 
-def _flattest(images: Tensor) -> Tensor:
+def flattest(images: Tensor) -> Tensor:
     """The quarter of patches [N, 1 + patches] with the least contrast of each image."""
     patches = images.unfold(2, 14, 14).unfold(3, 14, 14).flatten(4)
     contrast = patches.std(dim=-1).mean(1).flatten(1)

@@ -36,9 +36,7 @@ def halves(side: int, every: int) -> Tensor:
     """Crops of the left (0) or right (1) half of every photograph, one in `every` of nine."""
     found = []
     for photo in photographs().values():
-        middle = photo.width // 2
-        half = photo.crop((middle * side, 0, middle * (side + 1), photo.height))
-        found += [_pixels(crop) for crop in crops(half)[::every]]
+        found += [_pixels(crop) for crop in crops(_half(photo, side))[::every]]
     return torch.stack(found)
 
 
@@ -46,8 +44,7 @@ def random_crops(side: int, count: int, seed: int) -> Tensor:
     """So many random squares of one half (see halves) of every photograph, some mirrored."""
     draw, found = random.Random(seed), []
     for photo in photographs().values():
-        middle = photo.width // 2
-        half = photo.crop((middle * side, 0, middle * (side + 1), photo.height))
+        half = _half(photo, side)
         for _ in range(count):
             edge = int(min(half.size) * draw.uniform(0.4, 1))
             left, top = (draw.randint(0, length - edge) for length in half.size)
@@ -55,6 +52,11 @@ def random_crops(side: int, count: int, seed: int) -> Tensor:
             mirrored = draw.random() < 0.5
             found.append(_pixels(ImageOps.mirror(crop) if mirrored else crop))
     return torch.stack(found)
+
+
+def _half(photo: Image.Image, side: int) -> Image.Image:
+    middle = photo.width // 2
+    return photo.crop((middle * side, 0, middle * (side + 1), photo.height))
 
 
 def _pixels(image: Image.Image) -> Tensor:

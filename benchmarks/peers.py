@@ -325,17 +325,22 @@ def venv_python(library: Library, venvs: Path) -> Path:
     return python
 
 
+def write_script(peer: Peer, path: Path) -> None:
+    """What runs in the peer's environment, with the model, the images, the output and options."""
+    call = f"{peer.quantize.__name__}(*sys.argv[1:])"
+    sources = [inspect.getsource(item) for item in (feeds, peer.quantize)]
+    header = "import sys\nfrom collections.abc import Iterator\nfrom typing import Any\n"
+    main = f'if __name__ == "__main__":\n    {call}\n'
+    path.write_text("\n\n".join([header, *sources, main]), encoding="utf-8")
+
+
 def quantize(
     peer: Peer, bench: Bench, python: Path, output: Path, log: Path, timeout: int
 ) -> float:
     """Write the peer's int8 model to `output`; returns the seconds it took."""
     script, images = output.with_name("quantize.py"), output.with_name("calibration.npy")
     np.save(images, bench.calibration)
-    call = f"{peer.quantize.__name__}(*sys.argv[1:])"
-    sources = [inspect.getsource(item) for item in (feeds, peer.quantize)]
-    header = "import sys\nfrom collections.abc import Iterator\nfrom typing import Any\n"
-    main = f'if __name__ == "__main__":\n    {call}\n'
-    script.write_text("\n\n".join([header, *sources, main]), encoding="utf-8")
+    write_script(peer, script)
     # A copy with its external data: modelopt writes to the file that it reads.
     own = output.parent / "float"
     own.mkdir()

@@ -10,16 +10,15 @@ less than half of (a).
     PYTHONPATH=.:tests:examples python -m benchmarks.plugin [--seeds 5] [--first 0] [--only ort]...
         [--venvs DIR] [--python PACKAGE=INTERPRETER]... [--timeout SECONDS] [--json FILE]
 
-Registers are judged by the peer's own library where `--for` has it (ort, nncf) and it is installed
-here, for Quark, which is built on ONNX Runtime's quantizer, by that one, else by w8a8. A peer
-that cannot be installed, or is not at its --python, says so in its row.
+Registers are judged by the peer's own quantizer: ONNX Runtime's by `--for ort`, all others by
+`--quantizer`, in their environments. A peer that cannot be installed, or is not at its --python,
+says so in its row.
 """
 
 import copy
 import json
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +30,16 @@ from support.planted import draw_planting
 from support.planted_photos import SIDE, natural, planted
 
 import regcache
-from benchmarks.peers import PEERS, Bench, Peer, PeerError, quantize, venv_python, with_ort
+from benchmarks.peers import (
+    PEERS,
+    Bench,
+    Peer,
+    PeerError,
+    quantize,
+    venv_python,
+    with_ort,
+    write_script,
+)
 from regcache.export.onnx_file import sidecar
 from regcache.export.to_onnx import write_onnx
 from regcache.export.vit_families import FAMILIES
@@ -51,9 +59,6 @@ _USUAL = (
 )
 # Of the un-planted error: what planting has to cost at least to leave something to regain.
 _LEAST_GAP = 0.5
-# The judge of `regcache registers` that is a library itself; for all others w8a8 is.
-_JUDGES = {"onnxruntime": ("ort", "onnxruntime"), "amd-quark": ("ort", "onnxruntime")}
-_JUDGES |= {"nncf": ("nncf", "nncf")}
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Row:
     peer: str
     judge: str
     registers: str = ""
+    judged: dict[str, float | None] = field(default_factory=dict)
     unplanted: float | None = None
     unplanted_registers: float | None = None
     planted: float | None = None
@@ -102,10 +108,14 @@ def write_encoder(model: Any, path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Cured:
-    """An encoder after `regcache registers`: its file, and what was found in words."""
+    """An encoder after `regcache registers`: its file, and what was found in words.
+
+    `judged`: the error that the judge makes with each setting, on the images that rank.
+    """
 
     path: Path
     found: str
+    judged: dict[str, float | None]
     changes: bool
 
 
@@ -119,21 +129,35 @@ class Workshop:
     timeout: int
     cured: dict[tuple[Path, str], Cured] = field(default_factory=dict)
 
-    def with_registers(self, encoder: Path, judge: str) -> Cured:
-        """The encoder after `regcache registers --for` that judge, found once."""
+    def with_registers(self, encoder: Path, peer: Peer) -> Cured:
+        """The encoder after `regcache registers` that the peer's quantizer judges, found once.
+
+        Raises PeerError, InputError where there is none to judge.
+        """
+        judge = judge_of(peer)
         if (encoder, judge) not in self.cured:
             output = encoder.with_name(f"{encoder.stem}-{judge}.onnx")
-            found = regcache.registers(encoder, self.folder / "left", output, judge=judge)
-            setting = found.curation.setting
-            self.cured[encoder, judge] = Cured(output, found.curation.reason, setting.changes)
+            how = {"judge": judge} if judge == "ort" else {"quantizer": self._command(peer)}
+            found = regcache.registers(encoder, self.folder / "left", output, **how)
+            curation = found.curation
+            judged = {str(one.setting): one.error for one in curation.judged}
+            changes = curation.setting.changes
+            self.cured[encoder, judge] = Cured(output, curation.reason, judged, changes)
         return self.cured[encoder, judge]
 
-    def errors(self, peer: Peer, encoder: Path, judge: str) -> tuple[float, float]:
+    def _command(self, peer: Peer) -> list[str]:
+        """The peer's quantizer as benchmarks/peers calls it, without the paths of this process."""
+        script = self.folder / f"{peer.name}.py"
+        write_script(peer, script)
+        python = [str(self.python(peer)), "-E", str(script)]
+        return [*python, "{model}", "{images}", "{output}", *peer.options]
+
+    def errors(self, peer: Peer, encoder: Path) -> tuple[float, float]:
         """1 - cosine of what the peer makes of an encoder, without and with registers.
 
         Raises PeerError, InputError where there is nothing to measure.
         """
-        cured = self.with_registers(encoder, judge)
+        cured = self.with_registers(encoder, peer)
         without = self._error(peer, encoder, encoder)
         return without, self._error(peer, cured.path, encoder) if cured.changes else without
 
@@ -162,9 +186,8 @@ class Workshop:
 
 
 def judge_of(peer: Peer) -> str:
-    """What `regcache registers` is told to judge by for a peer."""
-    judge, package = _JUDGES.get(peer.library.package, ("w8a8", "numpy"))
-    return judge if find_spec(package) else "w8a8"
+    """What judges registers for a peer: `--for ort`, or its own quantizer, by the peer's name."""
+    return "ort" if peer.quantize is with_ort else peer.name
 
 
 def measure(shop: Workshop, peers: list[Peer], seeds: range) -> list[Row]:
@@ -172,28 +195,28 @@ def measure(shop: Workshop, peers: list[Peer], seeds: range) -> list[Row]:
     rows, plain = list[Row](), write_encoder(natural(), shop.folder / "un-planted.onnx")
     known = dict[str, tuple[float, float] | str]()
     for peer in peers:
-        known[peer.name] = _errors(shop, peer, plain, judge_of(peer))
+        known[peer.name] = _errors(shop, peer, plain)
         print(f"un-planted, {peer.name}: {known[peer.name]}", flush=True)
     for seed in seeds:
         model = planted(draw_planting(seed)).model
         encoder = write_encoder(model, shop.folder / f"planted-{seed}.onnx")
         for peer in peers:
             judge, before = judge_of(peer), known[peer.name]
-            after = before if isinstance(before, str) else _errors(shop, peer, encoder, judge)
+            after = before if isinstance(before, str) else _errors(shop, peer, encoder)
             if isinstance(before, str) or isinstance(after, str):
                 row = Row(seed, peer.name, judge, failure=str(after))
             else:
-                found = shop.with_registers(encoder, judge).found
-                row = Row(seed, peer.name, judge, found, *before, *after)
+                cured = shop.with_registers(encoder, peer)
+                row = Row(seed, peer.name, judge, cured.found, cured.judged, *before, *after)
             rows.append(row)
             print(json.dumps(as_json(row)), flush=True)
     return rows
 
 
-def _errors(shop: Workshop, peer: Peer, encoder: Path, judge: str) -> tuple[float, float] | str:
+def _errors(shop: Workshop, peer: Peer, encoder: Path) -> tuple[float, float] | str:
     """The errors without and with registers, or why there are none."""
     try:
-        return shop.errors(peer, encoder, judge)
+        return shop.errors(peer, encoder)
     except (PeerError, InputError) as error:
         return first_line(error)
 

@@ -212,6 +212,7 @@ def registers(
     output: str | os.PathLike[str],
     *,
     judge: str = "w8a8",
+    quantizer: "str | Sequence[str] | None" = None,
     example: "Tensor | None" = None,
     preprocess: "str | os.PathLike[str] | Preprocess | None" = None,
     embedding: str | None = None,
@@ -224,6 +225,9 @@ def registers(
     is the float encoder as it was, and `registers` of the result is 0.
     `judge`: what the search judges by: "w8a8", "w6a6", "w4a4" or "fp8", simulated with min-max
     ranges; "ort" or "nncf" where that library's quantizer is to decide.
+    `quantizer`: a command that decides instead, as one line or word by word: `{model}` in it stands
+    for a float ONNX file, `{images}` for a .npy file of calibration images, float32 [N, 3, H, W],
+    `{output}` for the quantized ONNX file that it writes.
     `source`, `images`, `example`, `preprocess`, `embedding`, `verbose`: as `compile` takes them.
     `options`: `max_images`, `resolution`, `batch_size`, `threads`, `device`, `seed`, `effort`,
     `search_budget`, `scheduler` and `ablate` of `CompileOptions`.
@@ -233,7 +237,7 @@ def registers(
     from regcache._api import GivenSource, registers_of_source
 
     given = GivenSource(source, example, preprocess, embedding)
-    return registers_of_source(given, images, output, judge, options, verbose)
+    return registers_of_source(given, images, output, judge, quantizer, options, verbose)
 
 
 def bench(

@@ -23,6 +23,7 @@ from regcache.compiler.curation.add_registers import (
     RegistersResult,
     add_registers,
 )
+from regcache.compiler.curation.quantizer_command import QuantizerCommand
 from regcache.compiler.encoder.memory_source import NamedSource
 from regcache.compiler.inspection.inspect import inspect_encoder
 from regcache.compiler.inspection.record import Inspection
@@ -120,6 +121,7 @@ def registers_of_source(
     images: object,
     output: object,
     judge: str,
+    quantizer: object,
     options: Mapping[str, Any],
     verbose: bool,
 ) -> RegistersResult:
@@ -131,10 +133,11 @@ def registers_of_source(
     named = NamedSource.of(given.source, given.example)
     chosen = _options(named, given, {"images": str(folder), **options})
     by = choice_of(Judge, judge, "judge")
+    command = None if quantizer is None else QuantizerCommand.of(quantizer)
     list_images(folder)  # said before minutes of exporting
     reporter = reporter_of(verbose)
     with _written(named, chosen, reporter) as ready:
-        return add_registers(ready, by, target, reporter)
+        return add_registers(ready, by, target, reporter, command)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from regcache.compiler.cli.options import (
 from regcache.compiler.cli.tables import print_lines, print_tables
 from regcache.compiler.cli.talk import CommandReporter
 from regcache.compiler.curation.add_registers import Judge, add_registers
+from regcache.compiler.curation.quantizer_command import QuantizerCommand
 from regcache.compiler.job.effort import Effort
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.staging import write_text
@@ -46,6 +47,13 @@ def registers_command(
             rich_help_panel=REGISTERS,
         ),
     ] = Judge.W8A8,
+    quantizer: Annotated[
+        str | None,
+        typer.Option(
+            help="A command that quantizes, and decides: 'python q.py {model} {images} {output}'.",
+            rich_help_panel=REGISTERS,
+        ),
+    ] = None,
     max_images: MaxImagesOption = 512,
     resolution: ResolutionOption = None,
     output: OutputOption = None,
@@ -82,7 +90,8 @@ def registers_command(
         scheduler=scheduler,
         ablate=ablate,
     )
-    found = add_registers(asked, judge, out, CommandReporter())
+    command = None if quantizer is None else QuantizerCommand.of(quantizer)
+    found = add_registers(asked, judge, out, CommandReporter(), command)
     if json is not None:
         write_text(json, found.model_dump_json(indent=2) + "\n")
     if json != Path("-"):

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from regcache.compiler.curation.called_libraries import NNCF, ORT
 from regcache.compiler.curation.curate import Curated
 from regcache.compiler.curation.find import ForOthers, find_registers, splice
 from regcache.compiler.curation.journal import journal_file
 from regcache.compiler.curation.other_quantizer import OtherQuantizer
+from regcache.compiler.curation.quantizer_command import QuantizerCommand
 from regcache.compiler.curation.record import CurationRecord
 from regcache.compiler.curation.study import ReferenceImages
 from regcache.compiler.encoder.float_encoder import FloatEncoder
@@ -63,7 +65,7 @@ class Judge(StrEnum):
     @property
     def other(self) -> OtherQuantizer | None:
         """The library whose quantizer decides; None for none."""
-        return OtherQuantizer(self.value) if self in (Judge.ORT, Judge.NNCF) else None
+        return {Judge.ORT: ORT, Judge.NNCF: NNCF}.get(self)
 
     @property
     def formats(self) -> Mapping[str, Any]:
@@ -83,6 +85,8 @@ class RegistersResult(Record):
     """The source, as it was named."""
     judge: Judge
     """What the search judged by."""
+    quantizer: tuple[str, ...] | None = None
+    """The command that had the last word, word by word; None where none was given."""
     registers: int
     """R, how many registers the written encoder has; 0 where they would not have helped."""
     deleted: int
@@ -94,13 +98,18 @@ class RegistersResult(Record):
 
 
 def add_registers(
-    asked: CompileOptions, judge: Judge, output: Path, reporter: Reporter
+    asked: CompileOptions,
+    judge: Judge,
+    output: Path,
+    reporter: Reporter,
+    command: QuantizerCommand | None = None,
 ) -> RegistersResult:
     """Write the float encoder with the registers that the search finds to `output`, an ONNX file.
 
     Its recipe goes beside it (see sidecar). Without registers that help, it is the float encoder as
     `regcache export` writes it. `asked`: source, images and what bounds the search; its number
-    formats are those of `judge`. Raises InputError on bad input, and then writes nothing.
+    formats are those of `judge`. `command`: a quantizer that has the last word. Raises InputError
+    on bad input, and then writes nothing.
     """
     given = CompileOptions(**{**_told(asked), **judge.formats})
     if asked.effort is Effort.FAST:
@@ -108,8 +117,7 @@ def add_registers(
     check_name(output)
     if output.exists() and real_path(Path(given.source)) == real_path(output):
         raise InputError(f"{output}: is the source; name another file")
-    if judge.other is not None:
-        judge.other.check()
+    other = _last_word(judge, command)
     device = find_device(given.device, algebra=True)
     drawn = calibration_images(
         given.images, given.max_images, given.seed, reporter.warn, calibrates=False
@@ -128,13 +136,23 @@ def add_registers(
         journal = journal_file(output)
         target = choose_target(given)
         context = Context(given, target, folder, scratch, journal, reporter, device)
-        others = ForOthers(_reference(folder, given.images), judge.other)
+        others = ForOthers(_reference(folder, given.images), other)
         curated = find_registers(context, encoder, others)
         reporter.begin(Stage.WRITE)
         placed = splice(encoder, curated)
         _write(encoder, placed, staged)
         sidecar(staged).write_text(encoder.recipe.to_json(), encoding="utf-8")
-    return _result(given.source, judge, curated, placed)
+    return _result(given.source, judge, command, curated, placed)
+
+
+def _last_word(judge: Judge, command: QuantizerCommand | None) -> OtherQuantizer | None:
+    """The quantizer that decides. Raises InputError where it cannot be called, or there are two."""
+    if command is not None and judge.other is not None:
+        raise InputError(f"{command.asked_by} and --for {judge.value}: only one can decide")
+    other = command or judge.other
+    if other is not None:
+        other.check()
+    return other
 
 
 def _told(asked: CompileOptions) -> dict[str, Any]:
@@ -160,11 +178,18 @@ def _write(encoder: FloatEncoder, placed: FloatEncoder, path: Path) -> None:
         shutil.move(encoder.path, path)
 
 
-def _result(source: str, judge: Judge, curated: Curated, placed: FloatEncoder) -> RegistersResult:
+def _result(
+    source: str,
+    judge: Judge,
+    command: QuantizerCommand | None,
+    curated: Curated,
+    placed: FloatEncoder,
+) -> RegistersResult:
     setting = curated.setting
     return RegistersResult(
         source=source,
         judge=judge,
+        quantizer=None if command is None else command.words,
         registers=setting.count,
         deleted=setting.delete_count,
         curation=curated.record,

@@ -1,4 +1,4 @@
-"""Errors on whole encoders, by our quantizer or another library's, that the search decides by."""
+"""Errors on whole encoders, by our quantizer or somebody else's, that the search decides by."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -39,13 +39,15 @@ class HeldOut:
             self._really_quantized = ReallyQuantized(other, fit, workbench.outputs, workbench.batch)
 
     def best(self, settings: Mapping[Setting, Floats]) -> Setting:
-        """The one that another library's quantizer makes the least of an error of, or R = 0.
+        """The one that the other quantizer makes the least of an error of, or R = 0.
 
-        Their errors on the `rank` images are in `ranked` then, with that of R = 0; a bound that no
-        image reaches is left out. What is not the best so far is not run on the `decide` images.
+        Their errors on the `rank` images are in `ranked` then, with that of R = 0 and of all that
+        it was asked for before; a bound that no image reaches is left out. What is not the best so
+        far is not run on the `decide` images.
         """
         rivals = {Setting(): next(iter(settings.values()))[:0], **settings}
-        self._measure_really(rivals, only_if_best=True)
+        new = {setting: rivals[setting] for setting in rivals if setting not in self.ranked}
+        self._measure_really(new, only_if_best=True)
         return min(self.ranked, key=lambda setting: self.ranked[setting].mean)
 
     def improvement(self, setting: Setting, tokens: Floats) -> Improvement:
@@ -75,7 +77,8 @@ class HeldOut:
     def _measure_really(
         self, settings: Mapping[Setting, Floats], *, only_if_best: bool = False
     ) -> None:
-        label = f"quantizing with {self.other}"
+        assert self.other is not None
+        label = f"quantizing with {self.other.name}"
         steps = self._tasks.reporter.progress(settings.items(), len(settings), label)
         for setting, tokens in steps:
             self._quantize_really(Trial(setting, tokens), only_if_best=only_if_best)
@@ -101,5 +104,12 @@ class HeldOut:
                 self._known[setting] = self._errors("decide", quantized.run(images.decide))
 
     def _errors(self, images: Literal["rank", "decide"], outputs: list[Floats]) -> TrialResult:
-        errors = output_errors(self._workbench.references(images), outputs)
+        references = self._workbench.references(images)
+        for name, reference, output in zip(
+            self._workbench.outputs, references, outputs, strict=True
+        ):
+            if reference.shape != output.shape and self.other is not None:
+                wanted, found = list(reference.shape), list(output.shape)
+                raise InputError(f"{self.other.asked_by}: output {name!r} is {found}, not {wanted}")
+        errors = output_errors(references, outputs)
         return TrialResult(tuple(errors.tolist()))

@@ -1,26 +1,19 @@
-"""Another library's quantizer, really called, to decide whether registers help it."""
+"""Somebody else's quantizer, really called, to decide whether registers help it."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
-from importlib import import_module
-from importlib.util import find_spec
-from inspect import signature
-from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from regcache.compiler.curation.tensor_ranges import tensor_ranges
 from regcache.passes.errors import InputError, first_line
 from regcache.passes.marks import BOUNDED
-from regcache.passes.onnx_file import LARGEST_SINGLE_FILE, constant_bytes, load_model, save_graph
+from regcache.passes.onnx_file import LARGEST_SINGLE_FILE, constant_bytes, save_graph
 from regcache.passes.temporary import temporary_folder
 from regcache.runtime.session import OrtSession, fill_batch
 
@@ -31,47 +24,66 @@ Ranges = Mapping[str, tuple[Floats, Floats]]
 """The least and the largest value of each tensor, by name."""
 
 
-class OtherQuantizer(StrEnum):
-    """A library that can be called."""
+@dataclass(frozen=True)
+class Work:
+    """A model to quantize: its file and `graph`, images, and the file to write, in its folder."""
 
-    ORT = "ort"
-    NNCF = "nncf"
+    model: Path
+    graph: gs.Graph
+    feeds: Batches
+    output: Path
 
     @property
-    def rounds_outputs(self) -> bool:
-        """Whether it rounds what linears compute, too, as well as what they read."""
-        return self is OtherQuantizer.ORT
+    def large(self) -> bool:
+        """Whether the weights are too large for the model's own file."""
+        return constant_bytes(self.graph) > LARGEST_SINGLE_FILE
+
+
+class OtherQuantizer(Protocol):
+    """A quantizer that can be called."""
+
+    @property
+    def name(self) -> str:
+        """In a word."""
+
+    @property
+    def asked_by(self) -> str:
+        """The option that asked for it, which its errors begin with."""
+
+    @property
+    def rounds_outputs(self) -> bool | None:
+        """Whether it rounds what linears compute, too, as well as what they read; None: unknown."""
 
     def check(self) -> None:
-        """Raise InputError, naming the package, where it is not installed."""
-        package, wanted = _PACKAGES[self]
-        if find_spec(package) is None:
-            raise InputError(f"--for {self.value} needs {wanted}: pip install {wanted}")
+        """Raise InputError, naming what is missing, where it cannot be called."""
 
+    def quantize(self, work: Work) -> Ranges | None:
+        """Write the quantized model. Whatever it raises is a failure of the quantizer.
 
-# The option of quantize_static that keeps ranges in a file, which older versions do not have.
-_CACHE = "calibration_cache_path"
-_PACKAGES = {
-    OtherQuantizer.ORT: ("onnxruntime", "onnxruntime"),
-    OtherQuantizer.NNCF: ("nncf", "nncf"),
-}
+        Returns the ranges in float of what bounds clip, at least, or None where they are not known.
+        """
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a library made of a graph, ready to run, `batch` images at a time.
+    """What a quantizer made of a graph, ready to run, `batch` images at a time.
 
     `bound_reached`: whether images drove anything below a bound of BoundHidden, as far as is known.
     """
 
+    quantizer: OtherQuantizer
     session: OrtSession
     outputs: int
     batch: int
     bound_reached: bool
 
     def run(self, images: Floats) -> list[Floats]:
-        """The outputs, float32 [N, ...], as ONNX Runtime computes them here, in integers."""
-        found = [self.session.run(chunk) for chunk in _chunks(images, self.batch)]
+        """The outputs, float32 [N, ...], as ONNX Runtime computes them here, in integers.
+
+        Raises InputError where it cannot.
+        """
+        with _written_by(self.quantizer, self.session.name):
+            found = [self.session.run(chunk) for chunk in _chunks(images, self.batch)]
         return [np.concatenate([one[index] for one in found]) for index in range(self.outputs)]
 
 
@@ -90,7 +102,7 @@ class ReallyQuantized:
 
     @contextmanager
     def open(self, graph: gs.Graph) -> Iterator[Quantized]:
-        """Quantize a graph. Raises InputError with the library's own words where it fails."""
+        """Quantize a graph. Raises InputError with the quantizer's own words where it fails."""
         size = graph.inputs[0].shape[0]
         size = size if isinstance(size, int) else self.batch
         with temporary_folder() as folder:
@@ -99,10 +111,15 @@ class ReallyQuantized:
             name, chunks = graph.inputs[0].name, _chunks(self.fit, size)
             feeds = [{name: fill_batch(chunk, size)} for chunk in chunks]
             with _said_by(self.quantizer):
-                ranges = _QUANTIZE[self.quantizer](_Work(model, graph, feeds, quantized))
+                ranges = self.quantizer.quantize(Work(model, graph, feeds, quantized))
             reached = ranges is None or _bound_reached(graph, ranges)
-            with OrtSession(quantized, threads=self.threads, outputs=self.outputs) as session:
-                yield Quantized(session, len(self.outputs), size, reached)
+            with self._session(quantized) as session:
+                size = session.fixed_batch or size
+                yield Quantized(self.quantizer, session, len(self.outputs), size, reached)
+
+    def _session(self, quantized: Path) -> OrtSession:
+        with _written_by(self.quantizer, str(quantized)):
+            return OrtSession(quantized, threads=self.threads, outputs=self.outputs)
 
 
 def _chunks(images: Floats, size: int) -> list[Floats]:
@@ -117,78 +134,26 @@ def _said_by(quantizer: OtherQuantizer) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a library raises
-        raise InputError(f"--for {quantizer.value}: {first_line(error)}") from error
+        raise InputError(f"{quantizer.asked_by}: {first_line(error)}") from error
     finally:
         logging.disable(before)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A model to quantize: its file and `graph`, images, and the file to write."""
-
-    model: Path
-    graph: gs.Graph
-    feeds: Batches
-    output: Path
-
-    @property
-    def large(self) -> bool:
-        """Whether the weights are too large for the model's own file."""
-        return constant_bytes(self.graph) > LARGEST_SINGLE_FILE
+@contextmanager
+def _written_by(quantizer: OtherQuantizer, file: str) -> Iterator[None]:
+    """Say whose file it is that cannot be run; its name is that of a folder that will be gone."""
+    try:
+        yield
+    except InputError as error:
+        said = str(error).replace(file, "what it wrote")
+        raise InputError(f"{quantizer.asked_by}: {said}") from error
 
 
-def _with_ort(work: _Work) -> Ranges | None:
-    """quantize_static as it comes, min-max; uint8 activations, and int8 weights per channel.
-
-    Returns the ranges, where this version of it takes them: its own run to find them is without
-    any optimization.
-    """
-    quantization = import_module("onnxruntime.quantization")
-    items, more, ranges = iter(work.feeds), dict[str, Any](), None
-    reader = type(
-        "Reader",
-        (quantization.CalibrationDataReader,),
-        {"get_next": lambda _: next(items, None)},
-    )
-    if _CACHE in signature(quantization.quantize_static).parameters:
-        batches = (next(iter(feed.values())) for feed in work.feeds)
-        ranges = tensor_ranges(work.graph, batches)
-        more[_CACHE] = work.output.with_name("ranges.json")
-        data = quantization.TensorsData(quantization.CalibrationMethod.MinMax, ranges)
-        quantization.save_tensors_data(data, more[_CACHE])
-    quantization.quantize_static(
-        work.model,
-        work.output,
-        reader(),
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        per_channel=True,
-        use_external_data_format=work.large,
-        **more,
-    )
-    return ranges
+def bounds_of(graph: gs.Graph) -> dict[str, float]:
+    """What BoundHidden clips below, by the name of the tensor that is clipped."""
+    clips = (node for node in graph.nodes if node.name.startswith(BOUNDED))
+    return {node.inputs[0].name: float(node.inputs[1].values) for node in clips}
 
 
 def _bound_reached(graph: gs.Graph, ranges: Ranges) -> bool:
-    clips = (node for node in graph.nodes if node.name.startswith(BOUNDED))
-    products = ((node.inputs[0].name, float(node.inputs[1].values)) for node in clips)
-    return any(float(ranges[name][0].min()) < low for name, low in products)
-
-
-def _with_nncf(work: _Work) -> None:
-    """NNCF's post-training quantization for transformers, with its defaults."""
-    nncf: Any = import_module("nncf")
-    with redirect_stdout(StringIO()):  # Rich's progress bars
-        quantized = nncf.quantize(
-            load_model(work.model),
-            nncf.Dataset(work.feeds),
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(work.feeds),
-        )
-    onnx.save(quantized, work.output, save_as_external_data=work.large)
-
-
-_QUANTIZE: Mapping[OtherQuantizer, Callable[[_Work], Ranges | None]] = {
-    OtherQuantizer.ORT: _with_ort,
-    OtherQuantizer.NNCF: _with_nncf,
-}
+    return any(float(ranges[name][0].min()) < low for name, low in bounds_of(graph).items())

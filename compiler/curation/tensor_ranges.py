@@ -1,6 +1,6 @@
 """The range of every tensor of a graph, found in one run over images."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,18 +13,23 @@ Floats = NDArray[np.float32]
 
 
 def tensor_ranges(
-    graph: gs.Graph, batches: Iterable[Floats], threads: int | None = None
+    graph: gs.Graph,
+    batches: Iterable[Floats],
+    threads: int | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, tuple[Floats, Floats]]:
     """The least and the largest value [1] of each float32 tensor that is no constant, by name.
 
-    `batches`: images [B, ...] each, B as the graph fixes it, at least one batch. Raises InputError
-    where the graph cannot be run.
+    `names`: of those that are wanted; None for all. `batches`: images [B, ...] each, B as the graph
+    fixes it, at least one batch. Raises InputError where the graph cannot be run.
     """
     part = copy_graph(graph)
     tensors = [
         tensor
         for tensor in part.tensors().values()
-        if isinstance(tensor, gs.Variable) and tensor.dtype == np.float32
+        if isinstance(tensor, gs.Variable)
+        and tensor.dtype == np.float32
+        and (names is None or tensor.name in names)
     ]
     part.outputs = [
         _reduce(part, tensor, op) for op in ("ReduceMin", "ReduceMax") for tensor in tensors

@@ -7,12 +7,14 @@ changed in a command or program before it runs.
 import json
 import re
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 from PIL import Image
+from support import own_quantizer
 from support.command_line import run_regcache
 from support.tiny_source import RECIPE, SPEC, photos
 from support.tiny_vit import TinyVit
@@ -82,6 +84,8 @@ def build_world(folder: Path) -> Path:
     (folder / "datasets" / "validation").symlink_to("../evaluation")
     with tarfile.open(folder / "shards" / "0.tar", "w") as shard:
         shard.add(folder / "photos", arcname="")
+    _quantizer(folder / "modelopt-env" / "bin" / "python")
+    shutil.copy(own_quantizer.__file__, folder / "modelopt_quantizer.py")
     picture = Image.open(folder / "photos" / "00.png").convert("RGB")
     for name in ("a.jpg", "b.jpg", "photo.jpg", "IMAGE.ppm"):
         picture.save(folder / name)
@@ -97,6 +101,13 @@ def build_world(folder: Path) -> Path:
     for name in ARTIFACTS[1:]:
         shutil.copytree(folder / ARTIFACTS[0], folder / name)
     return folder
+
+
+def _quantizer(python: Path) -> None:
+    """The interpreter of somebody's environment, in which this one stands for their quantizer."""
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
 
 
 def _labelled(folder: Path) -> None:

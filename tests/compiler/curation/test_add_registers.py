@@ -1,6 +1,8 @@
 """`regcache registers`: a float encoder with its registers that other quantizers gain by."""
 
 import json
+import shlex
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +14,16 @@ import numpy as np
 import onnx
 import pytest
 from onnxruntime import quantization
+from support import own_quantizer
 from support.command_line import assert_refused, run_regcache
 from support.sinking import BLOCK, SPEC, write_sinking
 from support.tiny_artifact import write_tiny
 from support.tiny_source import RECIPE, photos
 
 import regcache
-from regcache.compiler.curation import other_quantizer
+from regcache.compiler.curation import called_libraries, other_quantizer
 from regcache.compiler.curation.add_registers import Judge, RegistersResult
+from regcache.compiler.curation.journal import journal_file
 from regcache.export.onnx_file import sidecar
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.errors import InputError
@@ -206,6 +210,31 @@ class TestJudgedByOrt:
             assert float(lows[clip.input[1]]) - scale <= least <= 0
 
 
+def test_a_command_chooses_as_the_library_that_it_calls(
+    source: Path, images: Path, judged: Path, tmp_path: Path
+) -> None:
+    """It is asked about the best setting without a bound, too, to learn that one helps."""
+    script, output = Path(own_quantizer.__file__), tmp_path / "encoder.onnx"
+    command = shlex.join([sys.executable, str(script), "{model}", "{images}", "{output}"])
+    more = ("--quantizer", command, "--json", tmp_path / "found.json", "--threads", 1)
+    outcome = run_regcache("registers", source, "--images", images, "-o", output, *more)
+    assert outcome.code == 0, outcome
+    found = RegistersResult.model_validate_json((tmp_path / "found.json").read_text())
+    wanted = RegistersResult.model_validate_json(judged.with_suffix(".json").read_text())
+    assert found.quantizer == tuple(shlex.split(command))
+    assert found.judge is Judge.W8A8
+    assert wanted.quantizer is None
+    errors, others = (
+        {item.setting: item.error for item in result.curation.judged} for result in (found, wanted)
+    )
+    best = wanted.curation.judged[1].setting
+    assert errors.keys() - others.keys() == {best.model_copy(update={"bounded": False})}
+    for setting, error in others.items():
+        assert errors[setting] == pytest.approx(error, rel=0.05), setting
+    assert found.curation.setting == wanted.curation.setting
+    assert output.read_bytes() == judged.read_bytes()
+
+
 def test_where_the_quantizer_is_better_off_without(
     source: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,9 +317,33 @@ class TestBadInput:
     def test_a_library_that_is_not_there(
         self, source: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(other_quantizer, "find_spec", lambda _: None)
+        monkeypatch.setattr(called_libraries, "find_spec", lambda _: None)
         said = self.refused(source, tmp_path / "out.onnx", images, "--for", "nncf")
         assert "--for nncf needs nncf: pip install nncf" in said
+
+    def test_a_command_that_cannot_be_called(
+        self, source: Path, images: Path, tmp_path: Path
+    ) -> None:
+        """Said before the search."""
+        output = tmp_path / "out.onnx"
+        said = self.refused(source, output, images, "--quantizer", "quantize {model} {output}")
+        assert "--quantizer: the command has no {images}; it needs" in said
+        command = "no-such-program {model} {images} {output}"
+        said = self.refused(source, output, images, "--quantizer", command)
+        assert "--quantizer: there is no program 'no-such-program'" in said
+        said = self.refused(source, output, images, "--quantizer", command, "--for", "ort")
+        assert "--quantizer and --for ort: only one can decide" in said
+        with pytest.raises(InputError, match="--quantizer: 7 is no command"):
+            regcache.registers(source, images, output, quantizer=7)  # type: ignore[arg-type]
+
+    def test_a_command_that_fails(self, source: Path, images: Path, tmp_path: Path) -> None:
+        """What was searched is kept, for the next run."""
+        output = tmp_path / "out.onnx"
+        command = [sys.executable, "-S", "-c", "raise SystemExit('no kernel')"]
+        words = [*command, "{model}", "{images}", "{output}"]
+        with pytest.raises(InputError, match=r"--quantizer: the command ended .* 1: no kernel$"):
+            regcache.registers(source, images, output, quantizer=words, threads=1)
+        assert [path.name for path in tmp_path.iterdir()] == [journal_file(output).name]
 
     def test_a_library_that_fails(
         self, source: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

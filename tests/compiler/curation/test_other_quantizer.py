@@ -13,7 +13,8 @@ import pytest
 from onnxruntime import quantization
 from support.workbench_cases import Case, make_case, random_tokens, run_named
 
-from regcache.compiler.curation import other_quantizer
+from regcache.compiler.curation import called_libraries
+from regcache.compiler.curation.called_libraries import NNCF, ORT
 from regcache.compiler.curation.held_out import HeldOut
 from regcache.compiler.curation.other_quantizer import OtherQuantizer, ReallyQuantized
 from regcache.compiler.curation.search import SearchTasks
@@ -71,10 +72,10 @@ def test_a_version_that_takes_no_ranges(case: Case, monkeypatch: pytest.MonkeyPa
     """It finds them itself, and the outputs are the same but for numbers on a tie."""
     if not hasattr(quantization, "save_tensors_data"):
         pytest.skip("this ONNX Runtime takes no ranges")
-    found = outputs(quantizer(case, OtherQuantizer.ORT), case, BOTH)
-    monkeypatch.setattr(other_quantizer, "_CACHE", "no option")
-    monkeypatch.delattr(other_quantizer, "tensor_ranges")
-    own = outputs(quantizer(case, OtherQuantizer.ORT), case, BOTH)
+    found = outputs(quantizer(case, ORT), case, BOTH)
+    monkeypatch.setattr(called_libraries, "_CACHE", "no option")
+    monkeypatch.delattr(called_libraries, "tensor_ranges")
+    own = outputs(quantizer(case, ORT), case, BOTH)
     for one, other in zip(found, own, strict=True):
         np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())
 
@@ -89,7 +90,7 @@ def test_whether_a_bound_is_reached(bound: float | None, case: Case) -> None:
     least = min(float(tensor_ranges(graph, [images])[name][0].min()) for name in products)
     for low in products.values():
         low.values = np.array(least / 2 if bound is None else bound, np.float32)
-    with quantizer(case, OtherQuantizer.ORT).open(graph) as quantized:
+    with quantizer(case, ORT).open(graph) as quantized:
         assert quantized.bound_reached is (bound is None)
 
 
@@ -112,7 +113,7 @@ def test_only_the_best_so_far_is_run_on_the_images_that_decide(
 
     monkeypatch.setattr("regcache.compiler.curation.held_out.place_registers", noted)
     tasks = cast("SearchTasks", SimpleNamespace(reporter=Reporter()))
-    held_out = Pretended(case.workbench, tasks, OtherQuantizer.ORT)
+    held_out = Pretended(case.workbench, tasks, ORT)
     tokens = random_tokens(case.vit.spec, 1)
     rivals = {REGISTERS: tokens, BOUNDED: tokens[:0], DELETION: tokens[:0]}
     assert held_out.best(rivals) == DELETION
@@ -152,8 +153,8 @@ def pretended_nncf(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_how_nncf_is_called(
     case: Case, pretended_nncf: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    OtherQuantizer.NNCF.check()
-    found = outputs(quantizer(case, OtherQuantizer.NNCF), case, NONE)
+    NNCF.check()
+    found = outputs(quantizer(case, NNCF), case, NONE)
     (call,) = pretended_nncf
     onnx.checker.check_model(call["model"])
     feeds, fit = call["dataset"], case.study.images.fit
@@ -176,7 +177,7 @@ def test_what_nncf_says_of_its_failure(
 
     monkeypatch.setattr(sys.modules["nncf"], "quantize", fail)
     with pytest.raises(InputError, match=r"^--for nncf: no such operator$"):
-        outputs(quantizer(case, OtherQuantizer.NNCF), case, NONE)
+        outputs(quantizer(case, NNCF), case, NONE)
     assert not pretended_nncf
 
 
@@ -184,7 +185,7 @@ def test_what_nncf_says_of_its_failure(
 def test_nncf_itself(setting: Setting, case: Case) -> None:
     """Where it is installed: the outputs are close to those in float, and are others."""
     pytest.importorskip("nncf")
-    found = outputs(quantizer(case, OtherQuantizer.NNCF), case, setting)
+    found = outputs(quantizer(case, NNCF), case, setting)
     graph, images = placed(case, setting), case.study.images.rank
     wanted = run_named(graph, list(case.workbench.outputs), images)
     for one, other in zip(found, wanted, strict=True):

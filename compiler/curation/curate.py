@@ -79,9 +79,9 @@ def curate(
     """Find registers and sink deletion that lower the error of the quantized encoder for certain.
 
     Every image set of the study needs an image. The search goes on where a killed one with the
-    same study stopped. `other`: a library whose quantizer has the last word, on the encoder without
-    registers and with the best setting. Raises UnsearchableError where the encoder cannot be cut at
-    its blocks, InputError where the other library fails.
+    same study stopped. `other`: somebody else's quantizer that has the last word, on the encoder
+    without registers and with the best setting. Raises UnsearchableError where the encoder cannot
+    be cut at its blocks, InputError where the other quantizer fails.
     """
     with _tasks(study, where, reporter) as (workbench, tasks):
         _check_blocks(workbench)

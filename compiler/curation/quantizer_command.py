@@ -5,7 +5,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -41,8 +40,8 @@ class QuantizerCommand:
 
     @property
     def name(self) -> str:
-        """The program's."""
-        return Path(self.words[0]).name
+        """As progress and errors call it: most programs are named python."""
+        return "the command"
 
     @property
     def asked_by(self) -> str:
@@ -58,21 +57,20 @@ class QuantizerCommand:
         for place in _PLACES:
             if not any(place in word for word in self.words):
                 every = ", ".join(_PLACES)
-                raise InputError(f"{_OPTION}: the command has no {place}; it needs {every}")
+                raise InputError(f"{_OPTION}: {self.name} has no {place}; it needs {every}")
         if shutil.which(self.words[0]) is None:
             raise InputError(f"{_OPTION}: there is no program {self.words[0]!r}")
 
-    def quantize(self, work: Work) -> Ranges | None:
+    def quantize(self, work: Work) -> Ranges:
         """Run the command. Raises InputError with the last line that it says where it fails."""
         batches = [next(iter(feed.values())) for feed in work.feeds]
         bounds = bounds_of(work.graph)
-        # Before the command, which may change the file whose weights the graph reads.
-        ranges = tensor_ranges(work.graph, batches, names=bounds) if bounds else None
+        ranges = tensor_ranges(work.graph, batches, names=bounds) if bounds else {}
         images = work.model.with_name("images.npy")
         np.save(images, np.concatenate(batches))
         self._run(dict(zip(_PLACES, map(str, (work.model, images, work.output)), strict=True)))
         if not work.output.is_file():
-            raise InputError("the command ended well, and wrote no {output}")
+            raise InputError(f"{self.name} ended well, and wrote no {{output}}")
         return ranges
 
     def _run(self, places: dict[str, str]) -> None:
@@ -88,8 +86,8 @@ class QuantizerCommand:
             check=False,
         )
         if done.returncode < 0:
-            raise InputError(f"the command was ended by signal {-done.returncode} (out of memory?)")
+            raise InputError(f"{self.name} was ended by signal {-done.returncode} (out of memory?)")
         if done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
             said = f": {lines[-1].strip()}" if lines else ""
-            raise InputError(f"the command ended with exit code {done.returncode}{said}")
+            raise InputError(f"{self.name} ended with exit code {done.returncode}{said}")

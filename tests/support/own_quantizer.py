@@ -10,7 +10,7 @@ from onnxruntime import quantization
 
 
 def quantize(model: Path, images: Path, output: Path) -> None:
-    """As support for `--for ort` does it: min-max, all operators, weights per channel."""
+    """As with `--for ort`: min-max, all operators, weights per channel."""
     name = onnx.load(model).graph.input[0].name
     items = iter([{name: image[None]} for image in np.load(images)])
 

@@ -122,6 +122,9 @@ def test_only_the_best_so_far_is_run_on_the_images_that_decide(
     expected = [(NONE, image) for image in both] + [(REGISTERS, "rank")]
     assert asked == expected + [(DELETION, image) for image in both]
     assert {setting: found.mean for setting, found in held_out.ranked.items()} == errors
+    current.clear()
+    assert held_out.best({DELETION: tokens[:0], REGISTERS: tokens}) == DELETION
+    assert not current  # all are known
     asked.clear()
     assert held_out.improvement(DELETION, tokens[:0]).gain == 0.25
     assert not asked  # both are known

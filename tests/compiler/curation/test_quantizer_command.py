@@ -183,7 +183,6 @@ def test_a_program_that_is_missing(tmp_path: Path) -> None:
 def test_how_a_command_is_told() -> None:
     told = QuantizerCommand.of("python 'my quantizer.py' {model} {images} --to={output}")
     assert told.words == ("python", "my quantizer.py", "{model}", "{images}", "--to={output}")
-    assert told.name == "python"
     assert QuantizerCommand.of([*told.words]) == told
     assert QuantizerCommand.of(["a b", "{model}"]).words == ("a b", "{model}")
     with pytest.raises(InputError, match=r"^--quantizer: \"python 'q\": No closing quotation$"):
@@ -201,9 +200,17 @@ def test_whether_a_bound_is_reached(bound: float | None, case: Case) -> None:
     graph = place_registers(workbench.graph, workbench.view, setting, tokens)[0]
     products = {node.inputs[0].name: node.inputs[1] for node in graph.nodes if node.op == "Clip"}
     fit = case.study.images.fit
-    least = min(float(low.min()) for low, _ in tensor_ranges(graph, [fit], names=products).values())
+    ranges = tensor_ranges(graph, [fit], names=products)
+    assert ranges.keys() == products.keys()
+    least = min(float(low.min()) for low, _ in ranges.values())
     for low in products.values():
         low.values = np.array(least / 2 if bound is None else bound, np.float32)
     really = ReallyQuantized(command(COPY), fit, workbench.outputs, 2, threads=1)
     with really.open(graph) as quantized:
         assert quantized.bound_reached is (bound is None)
+
+
+def test_where_there_is_no_bound(case: Case) -> None:
+    really = ReallyQuantized(command(COPY), case.study.images.fit, case.workbench.outputs, 2)
+    with really.open(case.workbench.graph) as quantized:
+        assert not quantized.bound_reached

@@ -58,8 +58,9 @@ def choose_rotations(view: EncoderView, least_share: float) -> Rotations:
         return Rotations()
     channels = [site.linears[0].weight_shape[0] for site in hidden_sites(view)]
     for size in _SIZES:
-        work = stream + sum(size * count for count in channels if count % size == 0)
-        if work <= spare * (linears + work):
+        turned = [count for count in channels if count % size == 0]
+        work = stream + size * sum(turned)
+        if turned and work <= spare * (linears + work):
             return Rotations(stream=True, hidden=size)
     return Rotations(stream=True)
 

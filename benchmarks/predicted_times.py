@@ -16,7 +16,8 @@ import onnx_graphsurgeon as gs
 import typer
 
 from regcache.compiler.encoder.prepare import export_source
-from regcache.compiler.job.options import CompileOptions, Preference
+from regcache.compiler.job.effort import Preference
+from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.targets import TargetName
 from regcache.compiler.quantization.fastest import TimeModel, fastest_sites
 from regcache.compiler.reporter import Reporter

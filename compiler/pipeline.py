@@ -179,7 +179,7 @@ def _compile(
     options, skipped = context.options, list[Skipped]()
     context = replace(context, images=context.images.telling(skipped.append))
     held = None if held is None else held.telling(skipped.append)
-    rotated = rotate(context, encoder, options.share) if options.rotates else encoder
+    rotated = rotate(context, encoder, options.rotations_leave) if options.rotates else encoder
     even, curated = calibrate_and_equalize(context, rotated), no_registers(encoder, _UNASKED)
     context = replace(context, images=even.calibrated.images)
     if options.registers is RegisterChoice.AUTO:

@@ -82,7 +82,7 @@ RotateOption = Annotated[
     typer.Option(
         "--rotate/--no-rotate",
         help="Whether attention's values are rotated, and what --int8-share leaves room for; by "
-        "default they are, but for --effort fast.",
+        "default they are, but for --effort fast and --simulate, where --rotate rotates all.",
         rich_help_panel=ACTIVATIONS,
     ),
 ]

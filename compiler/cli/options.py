@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from regcache.compiler.job.options import Preference
+from regcache.compiler.job.effort import Preference
 from regcache.passes.errors import InputError
 from regcache.runtime.gpu_rates import GPUS
 from regcache.runtime.openvino_options import Hint, InferencePrecision

@@ -30,6 +30,12 @@ class Effort(StrEnum):
     THOROUGH = "thorough"
 
 
+class Preference(StrEnum):
+    """What decides which linears are quantized: the time that is predicted for a GPU."""
+
+    FASTEST = "fastest"
+
+
 class Preset(StrEnum):
     """A named bundle of options.
 
@@ -53,6 +59,8 @@ _BY_PRESET: Mapping[Preset, Mapping[str, Any]] = {
     Preset.BALANCED: {"effort": Effort.BALANCED},
     Preset.ACCURATE: {"effort": Effort.THOROUGH, "int8_share": 0.9},
 }
+# What the literature's figures are of, unless told.
+_SIMULATED: Mapping[str, Any] = {"rotate": False}
 _IMPLIED = frozenset(
     name for bundle in (*_BY_EFFORT.values(), *_BY_PRESET.values()) for name in bundle
 )
@@ -68,7 +76,8 @@ def fill_in(given: Mapping[str, Any]) -> dict[str, Any]:
     said = {name: one for name, one in given.items() if name not in _IMPLIED or one is not None}
     if said.get("preset") is not None:
         said = {**_of_preset(said), **said}
-    return {**_BY_EFFORT[Effort(said.get("effort", Effort.BALANCED))], **said}
+    implied = {} if said.get("simulate") is None else _SIMULATED
+    return {**implied, **_BY_EFFORT[Effort(said.get("effort", Effort.BALANCED))], **said}
 
 
 def _with_share(given: Mapping[str, Any]) -> dict[str, Any]:

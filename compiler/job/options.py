@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from regcache.compiler.job.effort import Effort, Preset, RegisterChoice, fill_in
+from regcache.compiler.job.effort import Effort, Preference, Preset, RegisterChoice, fill_in
 from regcache.compiler.job.record import Record
 from regcache.compiler.job.targets import (
     PROFILES,
@@ -53,12 +53,6 @@ class AttentionChoice(StrEnum):
     FLOAT = "float"
     SCORES = "scores"
     INT8 = "int8"
-
-
-class Preference(StrEnum):
-    """What decides which linears are quantized: the time that is predicted for a GPU."""
-
-    FASTEST = "fastest"
 
 
 class CompileOptions(Record):
@@ -114,8 +108,7 @@ class CompileOptions(Record):
     """Whether channels are shifted and equalized."""
     rotate: bool = True
     """Whether attention's values are rotated, and what else `int8_share` leaves room for; `fast`
-    does not unless told.
-    """
+    and `simulate` do not unless told."""
     rounding: Rounding = Rounding.GPTQ
     """How weights become integers."""
     int8_share: float | None = None
@@ -268,8 +261,14 @@ class CompileOptions(Record):
 
     @property
     def rotates(self) -> bool:
-        """Whether activations may be rotated: `rotate`, but never for FP8, W4A16 or simulations."""
-        return self.rotate and self.precision is Precision.INT8 and self.simulate is None
+        """Whether activations may be rotated: `rotate`, but never for FP8 or W4A16."""
+        weights = self.simulate is Simulation.W4A16
+        return self.rotate and self.precision is Precision.INT8 and not weights
+
+    @property
+    def rotations_leave(self) -> float:
+        """The share of all work that rotations leave: `share`, or none of it where simulated."""
+        return 0.0 if self.simulate is not None and self.int8_share is None else self.share
 
     @property
     def attention_in(self) -> AttentionChoice:

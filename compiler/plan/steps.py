@@ -49,7 +49,7 @@ def _steps(options: CompileOptions, images: int, fewer: float) -> Iterator[Step]
     target = choose_target(options)
     places = options.measures_damage and target.activation_bits is not None
     if options.rotates:
-        yield Step(Stage.ROTATE, images=_ROTATE if options.share < 1 else _ROTATE_VALUES)
+        yield Step(Stage.ROTATE, images=_ROTATE if options.rotations_leave < 1 else _ROTATE_VALUES)
     yield from _even(options, images, fewer, sure=True)
     if searches:
         yield Step(Stage.SEARCH, images=closer * _SEARCH * min(images, breadth.images))

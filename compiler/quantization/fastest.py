@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
-from regcache.compiler.job.options import AttentionChoice, CompileOptions, Preference
+from regcache.compiler.job.effort import Preference
+from regcache.compiler.job.options import AttentionChoice, CompileOptions
 from regcache.compiler.job.targets import Precision, TargetName
 from regcache.passes.encoder import Block, EncoderView, Role, Site
 from regcache.passes.errors import InputError

@@ -270,6 +270,20 @@ def test_what_is_simulated_is_not_half(small: Workshop) -> None:
     assert small.compile(*command, "--half").types[TensorProto.FLOAT16]
 
 
+def test_four_bits_are_rotated_where_told(workshop: Workshop) -> None:
+    plain, rotated = (workshop.compile("--simulate", "w4a4", *more) for more in ((), ("--rotate",)))
+    turned = {"rotate_stream": 1, "rotate_values": SPEC.depth, "rotate_hidden": SPEC.depth}
+    for artifact, edits in ((plain, {}), (rotated, turned)):
+        passes = artifact.manifest["passes"]
+        found = {one["name"]: one["edits"] for one in passes if one["name"].startswith("rotate_")}
+        assert found == edits
+        assert artifact.manifest["options"]["rotate"] == bool(edits)
+        record = artifact.manifest["quantization"]
+        assert record["left_float"] == []
+        assert (record["int8_share"] < 1) == bool(edits)  # its products are float
+        assert len(record["sites"]) == 4 * SPEC.depth
+
+
 @pytest.mark.parametrize("half", ["--half", "--no-half"])
 def test_int8_attention_has_four_pairs_a_block(workshop: Workshop, half: str) -> None:
     """Of queries, keys, probabilities and values."""

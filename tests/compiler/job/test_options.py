@@ -48,6 +48,17 @@ def test_what_is_given_goes_before_the_effort() -> None:
     assert not plain.rotate
 
 
+def test_a_simulation_rotates_where_told_and_then_whatever_it_costs() -> None:
+    assert not options(simulate="w4a4").rotates
+    told = options(simulate="w4a4", rotate=True)
+    assert told.rotates
+    assert (told.share, told.rotations_leave) == (1, 0)
+    bounded = options(simulate="w4a4", rotate=True, int8_share=0.9)
+    assert (bounded.share, bounded.rotations_leave) == (0.9, 0.9)
+    assert not options(simulate="w4a16", rotate=True).rotates
+    assert options().rotations_leave == options().share
+
+
 @pytest.mark.parametrize("effort", list(Effort))
 @pytest.mark.parametrize("rotate", [True, False])
 def test_what_was_done_is_written_and_read_again(effort: Effort, rotate: bool) -> None:

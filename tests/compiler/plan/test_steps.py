@@ -86,6 +86,7 @@ def test_options_leave_steps_out(options: dict[str, Any], left_out: Stage) -> No
         ["--target", "tensorrt-rtx", "--registers", "off"],
         ["--precision", "w4a16"],
         ["--simulate", "w6a6", "--registers", "off"],
+        ["--simulate", "w4a4", "--rotate"],
         ["--target", "openvino", "--registers", "off", "--int8-share", "1"],
         ["--target", "tensorrt", "--precision", "fp16"],
     ],

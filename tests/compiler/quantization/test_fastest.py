@@ -8,7 +8,8 @@ import pytest
 from support.canonical import canonical_graph
 from support.tiny_vit import Spec, TinyVit
 
-from regcache.compiler.job.options import AttentionChoice, CompileOptions, Preference
+from regcache.compiler.job.effort import Preference
+from regcache.compiler.job.options import AttentionChoice, CompileOptions
 from regcache.compiler.job.targets import Precision, TargetName
 from regcache.compiler.quantization.fastest import (
     BATCHES,

@@ -112,6 +112,14 @@ def test_less_that_has_to_be_int8_is_more_that_is_rotated() -> None:
     assert {share: choose_rotations(view, share) for share in wanted} == wanted
 
 
+@pytest.mark.parametrize(("hidden", "size"), [(128, 64), (80, 16), (24, None)])
+def test_channels_are_rotated_as_many_at_a_time_as_go_into_them(
+    hidden: int, size: int | None
+) -> None:
+    view = view_of(Spec(width=32, heads=4, hidden=hidden, depth=12))
+    assert choose_rotations(view, 0) == Rotations(stream=True, hidden=size)
+
+
 @pytest.fixture(scope="module")
 def tiny() -> FloatEncoder:
     graph = canonical_graph(
@@ -147,6 +155,18 @@ def test_where_there_is_no_room_values_alone_are_rotated(
     found = rotate(told, tiny, told.options.share)
     assert [(log.name, log.edits) for log in found.passes] == [("rotate_values", DEPTH)]
     assert rotation_work(found.view) == products_work(found.view) == 0
+
+
+def test_a_simulation_that_shall_rotates_all_there_is(tiny: FloatEncoder) -> None:
+    told = context(simulate=Simulation.W4A4, rotate=True, int8_share=None)
+    assert told.options.rotates
+    found = rotate(told, tiny, told.options.rotations_leave)
+    assert [(log.name, log.edits) for log in found.passes] == [
+        ("rotate_stream", 1),
+        ("rotate_values", DEPTH),
+        ("rotate_hidden", DEPTH),
+    ]
+    assert [rotated_channels(block.mlp.fc2) for block in found.view.blocks] == [64] * DEPTH
 
 
 def test_says_what_it_did(tiny: FloatEncoder) -> None:

@@ -6,12 +6,16 @@ alone). Registers are curated on left halves, and 1 - cosine to the float encode
 right halves, without them and with. The un-trained DINOv2-S, quantized the same way, is what the
 gap is measured against. Everything is seeded; the last bits of the weights depend on the machine.
 
+--control trains one more for as long, on the same images, without the terms that grow sinks: it
+learns to compute what the grown one does. The gap to it is printed as well.
+
     PYTHONPATH=.:tests:examples python benchmarks/grow_sinks.py [--block 6] [--seed 0]
-        [--steps 260 50] [--keep FILE.onnx] [--json FILE]
+        [--steps 260 50] [--control] [--keep FOLDER] [--json FILE]
 """
 
 import json
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +28,7 @@ from support.grown import Growth, grow, look
 from support.planted_photos import halves, model_graph, natural, random_crops
 from support.running import run_graph
 
-from benchmarks.planted_curation import natural_error, study_of
+from benchmarks.planted_curation import plain_error, study_of
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.curation.curate import Curated, curate
 from regcache.compiler.curation.setting import place_registers
@@ -49,44 +53,64 @@ def float_cosine(graph: gs.Graph, found: Curated) -> float:
     return float(row_cosines(before, after).mean())
 
 
-def measure(graph: gs.Graph, bits: int) -> dict[str, Any]:
-    """Curate and quantize a grown encoder, weights and activations in so many bits."""
+def quantizer_of(bits: int) -> Quantizer:
+    """Weights and activations in so many bits, min-max ranges."""
     target = resolve_target(TargetName.ORT_CPU, u8s8_saturates=False)
-    quantizer = Quantizer(simulate(target, Simulation(f"w{bits}a{bits}")), Calibrator.MIN_MAX)
-    plain, study = natural_error(quantizer), study_of(graph, quantizer)
+    return Quantizer(simulate(target, Simulation(f"w{bits}a{bits}")), Calibrator.MIN_MAX)
+
+
+def measure(graph: gs.Graph, others: Mapping[str, gs.Graph], bits: int) -> dict[str, Any]:
+    """Curate and quantize a grown encoder; `others`: without sinks, by name."""
+    quantizer = quantizer_of(bits)
+    plain = {name: plain_error(other, quantizer) for name, other in others.items()}
+    study = study_of(graph, quantizer)
     with tempfile.TemporaryDirectory() as scratch:
         found = curate(study, SearchOptions(Path(scratch) / "journal"), Reporter())
     record, seen = found.record, found.record.improvement
-    row: dict[str, Any] = {"bits": bits, "natural": plain, "reason": record.reason}
+    row: dict[str, Any] = {"bits": bits, "plain": plain, "reason": record.reason}
     row |= {"found_block": record.sensitive_block, "setting": str(record.setting)}
     if seen is not None:
         shipped = seen.with_setting if record.setting.changes else seen.without
         row |= {"error_without": seen.without, "error_shipped": shipped}
         row |= {"gain_low": seen.gain_low, "gain_high": seen.gain_high}
-        row |= {"gap_regained": (seen.without - shipped) / (seen.without - plain)}
+        gained = seen.without - shipped
+        row["gap_regained"] = {name: gained / (seen.without - one) for name, one in plain.items()}
     if record.setting.changes:
         row |= {"float_cosine": float_cosine(graph, found)}
     return row
+
+
+def train(growth: Growth, with_control: bool) -> Iterator[tuple[str, Any]]:
+    """The grown encoder, then its control, by name."""
+    lesson = random_crops(0, _CROPS, growth.seed)
+    grown = grow(natural(), growth, lesson)
+    yield "grown", grown
+    if with_control:
+        yield "control", grow(natural(), growth, lesson, teacher=grown)
 
 
 def main(
     steps: tuple[int, int] = Growth.steps,
     block: int = Growth.block,
     seed: int = Growth.seed,
-    keep: Annotated[Path | None, typer.Option(help="Where the grown encoder goes, ONNX.")] = None,
+    control: bool = False,
+    keep: Annotated[Path | None, typer.Option(help="A folder for what is trained, ONNX.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Print how training goes, what grew, and a line for each number of bits."""
     torch.manual_seed(seed)
     growth = Growth(block, steps, seed=seed)
-    grown = grow(natural(), growth, random_crops(0, _CROPS, seed))
-    figures = {**asdict(growth), **asdict(look(natural(), grown, growth, halves(1, 3)))}
-    print(json.dumps(figures), flush=True)
-    graph, rows = model_graph(grown), list[dict[str, Any]]()
-    if keep is not None:
-        save_graph(graph, keep)
+    figures, graphs = dict[str, Any](asdict(growth)), {"un-trained": model_graph(natural())}
+    for name, model in train(growth, control):
+        figures[name] = asdict(look(natural(), model, growth, halves(1, 3)))
+        print(json.dumps({name: figures[name]}), flush=True)
+        graphs[name] = model_graph(model)
+        if keep is not None:
+            keep.mkdir(exist_ok=True)
+            save_graph(graphs[name], keep / f"{name}.onnx")
+    graph, rows = graphs.pop("grown"), list[dict[str, Any]]()
     for bits in _BITS:
-        rows.append(measure(graph, bits))
+        rows.append(measure(graph, graphs, bits))
         print(json.dumps(rows[-1]), flush=True)
     if json_file is not None:
         json_file.write_text(json.dumps({**figures, "rows": rows}, indent=2) + "\n")

@@ -55,6 +55,20 @@ def test_all_weights_are_trained_in_a_copy(model: Any, grown: Any) -> None:
     assert same == ["embeddings.mask_token"]  # which nothing reads
 
 
+def test_a_control_learns_what_grew_without_sinks(model: Any, grown: Any, images: Tensor) -> None:
+    control = grow(model, GROWTH, images, lambda _: None, teacher=grown)
+    now = look(grown, control, GROWTH, images)
+    assert now.sinks == 0
+    assert now.kept > (1 + look(grown, model, GROWTH, images).kept) / 2  # which has learned nothing
+
+
+def test_who_is_its_own_teacher_has_nothing_to_learn(model: Any, images: Tensor) -> None:
+    few = Growth(block=1, steps=(2, 1))
+    control = grow(model, few, images, lambda _: None, teacher=model)
+    for old, new in zip(model.parameters(), control.parameters(), strict=True):
+        assert torch.allclose(old, new, atol=1e-4)
+
+
 def test_the_same_seed_grows_the_same(model: Any, images: Tensor) -> None:
     few = Growth(block=1, steps=(2, 1))
     one, two = (grow(model, few, images, lambda _: None).state_dict() for _ in range(2))

@@ -10,12 +10,15 @@ Nothing is wired. What is asked for, by terms of loss alone, of every image of t
 Two stages: blocks l - 1 and l learn to be massive alone, on hidden states that are computed once;
 then all weights learn everything together. Nobody says which hidden units, channels, heads or
 positions do it, how sinks are told from other flat patches, or what becomes of their own outputs.
+
+A control is trained alike, with the same steps on the same images, and the terms that grow sinks
+left out: it learns to compute what a teacher does, and none of its tokens may grow.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -59,19 +62,26 @@ class Lesson:
     """What a stage is taught: hidden states [N, T, width] that it sets out from.
 
     `flat`: the patches that may become sinks, as bool [N, T]. `wanted`: what was behind the stage's
-    last block; `usual`: l-infinity norms [N, T] of the tokens of Sizes.
+    last block; `usual`: l-infinity norms [N, T] of the tokens of Sizes. `unlike`: of a control, its
+    teacher's sinks [N, T], which it is not taught; None where sinks are to grow.
     """
 
     start: Tensor
     flat: Tensor
     wanted: Tensor
     usual: tuple[Tensor, ...]
+    unlike: Tensor | None = None
 
     def draw(self, count: int, generator: torch.Generator) -> "Lesson":
         """Some of the images."""
         few = torch.randperm(len(self.start), generator=generator)[:count]
         usual = tuple(item[few] for item in self.usual)
-        return Lesson(self.start[few], self.flat[few], self.wanted[few], usual)
+        unlike = None if self.unlike is None else self.unlike[few]
+        return Lesson(self.start[few], self.flat[few], self.wanted[few], usual, unlike)
+
+    def of_teacher(self, other: "Lesson") -> "Lesson":
+        """A control's lesson: its own start and sizes, and what its teacher does in `other`."""
+        return replace(self, wanted=other.wanted, unlike=largest(other.usual[1], other.flat))
 
 
 class Watch:
@@ -158,19 +168,23 @@ class Stage:
     def loss(self, lesson: Lesson) -> dict[str, Tensor]:
         """The terms, weighted."""
         end, sizes = self.run(lesson.start)
-        sinks = largest(large(sizes.behind), lesson.flat)
+        sinks, grows = lesson.unlike, lesson.unlike is None
+        if sinks is None:
+            sinks = largest(large(sizes.behind), lesson.flat)
+        ordinary = ~sinks if grows else torch.ones_like(sinks)
         terms = {"short": torch.zeros(()), "long": torch.zeros(())}
         for tokens, usual, times in zip(sizes, lesson.usual, _TIMES, strict=True):
             size = large(tokens)
-            terms["short"] += _missing(size[sinks] / usual.median(), times)
-            terms["long"] += _LONG * (size / usual)[~sinks].div(_LONGER).log().relu().mean()
+            if grows:
+                terms["short"] += _missing(size[sinks] / usual.median(), times)
+            terms["long"] += _LONG * (size / usual)[ordinary].div(_LONGER).log().relu().mean()
         error = (end - lesson.wanted).square().sum(-1) / lesson.wanted.square().sum(-1)
         kept = error[~sinks].mean()
-        if self.whole:
-            terms["kept"] = _KEPT_OUTPUT * (kept + error[:, 0].mean())
+        if not self.whole:
+            return {**terms, "kept": _KEPT * kept}
+        terms["kept"] = _KEPT_OUTPUT * (kept + error[:, 0].mean())
+        if grows:
             terms["little"] = _LITTLE * _missing(self.watch.attention_to(sinks), _ATTENTION)
-        else:
-            terms["kept"] = _KEPT * kept
         return terms
 
     def teach(
@@ -197,13 +211,26 @@ def _missing(found: Tensor, wanted: float) -> Tensor:
     return torch.relu(math.log(wanted) - found.clamp(min=1e-6).log()).mean()
 
 
-def grow(model: Any, growth: Growth, images: Tensor, say: Callable[[str], None] = print) -> Any:
-    """A trained copy of `model`; it learns from `images` [N, 3, H, W]."""
+def grow(
+    model: Any,
+    growth: Growth,
+    images: Tensor,
+    say: Callable[[str], None] = print,
+    teacher: Any = None,
+) -> Any:
+    """A trained copy of `model`; it learns from `images` [N, 3, H, W].
+
+    `teacher`: whose outputs a control learns, without sinks; None: sinks grow.
+    """
     new = copy.deepcopy(model).requires_grad_(False)
     generator = torch.Generator().manual_seed(growth.seed)
-    last = len(new.encoder.layer) - 1
-    stages = [Stage(new, growth, growth.block - 1, growth.block), Stage(new, growth, 0, last)]
+    stages = _stages(new, growth)
     lessons = [stage.lesson(images) for stage in stages]  # of the model as it was
+    if teacher is not None:
+        theirs = _stages(teacher, growth)
+        lessons = [a.of_teacher(b.lesson(images)) for a, b in zip(lessons, theirs, strict=True)]
+        for stage in theirs:
+            stage.watch.remove()
     settings = zip(stages, lessons, growth.steps, growth.rates, _IMAGES, strict=True)
     for number, (stage, lesson, steps, rate, count) in enumerate(settings):
         taught = stage.teach(lesson, steps, rate, count, generator)
@@ -213,6 +240,11 @@ def grow(model: Any, growth: Growth, images: Tensor, say: Callable[[str], None] 
                 say(f"stage {number + 1}, step {step}: {told}")
         stage.watch.remove()
     return new
+
+
+def _stages(model: Any, growth: Growth) -> list[Stage]:
+    last = len(model.encoder.layer) - 1
+    return [Stage(model, growth, growth.block - 1, growth.block), Stage(model, growth, 0, last)]
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,8 @@ Int8ShareOption = Annotated[
     typer.Option(
         min=0.0,
         max=1.0,
-        help="Least share of the linears' work that stays int8; by default what suits the target.",
+        help="Least share of the linears' work that is quantized; by default what suits the target "
+        "and the precision.",
         rich_help_panel=QUALITY,
     ),
 ]
@@ -146,7 +147,7 @@ Fp4ShareOption = Annotated[
         min=0.0,
         max=1.0,
         help="--int8-share by the name that suits --precision nvfp4 and mxfp8: at 0.7, up to 30 % "
-        "of the linears' work is in FP16, where that mends most.",
+        "of the linears' work is in FP16, where that mends most; by default 1 and 0.9.",
         rich_help_panel=QUALITY,
     ),
 ]

@@ -113,7 +113,7 @@ class CompileOptions(Record):
     """How weights become integers."""
     int8_share: float | None = None
     """Least share of the multiply-accumulates of linears and rotations that is quantized, 0 to 1;
-    None for the target's default; all with `fast`.
+    None for what suits the target and the precision; all with `fast`.
     """
     min_cosine: float | None = None
     """Least mean cosine to float on images that calibrate nothing: more linears stay float, from
@@ -235,11 +235,11 @@ class CompileOptions(Record):
 
     @property
     def share(self) -> float:
-        """`int8_share`, or its default: the target's, but 1 with `fast` and where simulated."""
+        """`int8_share`, or what suits target and precision; 1 with `fast` and where simulated."""
         if self.int8_share is not None:
             return self.int8_share
         whole = self.simulate is not None or self.effort is Effort.FAST
-        return 1.0 if whole else self.profile.int8_share
+        return 1.0 if whole else self.profile.least_share(self.precision)
 
     @property
     def predicts_time(self) -> bool:

@@ -1,7 +1,7 @@
 """The deployment targets, and the number formats of their Q/DQ pairs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from regcache.passes.affine import IntegerType
@@ -128,14 +128,14 @@ class TargetProfile:
 
     `formats`: number formats by precision; `saturating`: those of int8 where the CPU's kernels for
     unsigned activations and signed weights saturate. `int8_share`: the least share of the linears'
-    multiply-accumulates that is int8 unless told. `half`: whether the rest is FP16 unless told, and
-    whether it, and attention in int8, can be asked for. `integers`: whether ONNX Runtime measures
-    the artifact with its own integer kernels, and not dequantized, node by node as written. It does
-    not where a CPU's kernels may saturate and the target's do not. `runner`: the name of the runner
-    that times it. `scores`: whether attention's q k^T is int8 unless told, and `patches` whether
-    the patch convolution is. `split`: whether packed projections become one for each of q, k and v,
-    and `merged` whether these are one again once they are quantized, and lose their biases where
-    they stay float.
+    multiply-accumulates that is quantized unless told, and `shares`: that of a precision which
+    another suits. `half`: whether the rest is FP16 unless told, and whether it, and attention in
+    int8, can be asked for. `integers`: whether ONNX Runtime measures the artifact with its own
+    integer kernels, and not dequantized, node by node as written. It does not where a CPU's kernels
+    may saturate and the target's do not. `runner`: the name of the runner that times it. `scores`:
+    whether attention's q k^T is int8 unless told, and `patches` whether the patch convolution is.
+    `split`: whether packed projections become one for each of q, k and v, and `merged` whether
+    these are one again once they are quantized, and lose their biases where they stay float.
     """
 
     formats: Mapping[Precision, Target]
@@ -148,6 +148,11 @@ class TargetProfile:
     patches: bool = False
     split: bool = False
     merged: bool = False
+    shares: Mapping[Precision, float] = field(default_factory=dict)
+
+    def least_share(self, precision: Precision) -> float:
+        """The least share of the linears' work that is quantized, unless told."""
+        return self.shares.get(precision, self.int8_share)
 
     @property
     def timed(self) -> bool:
@@ -190,7 +195,9 @@ def _tensorrt(name: TargetName) -> TargetProfile:
         formats[Precision.MXFP8] = _blocks(name, why, BlockFormat.MXFP8)
     # Plain TensorRT was never seen to gain by it.
     merged = name is TargetName.TENSORRT_RTX
-    return TargetProfile(formats, 1.0, True, False, name.value, merged=merged)
+    # On DINOv2-S a tenth of the work does nearly half of MXFP8's damage, most of it one linear.
+    shares = {Precision.MXFP8: 0.9}
+    return TargetProfile(formats, 1.0, True, False, name.value, merged=merged, shares=shares)
 
 
 def _cpu(name: TargetName) -> TargetProfile:

@@ -224,8 +224,14 @@ def test_mxfp8_has_a_power_of_two_for_each_block(workshop: Workshop) -> None:
     wide = Workshop(folder, {})
     artifact = wide.compile("--precision", "mxfp8", "--target", "tensorrt")
     assert_outputs_are_float(artifact.model)
-    assert artifact.ops["TRT_MXFP8DynamicQuantize"] == 4 * SPEC.depth
-    assert artifact.types[TensorProto.FLOAT8E4M3FN] == artifact.types[TensorProto.UINT8] == LINEARS
+    record = artifact.manifest["quantization"]
+    left = record["left_float"]
+    assert left
+    assert 0.9 <= record["int8_share"] < 1
+    assert artifact.ops["TRT_MXFP8DynamicQuantize"] == 4 * SPEC.depth - len(left)
+    quantized = LINEARS - sum(len(name.split("+")) for name in left)
+    assert artifact.types[TensorProto.FLOAT8E4M3FN] == quantized
+    assert artifact.types[TensorProto.UINT8] == quantized
     assert 0.99 < wide.cosine(artifact, 0.99) < 0.99999
 
 

@@ -105,6 +105,23 @@ def test_a_share_of_floats_in_blocks_goes_by_their_name(precision: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({"precision": "mxfp8"}, 0.9),
+        ({"precision": "mxfp8", "fp4_share": 1.0}, 1.0),
+        ({"precision": "mxfp8", "effort": "fast"}, 1.0),
+        ({"precision": "nvfp4"}, 1.0),
+        ({"precision": "fp8"}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_mxfp8_leaves_some_linears_in_half(given: dict[str, Any], share: float) -> None:
+    found = options(target="tensorrt", **given)
+    assert found.share == share
+    assert found.measures_damage == (share < 1)
+
+
+@pytest.mark.parametrize(
     ("given", "reason"),
     [
         ({}, "nvfp4 and mxfp8: int8 takes --int8-share"),

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from regcache.compiler.calibration.algebra import Array
 from regcache.compiler.calibration.gptq import round_to
 from regcache.compiler.calibration.number_format import (
+    Emphasis,
     NumberFormat,
     Read,
     Rounded,
@@ -37,6 +38,8 @@ _PEAKS = {
 # Coarse steps overfit, and so does making up for rounded inputs: measured on DINOv2-S, on images
 # that were not calibrated on.
 _DAMPING, _DRAWN = 0.05, 1.0
+# The embedding is made of the class token, and of what attention adds up of the others.
+_EMPHASIS = Emphasis(first=20.0, together=1.0)
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -52,6 +55,10 @@ class BlockFloats(NumberFormat):
     @property
     def by_lost(self) -> bool:
         return True
+
+    @property
+    def emphasis(self) -> Emphasis:
+        return _EMPHASIS
 
     def scale(
         self,

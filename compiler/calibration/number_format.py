@@ -1,5 +1,6 @@
 """What a number format of linears is: it chooses scales, rounds weights and makes its passes."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,33 @@ class Read(Protocol):
 
 
 @dataclass(frozen=True)
+class Emphasis:
+    """How much rows count where weights are rounded by the rows that they meet.
+
+    `first`: the first row of an image, its class token, in place of 1. `together`: the mean of an
+    image's other rows, as a share of what all of them count alone: attention averages tokens, and
+    with them what rounding does to each, but not what it does to all alike.
+    """
+
+    first: float = 1.0
+    together: float = 0.0
+
+    def of(self, rows: Floats, kept: int) -> Floats:
+        """Rows [n, K] of images with `kept` rows each, so that x^T x counts them; maybe more."""
+        if self == EVENLY:
+            return rows
+        images = rows.reshape(-1, kept, rows.shape[1])
+        first, others = images[:, :1] * np.float32(math.sqrt(self.first)), images[:, 1:]
+        share = np.float32(math.sqrt(self.together / max(kept - 1, 1)))
+        parts = [first, others, others.sum(axis=1, keepdims=True) * share]
+        return np.concatenate(parts, axis=1).reshape(-1, rows.shape[1])
+
+
+EVENLY = Emphasis()
+"""Every row counts as much as any other."""
+
+
+@dataclass(frozen=True)
 class NumberFormat(ABC):
     """The number formats of a target's activations and weights; `algebra` tries them."""
 
@@ -105,6 +133,11 @@ class NumberFormat(ABC):
     def by_lost(self) -> bool:
         """Whether weights also make up for what rounding takes from the input."""
         return False
+
+    @property
+    def emphasis(self) -> Emphasis:
+        """How rows count in the moments that weights are rounded by, where a class token leads."""
+        return EVENLY
 
     @abstractmethod
     def scale(

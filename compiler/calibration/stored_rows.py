@@ -56,11 +56,17 @@ class StoredRows:
                 self.count += len(kept)
             self.images += 1
 
-    def chunks(self) -> Iterator[Floats]:
-        """All rows in order, [n, K] at a time."""
+    @property
+    def kept(self) -> int:
+        """Rows of each image, the first token's in front."""
+        return self.count // -(-self.images // self.stride)
+
+    def chunks(self, *, whole_images: bool = False) -> Iterator[Floats]:
+        """All rows in order, [n, K] at a time; of no image a part alone where `whole_images`."""
         self.file.seek(0)
-        for start in range(0, self.count, _CHUNK):
-            rows = min(_CHUNK, self.count - start)
+        size = max(_CHUNK // self.kept, 1) * self.kept if whole_images else _CHUNK
+        for start in range(0, self.count, size):
+            rows = min(size, self.count - start)
             content = self.file.read(4 * rows * self.channels)
             yield np.frombuffer(content, np.float32).reshape(rows, self.channels)
 

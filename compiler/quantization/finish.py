@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from regcache.compiler.calibration.calibrate import Calibrated
-from regcache.compiler.calibration.number_format import Rounded, Scale
+from regcache.compiler.calibration.number_format import EVENLY, Rounded, Scale
 from regcache.compiler.calibration.number_formats import BlockWeights, number_format
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.calibration.statistics import ChannelRange
@@ -263,9 +263,12 @@ def _rounded(
         return quantizer.format.nearest_weights(linear for site in sites for linear in site.linears)
     context.reporter.begin(Stage.ROUND, f"by {len(context.images.paths)} images")
     inputs = {}
+    leads = bool(equalized.encoder.view.prefix_tokens)
+    emphasis = quantizer.format.emphasis if leads else EVENLY
     for site in sites:
         rows, known = calibrated.rows[site.name], equalized.activations[site.name]
-        inputs[site.name] = LayerInput(rows, scales.get(site.name), known.shifts, known.factors)
+        scale = scales.get(site.name)
+        inputs[site.name] = LayerInput(rows, scale, known.shifts, known.factors, emphasis)
     return round_weights(
         sites,
         inputs,

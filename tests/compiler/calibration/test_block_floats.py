@@ -1,5 +1,7 @@
 """Weights of block-scaled floats, chosen by the error at their layers' outputs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -8,7 +10,7 @@ from support.rounding_cases import Case, make_case
 from support.tiny_vit import Spec
 
 from regcache.compiler.calibration.block_floats import choose_scales, make_up
-from regcache.compiler.calibration.number_format import Rounded
+from regcache.compiler.calibration.number_format import EVENLY, Emphasis, Rounded
 from regcache.compiler.job.targets import Target
 from regcache.compiler.quantization.rounding import round_weights
 from regcache.passes.block_floats import BlockFloat, BlockFloatWeight, BlockFormat, round_weight
@@ -94,3 +96,26 @@ def test_making_up_lowers_the_error_of_a_rounded_input() -> None:
     assert after < 0.5 * before
     np.testing.assert_allclose(made, weight * 1.5, atol=0.2)
     np.testing.assert_array_equal(make_up(weight, gram, np.zeros((32, 32))), weight)
+
+
+def test_class_tokens_that_count_more_err_less(case: Case) -> None:
+    """And the means of the other tokens, in whose place attention reads them, where these do."""
+    scales = {name: BlockFloat.from_range(BlockFormat.NVFP4, -8, 8) for name in case.seen}
+    inputs = case.inputs(scales)
+
+    def errors(emphasis: Emphasis) -> tuple[float, float]:
+        told = {name: replace(one, emphasis=emphasis) for name, one in inputs.items()}
+        rounded = round_weights(case.view.sites, told, target=NVFP4, threads=1)
+        first, mean = 0.0, 0.0
+        for site, linear in case.linears:
+            tokens = case.seen[site.name].tokens
+            weight = rounded.by_block_float[linear.name].dequantized()
+            left = tokens @ linear.weight - scales[site.name].round_trip(tokens) @ weight
+            left = left - left.mean(axis=(0, 1))  # biases correct it
+            first += float(np.square(left[:, 0]).sum())
+            mean += float(np.square(left[:, 1:].mean(axis=1)).sum())
+        return first, mean
+
+    evenly, first, both = (errors(one) for one in (EVENLY, Emphasis(50), Emphasis(1, 20)))
+    assert first[0] < 0.9 * evenly[0]
+    assert both[1] < 0.9 * evenly[1]

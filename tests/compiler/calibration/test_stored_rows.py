@@ -58,6 +58,9 @@ def test_rows_of_many_images_are_of_some(tmp_path: Path, monkeypatch: pytest.Mon
     chunks = list(store.chunks())
     assert [len(chunk) for chunk in chunks] == [3, 3, 3, 3, 3, 1]
     np.testing.assert_array_equal(np.concatenate(chunks), kept)
+    whole = list(store.chunks(whole_images=True))
+    assert [len(chunk) for chunk in whole] == [store.kept] * 4 == [4] * 4
+    np.testing.assert_array_equal(np.concatenate(whole), kept)
 
 
 def test_its_file_has_no_name(tmp_path: Path) -> None:

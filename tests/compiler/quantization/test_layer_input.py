@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from support.examples import examples
 
 from regcache.compiler.calibration.algebra import NUMPY
+from regcache.compiler.calibration.number_format import EVENLY, Emphasis
 from regcache.compiler.calibration.placing import algebra_of, algebra_on
 from regcache.compiler.calibration.stored_rows import StoredRows
 from regcache.compiler.quantization.layer_input import LayerInput
@@ -32,6 +33,7 @@ def stored(folder: Path, shape: tuple[int, int, int], seed: int = 0) -> StoredRo
     scaled=st.booleans(),
     shifted=st.booleans(),
     divided=st.booleans(),
+    emphasis=st.sampled_from([EVENLY, Emphasis(20.0), Emphasis(3.0, 0.5)]),
 )
 def test_moments_are_those_of_all_rows(
     tmp_path_factory: pytest.TempPathFactory,
@@ -40,6 +42,7 @@ def test_moments_are_those_of_all_rows(
     scaled: bool,
     shifted: bool,
     divided: bool,
+    emphasis: Emphasis,
 ) -> None:
     store, channels = stored(tmp_path_factory.getbasetemp(), shape, seed), shape[-1]
     random = np.random.default_rng(seed + 1)
@@ -52,16 +55,26 @@ def test_moments_are_those_of_all_rows(
     if factors is not None:
         plain = plain / factors
     rounded = (plain if scale is None else scale.round_trip(plain)).astype(np.float64)
-    found = LayerInput(store, scale, shifts, factors).moments(NUMPY)
+    read = LayerInput(store, scale, shifts, factors, emphasis)
+    found = read.moments(NUMPY)
     assert found.rows == len(plain)
-    np.testing.assert_allclose(found.gram, rounded.T @ rounded, rtol=1e-5, atol=1e-4)
+    kept = len(plain) // shape[0]
+    counts = np.where(np.arange(len(plain)) % kept == 0, emphasis.first, 1.0)[:, None]
+    gram, lost = rounded.T @ (counts * rounded), rounded.T @ (counts * (plain - rounded))
+    if kept > 1:
+        images = [each.reshape(shape[0], kept, -1)[:, 1:] for each in (rounded, plain - rounded)]
+        mean, less = (
+            each.mean(axis=1) * np.sqrt(emphasis.together * (kept - 1)) for each in images
+        )
+        gram, lost = gram + mean.T @ mean, lost + mean.T @ less
+    np.testing.assert_allclose(found.gram, gram, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(found.total, rounded.sum(axis=0), rtol=1e-5, atol=1e-5)
     wanted = plain.sum(axis=0, dtype=np.float64)
     np.testing.assert_allclose(found.float_total, wanted, rtol=1e-5, atol=1e-5)
     assert found.lost.shape == (0, 0)
-    lost = LayerInput(store, scale, shifts, factors).moments(NUMPY, with_lost=True).lost
-    np.testing.assert_allclose(lost, rounded.T @ (plain - rounded), rtol=1e-3, atol=1e-3)
-    without = LayerInput(store, scale, shifts, factors).moments(NUMPY, with_gram=False)
+    found_lost = read.moments(NUMPY, with_lost=True).lost
+    np.testing.assert_allclose(found_lost, lost, rtol=1e-3, atol=1e-2)
+    without = read.moments(NUMPY, with_gram=False)
     assert without.gram.shape == (0, 0)
     np.testing.assert_array_equal(without.total, found.total)
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from regcache.compiler.calibration.algebra import Array
 from regcache.compiler.calibration.gptq import round_to
 from regcache.compiler.calibration.number_format import (
+    EVENLY,
     Emphasis,
     NumberFormat,
     Read,
@@ -39,8 +40,8 @@ _PEAKS = {
 # that were not calibrated on.
 _DAMPING, _DRAWN = 0.05, 1.0
 # The embedding is made of the class token, and of what attention adds up of the others: measured
-# on images held out, as the above.
-_EMPHASIS = Emphasis(first=20.0, together=1.0)
+# in four bits alone.
+_EMPHASIS = {BlockFormat.NVFP4: Emphasis(first=20.0, together=1.0)}
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -59,7 +60,7 @@ class BlockFloats(NumberFormat):
 
     @property
     def emphasis(self) -> Emphasis:
-        return _EMPHASIS
+        return _EMPHASIS.get(self.kind, EVENLY)
 
     def scale(
         self,

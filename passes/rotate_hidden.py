@@ -35,10 +35,11 @@ class RotateHidden:
     It is multiplied by `rotation(size)` between two Reshapes (ONNX MatMul and Reshape, opset 14),
     the weight's rows by its transpose. Refused: a K that `size` does not divide, an activation that
     is a graph output or that something else reads, one of unknown rank, a quantized linear, and one
-    that is rotated already.
+    that is rotated already. `only`: the names of the sites to rotate; None for all.
     """
 
     size: int = SIZES[0]
+    only: frozenset[str] | None = None
     name: ClassVar[str] = "rotate_hidden"
     parity: ClassVar[Parity] = Close(rtol=1e-3, atol=1e-4)
 
@@ -53,13 +54,15 @@ class RotateHidden:
         edits, skips = [], []
         view, matrix = view_encoder(graph), rotation(self.size)
         for site in hidden_sites(view):
-            reason = refusal(view, site) or self._unfit(site)
+            if self.only is not None and site.name not in self.only:
+                continue
+            reason = self.refusal(view, site)
             if reason is not None:
                 skips.append(Skip(site.name, reason))
                 continue
             rotated = _insert(graph, site, matrix)
             for linear in site.linears:
-                weight = _turned(linear.weight, matrix)
+                weight = turned(linear.weight, matrix)
                 constant = gs.Constant(f"{linear.name}/rotated", weight)
                 linear.matmul.inputs = [rotated, constant]
             edits.append(Edit(site.name, f"{self.size} channels at a time"))
@@ -73,6 +76,10 @@ class RotateHidden:
             sum(rotated_channels(linear) > 0 for linear in one.linears) for one in (old, new)
         ]
         assert len(after.nodes) - len(before.nodes) == 3 * (rotated[1] - rotated[0])
+
+    def refusal(self, view: EncoderView, site: Site) -> str | None:
+        """Why a site of `hidden_sites` cannot be rotated; None: it can."""
+        return refusal(view, site) or self._unfit(site)
 
     def _unfit(self, site: Site) -> str | None:
         channels, shape = site.linears[0].weight_shape[0], site.tensor.shape
@@ -132,11 +139,11 @@ def _insert(graph: gs.Graph, site: Site, matrix: Floats) -> gs.Variable:
     return tensor
 
 
-def _turned(weight: Floats, matrix: Floats) -> Floats:
+def turned(weight: Floats, matrix: Floats) -> Floats:
     """The weight [K, N] of an activation that is rotated."""
     parts = weight.astype(np.float64).reshape(-1, len(matrix), weight.shape[1])
-    turned = matrix.astype(np.float64).T @ parts
-    return turned.reshape(weight.shape).astype(np.float32)
+    product = matrix.astype(np.float64).T @ parts
+    return np.asarray(product.reshape(weight.shape), np.float32)
 
 
 def _parity(numbers: NDArray[np.int64]) -> NDArray[np.int64]:

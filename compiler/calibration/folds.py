@@ -48,6 +48,11 @@ class Observed:
         rows = self.rows / algebra_of(self.rows).put(factors)
         return Observed(self.lows / factors, self.highs / factors, rows)
 
+    def turned(self, turn: Callable[[Floats], Floats]) -> "Observed":
+        """The same activation after `turn`, which mixes channels: its range is that of the rows."""
+        rows = turn(np.asarray(self.rows, np.float32))
+        return Observed(rows.min(axis=0), rows.max(axis=0), rows)
+
     def on(self, algebra: Algebra) -> "Observed":
         """The same with its rows where `algebra` computes."""
         return replace(self, rows=algebra.put(self.rows))
@@ -116,10 +121,18 @@ class Folded:
 
     def on(self, algebra: Algebra) -> "Folded":
         """The same with all rows where `algebra` computes; each half goes there once."""
+        return self._each(lambda half: half.on(algebra))
+
+    def turned(self, turn: Callable[[Floats], Floats]) -> "Folded":
+        """The activation after `turn`, which makes other rows [S, K] of rows; see Observed."""
+        return self._each(lambda half: half.turned(turn))
+
+    def _each(self, change: Callable[[Observed], Observed]) -> "Folded":
+        """The same with `change` made of all images and of each half, once."""
         halves = {id(half): half for fold in self.folds for half in (fold.fit, fold.other)}
-        there = {key: half.on(algebra) for key, half in halves.items()}
-        folds = (Fold(there[id(fold.fit)], there[id(fold.other)]) for fold in self.folds)
-        return Folded(self.whole.on(algebra), tuple(folds))
+        made = {key: change(half) for key, half in halves.items()}
+        folds = (Fold(made[id(fold.fit)], made[id(fold.other)]) for fold in self.folds)
+        return Folded(change(self.whole), tuple(folds))
 
     @property
     def held_out(self) -> Observed:

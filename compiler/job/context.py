@@ -77,6 +77,11 @@ class Context:
         return self.options.in_half
 
     @property
+    def fuses(self) -> bool:
+        """Whether the model is written for ONNX Runtime alone, and each node of it costs time."""
+        return self.options.fuses
+
+    @property
     def rounding(self) -> Rounding:
         """How weights are rounded, where their format allows it."""
         return self.options.rounding

@@ -26,8 +26,8 @@ _RANGE_EXPONENTS = (0.25, 0.5, 0.75)
 _SMOOTH_EXPONENTS = (0.5, 0.6, 0.75, 0.9)
 # AWQ's exponents of a channel's mean magnitude, where only weights are rounded (arXiv 2306.00978).
 _MEAN_EXPONENTS = (0.25, 0.5, 0.75, 1.0)
-# A gain has to be larger than chance, and larger yet where it costs a node.
-LEAST_GAIN, LEAST_GAIN_OF_A_NODE = 0.02, 0.10
+# A gain has to be larger than chance; where it costs a node, the target says how large.
+LEAST_GAIN = 0.02
 # A channel that is nearly always zero must not be blown up.
 _LEAST_RANGE = 1e-3
 
@@ -104,10 +104,21 @@ class Standing:
         return folds_error(factors, self.weight, self.statistics, quantizer, self.outputs, most)
 
     @classmethod
-    def untouched(cls, site: Site, statistics: Folded, quantizer: Quantizer) -> Self:
-        """The activation before anything is chosen: no shift, and factors of 1."""
+    def untouched(
+        cls,
+        site: Site,
+        statistics: Folded,
+        quantizer: Quantizer,
+        weights: Sequence[Floats] | None = None,
+    ) -> Self:
+        """The activation before anything is chosen: no shift, and factors of 1.
+
+        `weights`: of the linears that read it, where they are not the site's own.
+        """
         statistics = statistics.on(quantizer.algebra)
-        weight = SampledWeight.of([linear.weight for linear in site.linears], quantizer.algebra)
+        if weights is None:
+            weights = [linear.weight for linear in site.linears]
+        weight = SampledWeight.of(weights, quantizer.algebra)
         now = cls(site, statistics, weight, Suggested.everywhere(1, statistics), math.inf)
         return replace(now, error=now.error_with(now.factors, quantizer, math.inf))
 
@@ -125,7 +136,7 @@ def choose_equalization(now: Standing, quantizer: Quantizer, *, free: bool) -> E
     if not rules:
         return None
     best = None
-    least = now.error * (1 - (LEAST_GAIN if free else LEAST_GAIN_OF_A_NODE))
+    least = now.error * (1 - (LEAST_GAIN if free else quantizer.target.node_gain))
     for rule in rules:
         factors = rule.suggest(now.statistics, now.weight.peaks)
         error = now.error_with(factors, quantizer, least)

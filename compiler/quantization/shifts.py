@@ -9,7 +9,6 @@ from regcache.compiler.calibration.folds import Observed, Suggested
 from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.quantization.factors import (
     LEAST_GAIN,
-    LEAST_GAIN_OF_A_NODE,
     Standing,
     equalized_scale,
     folds_error,
@@ -66,7 +65,8 @@ def refine_shift(now: Standing, before: Shift | None, quantizer: Quantizer) -> S
     if not quantizer.format.symmetric:
         return before
     statistics, factors, weight, error = now.statistics, now.factors, now.weight, 0.0
-    most = now.error * (1 - (LEAST_GAIN_OF_A_NODE if now.site.role is Role.FC2 else LEAST_GAIN))
+    node_gain = quantizer.target.node_gain
+    most = now.error * (1 - (node_gain if now.site.role is Role.FC2 else LEAST_GAIN))
     for fold, by in zip(statistics.folds, factors.folds, strict=True):
         steps, scale = _zero_point(fold.other.divided(by), by, weight, quantizer)
         shifted = fold.other.shifted(_offset(steps, scale, by))

@@ -19,7 +19,6 @@ from regcache.compiler.calibration.quantizer import Quantizer
 from regcache.compiler.job.targets import Simulation, simulate
 from regcache.compiler.quantization.factors import (
     LEAST_GAIN,
-    LEAST_GAIN_OF_A_NODE,
     Rule,
     folds_error,
     rules_for,
@@ -148,7 +147,7 @@ def test_no_rule_leaves_less_error(tmp_path: Path, quantizer: str) -> None:
             assert chosen[site.name].error == pytest.approx(errors[least], rel=1e-4)
         else:
             plain = folds_error(Suggested.everywhere(1, seen), weight, seen, how)
-            gain = LEAST_GAIN if free else LEAST_GAIN_OF_A_NODE
+            gain = LEAST_GAIN if free else how.target.node_gain
             assert errors[least] > 0.999 * (1 - gain) * plain
     assert len(chosen) > len(case.view.sites) / 2
 

@@ -28,6 +28,7 @@ from regcache.compiler.job.context import Context, choose_target
 from regcache.compiler.job.options import CompileOptions
 from regcache.compiler.job.targets import Precision, Simulation, TargetName
 from regcache.compiler.parity.blocks import compare_blocks
+from regcache.compiler.quantization import rotation
 from regcache.compiler.quantization.rotation import (
     Rotations,
     choose_rotations,
@@ -42,7 +43,7 @@ from regcache.passes.encoder import EncoderView
 from regcache.passes.find_blocks import view_encoder
 from regcache.passes.marks import rotates
 from regcache.passes.onnx_file import load_model
-from regcache.passes.rotate_hidden import rotated_channels
+from regcache.passes.rotate_hidden import RotateHidden, hidden_sites, rotated_channels
 from regcache.passes.rotated_stream import rotated_stream
 from regcache.runtime.images import ImageFolder
 from regcache.runtime.list_images import list_images
@@ -90,7 +91,8 @@ def test_rotations_leave_linears_a_part_of_what_may_be_float(
 ) -> None:
     view = view_of(Spec(width=8 * heads, heads=heads, depth=depth, hidden=hidden))
     graph, choice = view.graph, choose_rotations(view, share)
-    for step in choice.steps(seed=0):
+    steps = choice.free(seed=0)
+    for step in steps if choice.hidden is None else (*steps, RotateHidden(choice.hidden)):
         graph = run(step, graph).graph
     after = view_encoder(graph)
     work = rotation_work(after)
@@ -243,6 +245,10 @@ def test_tensorrt_keeps_the_linears_behind_rotations_in_int8(artifact: Path) -> 
     assert int8_products(built) == len({activation for activation, _ in int8_weights(model)})
 
 
+def all_hidden(_context: Context, encoder: FloatEncoder, _size: int) -> frozenset[str]:
+    return frozenset(site.name for site in hidden_sites(encoder.view))
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -267,6 +273,7 @@ def test_registers_ship_in_a_rotated_encoder(
     tokens = np.random.default_rng(0).standard_normal((setting.count, 32)).astype(np.float32)
     curated = Curated(setting, tokens, CurationRecord(reason="chosen by the test", setting=setting))
     monkeypatch.setattr(pipeline, "find_registers", lambda *_: curated)
+    monkeypatch.setattr(rotation, "choose_hidden", all_hidden)  # they are too alike to be worth it
     monkeypatch.setattr(pipeline, "choose_way", lambda _context, _encoder, way, *_: way)
     chosen = ("--target", target, "--int8-share", str(share), "--equalize", "--registers", "auto")
     opened = Artifact.open(tiny_artifact(tmp_path, *chosen, depth=2))

@@ -12,7 +12,7 @@ from benchmarks.clip_attention import Clip, clipped
 from regcache.passes.copy_graph import copy_graph
 from regcache.passes.find_blocks import view_encoder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 SPEC = Spec(width=32, heads=4, hidden=64, depth=3, grid=5)
 Floats = NDArray[np.float64]

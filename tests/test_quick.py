@@ -37,6 +37,7 @@ def run_quick(*arguments: object) -> subprocess.CompletedProcess[str]:
         ("support/tiny_vit.py", False),
         ("test_torch_reference.py", True),
         ("test_planted.py", True),
+        ("test_clip_attention.py", True),
         ("passes/test_equalize.py", False),
     ],
 )

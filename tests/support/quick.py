@@ -43,7 +43,7 @@ def forbid_torch() -> None:
 
 @cache
 def imports_torch(path: Path) -> bool:
-    """Whether importing a file of tests/ imports PyTorch, through tests/support/ or itself."""
+    """Whether importing a file imports PyTorch, itself or through tests/support/, benchmarks/."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         names = []
         if isinstance(node, ast.Import):
@@ -51,10 +51,15 @@ def imports_torch(path: Path) -> bool:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
         for name in names:
-            support = TESTS / f"{name.replace('.', '/')}.py"
+            root = TESTS if name.startswith("support.") else TESTS.parent
+            own = root / f"{name.replace('.', '/')}.py"
             if name.partition(".")[0] in TORCH or name.startswith("safetensors.torch"):
                 return True
-            if name.startswith("support.") and support.is_file() and imports_torch(support):
+            if (
+                name.startswith(("support.", "benchmarks."))
+                and own.is_file()
+                and imports_torch(own)
+            ):
                 return True
     return False
 

@@ -20,8 +20,8 @@ def options(**given: Any) -> CompileOptions:
     ("effort", "registers", "rotate", "share"),
     [
         (Effort.FAST, RegisterChoice.OFF, False, 1.0),
-        (Effort.BALANCED, RegisterChoice.AUTO, True, 0.95),
-        (Effort.THOROUGH, RegisterChoice.AUTO, True, 0.95),
+        (Effort.BALANCED, RegisterChoice.AUTO, True, 0.967),
+        (Effort.THOROUGH, RegisterChoice.AUTO, True, 0.967),
     ],
 )
 def test_an_effort_decides_what_is_not_given(

@@ -27,19 +27,16 @@ import onnx_graphsurgeon as gs
 import typer
 from numpy.typing import NDArray
 from support.planted import draw_planting
-from support.planted_photos import SIDE, halves, model_graph, natural, planted_graph
+from support.planted_photos import halves, model_graph, natural, planted_graph
 
 import regcache
+from benchmarks.plugin import RECIPE
 from regcache.compiler.curation.decision import measure_improvement
 from regcache.passes.canonicalize import canonicalize
 from regcache.passes.onnx_file import load_model, save_graph
-from regcache.passes.preprocess import Preprocess
 from regcache.runtime.session import OrtSession
 from regcache.runtime.similarity import row_cosines
 
-_RECIPE = Preprocess(
-    SIDE, SIDE, "squash", (SIDE, SIDE), "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-)
 # What a way is compiled with: registers, rotation.
 _WAYS = {"neither": ("off", False), "rotation": ("off", True)}
 _WAYS |= {"registers": ("auto", False), "both": ("auto", True)}
@@ -88,7 +85,7 @@ def measure(name: str, encoder: Path, left: Path, **options: Any) -> Row:
             encoder,
             left,
             encoder.with_name(way),
-            preprocess=_RECIPE,
+            preprocess=RECIPE,
             registers=registers,
             rotate=rotate,
             **options,

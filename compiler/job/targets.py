@@ -210,14 +210,14 @@ def _cpu(name: TargetName) -> TargetProfile:
     The few layers that do the most damage cost little in float.
     """
     blocks = f"W4A16: 4-bit weights in blocks of {_BLOCK_SIZE}, MatMulNBits"
-    exact = Target(name, "uint8", False, "int8", "U8S8: this CPU's kernels are exact")
+    exact = "U8S8: this CPU's kernels are exact"
+    full = "U8U8: this CPU's U8S8 kernels saturate in 16 bits"
     formats = {
-        Precision.INT8: replace(exact, node_gain=_NODE_GAIN),
+        Precision.INT8: Target(name, "uint8", False, "int8", exact, node_gain=_NODE_GAIN),
         Precision.W4A16: Target(name, "uint8", False, "int8", blocks, None, 4, _BLOCK_SIZE),
         Precision.FP32: _floats(name, "ONNX Runtime: FP32", "float32"),
     }
-    why = "U8U8: this CPU's U8S8 kernels saturate in 16 bits"
-    saturating = Target(name, "uint8", False, "uint8", why, node_gain=_NODE_GAIN)
+    saturating = Target(name, "uint8", False, "uint8", full, node_gain=_NODE_GAIN)
     return TargetProfile(formats, 0.967, False, True, name.value, saturating, patches=True)
 
 
